@@ -1,0 +1,57 @@
+"""Continual learning in PyTorch: sequential task streams, strategies, and what is forgotten.
+
+    import continual as cl
+    result = cl.run(cl.benchmarks.SplitMNIST(scenario="class"), cl.strategies.EWC(strength=600), seeds=10)
+    result.average_accuracy, result.forgetting
+
+The names below are loaded when they are first used, so that importing this package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from continual import benchmarks as benchmarks
+    from continual import strategies as strategies
+    from continual.check import check as check
+    from continual.cli import script as script
+    from continual.errors import Mistake as Mistake
+    from continual.learning.strategy import Batch as Batch
+    from continual.learning.strategy import Chain as Chain
+    from continual.learning.strategy import Step as Step
+    from continual.learning.strategy import Strategy as Strategy
+    from continual.options import option as option
+    from continual.run import run as run
+    from continual.streams.stream import Stream as Stream
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Batch": "continual.learning.strategy",
+    "Chain": "continual.learning.strategy",
+    "Mistake": "continual.errors",
+    "Step": "continual.learning.strategy",
+    "Strategy": "continual.learning.strategy",
+    "Stream": "continual.streams.stream",
+    "check": "continual.check",
+    "option": "continual.options",
+    "run": "continual.run",
+    "script": "continual.cli",
+}
+_PACKAGES = ("benchmarks", "strategies")
+
+__all__ = [*_PACKAGES, *_PLACES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"continual.{name}")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'continual' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,267 @@
+"""The command line: ``continual run``, ``list``, ``show``, ``check``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from continual import config, plugins
+from continual.errors import BadOption, Mistake, choices, unknown
+from continual.options import Option, options_of
+
+KINDS = (*plugins.KINDS, "metrics")
+FORMATS = ("table", "markdown", "latex", "csv", "json")
+
+
+class Commands(click.Group):
+    """The commands; a user's mistake is one message on standard error and exit status 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(context)
+        except Mistake as mistake:
+            click.echo(f"continual: {mistake}", err=True)
+            raise SystemExit(2) from mistake
+        except KeyboardInterrupt:
+            click.echo("continual: interrupted; runs that were finished are stored", err=True)
+            raise SystemExit(130) from None
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        """A command by name, or the nearest name."""
+        if arguments and self.get_command(context, arguments[0]) is None and not arguments[0].startswith("-"):
+            click.echo(f"continual: {unknown('command', arguments[0], self.commands)}", err=True)
+            raise SystemExit(2)
+        return super().resolve_command(context, arguments)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="continual")
+def main() -> None:
+    """Continual learning: train strategies on a stream of tasks and measure what is forgotten.
+
+    Start with 'continual run'.
+    """
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option of the command for each option of training."""
+    plugins.defer("torch")
+    from continual.learning.train import Training
+
+    for known in reversed(options_of(Training).values()):
+        flag = f"--{known.name.replace('_', '-')}"
+        command = click.option(flag, known.name, metavar=known.kind.upper(), help=_help(known))(command)
+    return command
+
+
+def _help(known: Option) -> str:
+    return f"{known.meaning} [default: {known.default}]"
+
+
+@main.command()
+@click.argument("what", nargs=-1)
+@training_options
+@click.option("--model", metavar="NAME[:OPTIONS]", help="network [default: mlp]")
+@click.option("--optimizer", metavar="NAME[:OPTIONS]", help="optimiser [default: adam]")
+@click.option("--schedule", metavar="NAME[:OPTIONS]", help="learning rate within a task [default: constant]")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
+@click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
+@click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
+@click.option("--again", is_flag=True, help="run again what is stored already")
+@click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
+@click.option("--quiet", is_flag=True, help="no progress")
+def run(what: tuple[str, ...], **given: Any) -> None:
+    """Run strategies on a benchmark and print the forgetting table.
+
+    WHAT is a benchmark and strategies, or a YAML file and perhaps strategies: NAME[:option=value,...], strategies
+    chained with +. Nothing: the main job, five strategies on Split Digits.
+
+    \b
+    continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
+    continual run configs/runs/split-digits.yaml
+    """
+    execute(what, given)
+
+
+def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None) -> None:
+    """What ``run`` does; ``usual`` names the benchmark where none is given."""
+    places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet")}
+    plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
+    from continual.results import store, tables
+    from continual.run import run_plan
+
+    bar = Bar(silent=places["quiet"] or not sys.stderr.isatty())
+    results = run_plan(
+        plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar
+    )
+    if places["as_json"]:
+        click.echo(tables.table(results, format="json"))
+        return
+    click.echo(tables.table(results))
+    folder = store.folder(Path(places["out"]), results[0].record).parent
+    click.echo(f"\nStored in {folder}. Next:\n  continual show {folder} --metrics all\n"
+               f"  continual run {_suggestion(plan)}\n  continual list strategies")  # fmt: skip
+
+
+def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
+    """The part of a plan that positional arguments give."""
+    asked: dict[str, Any] = {} if usual is None else {"benchmark": usual}
+    if what and what[0].endswith((".yaml", ".yml")):
+        asked = config.read_file(Path(what.pop(0)))
+    elif what and usual is None:
+        asked = {"benchmark": what.pop(0)}
+    elif what and _is_options(what[0]):
+        asked = {"benchmark": f"{usual}{what.pop(0)}"}
+    return asked | ({"strategies": what} if what else {})
+
+
+def _is_options(text: str) -> bool:
+    """``:option=value,...``, which a benchmark's script takes for its own benchmark."""
+    return text.startswith(":")
+
+
+def _suggestion(plan: config.Plan) -> str:
+    """Another run that the user may want."""
+    name = plugins.name_of("benchmarks", type(plan.benchmark))
+    return f"{name}:scenario=task ewc:strength=1000 ewc+replay:capacity=200"
+
+
+class Bar:
+    """Progress on standard error: task, step, samples per second, time left."""
+
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+
+    def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
+        """See :class:`continual.run.Progress`."""
+        from tqdm import tqdm
+
+        if group == 0:
+            self.bar = tqdm(total=float(groups * tasks), disable=self.silent, leave=False, desc=title,
+                            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left")  # fmt: skip
+        self.group, self.groups, self.tasks, self.samples = group, groups, tasks, samples
+        self.learnt, self.done = 0, float(group * tasks)
+
+    def step(self, task: int, step: int, steps: int) -> None:
+        """See :class:`continual.run.Progress`."""
+        self.learnt += self.samples
+        if self.silent or step % 10:
+            return
+        at = self.group * self.tasks + task + step / steps
+        rate = self.learnt * max(at, 1e-9) / max(at - self.group * self.tasks, 1e-9)
+        elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
+        self.bar.set_postfix_str(f"task {task + 1}/{self.tasks}, step {step + 1}/{steps}, {rate / elapsed:,.0f} samples/s",
+                                 refresh=False)  # fmt: skip
+        self.bar.update(at - self.done)
+        self.done = at
+
+    def end(self) -> None:
+        """See :class:`continual.run.Progress`."""
+        if self.group + 1 == self.groups:
+            self.bar.close()
+
+    def say(self, line: str) -> None:
+        """See :class:`continual.run.Progress`."""
+        click.echo(line, err=True)
+
+
+@main.command(name="list")
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="for machines")
+def list_(kind: str | None, as_json: bool) -> None:
+    """List benchmarks, strategies, models, optimizers, schedules or metrics, with their options."""
+    if kind is not None and kind not in KINDS:
+        raise unknown("list", kind, KINDS)
+    listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
+    if as_json:
+        click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    for each, entries in listed.items():
+        click.secho(each, bold=True)
+        for card in entries:
+            click.echo(f"  {card['name']:<24}{card['meaning']}")
+            if kind is not None:
+                for known in card["options"]:
+                    click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
+        click.echo()
+    if kind is None:
+        click.echo("continual list KIND shows the options of each.")
+
+
+def cards(kind: str) -> list[dict[str, Any]]:
+    """What there is of a kind: name, meaning and options of each."""
+    if kind == "metrics":
+        from continual.results.metrics import METRICS
+
+        return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
+    return [_card(kind, name) for name in plugins.registered(kind)]
+
+
+def _card(kind: str, name: str) -> dict[str, Any]:
+    cls = plugins.find(kind, name)
+    options = [
+        {"name": known.name, "type": known.kind, "default": known.default, "meaning": known.meaning}
+        for known in options_of(cls).values()
+    ]
+    return {"name": name, "meaning": (cls.__doc__ or "").strip().partition("\n")[0], "options": options}
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--format", "style", default="table", metavar="|".join(FORMATS), help="[default: table]")
+@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
+@click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
+def show(folder: str, style: str, names: str | None, error: str, matrix: bool) -> None:
+    """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
+    from continual.results import store, tables
+
+    if style not in FORMATS:
+        raise BadOption(f"--format {style}: it takes {choices(FORMATS)}")
+    results = store.find(Path(folder))
+    chosen = None if names is None else [name.strip() for name in names.split(",")]
+    click.echo(tables.table(results, metrics=chosen, format=style, interval=error))
+    for result in results if matrix else ():
+        click.echo(f"\n{tables.matrix(result)}")
+
+
+@main.command()
+@click.argument("strategy")
+def check(strategy: str) -> None:
+    """Run the conformance suite on a strategy: a registered name, a chain, or module:Class."""
+    made = config.make_strategy(strategy)
+    from continual.check import checks
+
+    failed = 0
+    for name, problem in checks(made):
+        click.echo(f"{'ok    ' if problem is None else 'FAILED'}  {name}{'' if problem is None else ': ' + problem}")
+        failed += problem is not None
+    if failed:
+        raise Mistake(f"{strategy} fails {failed} of the checks above")
+
+
+def script(benchmark: str) -> None:
+    """What a file in ``benchmarks/`` does as a script: ``run`` with its benchmark given.
+
+    ``:option=value,...`` as the first argument are the benchmark's options, ``--benchmark NAME`` another of the family.
+    """
+
+    @click.command(cls=_Script, help=f"continual run {benchmark} ...; ':option=value,...' first are its options.")
+    @click.argument("what", nargs=-1)
+    @click.option("--benchmark", "usual", default=benchmark, help=f"[default: {benchmark}]")
+    @click.pass_context
+    def command(context: click.Context, what: tuple[str, ...], usual: str, **given: Any) -> None:
+        execute(what, given, usual)
+
+    command.params += [parameter for parameter in run.params if parameter.name != "what"]
+    command()
+
+
+class _Script(click.Command):
+    invoke = Commands.invoke  # the same words for the same mistakes

@@ -1,0 +1,178 @@
+"""What a run is: one grammar for named things with options, and the plan that a command line or a file describes.
+
+The grammar is ``NAME[:option=value,...]``, chained with ``+``: ``ewc:strength=600+replay:capacity=500``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from continual import plugins
+from continual.errors import BadOption, choices, nearest
+from continual.options import Configured, options_of
+
+if TYPE_CHECKING:
+    from continual.learning.strategy import Strategy
+    from continual.learning.train import Training
+
+DEFAULT_BENCHMARK = "split-digits"
+NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant")}
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """``NAME:option=value,...`` as a name and options; a name may be a path ``module:Class``."""
+    name, *rest = text.strip().split(":")
+    if rest and "=" not in rest[0] and re.fullmatch(r"[A-Za-z_][\w.]*", rest[0]):
+        name = f"{name}:{rest.pop(0)}"
+    options: dict[str, str] = {}
+    for pair in filter(None, ":".join(rest).split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise BadOption(f"'{text}': '{pair}' is not option=value (the form is NAME:option=value,option=value)")
+        if key.strip() in options:
+            raise BadOption(f"'{text}': option {key.strip()} is given twice")
+        options[key.strip()] = value.strip()
+    if not name:
+        raise BadOption(f"'{text}' names nothing (the form is NAME:option=value,option=value)")
+    return name, options
+
+
+def make(kind: str, given: Any) -> Configured:
+    """The object that a text, a mapping with ``name`` and options, or a ready object describes."""
+    if isinstance(given, Configured):
+        return given
+    name, options = read(given)
+    return plugins.find(kind, name).read(options, owner=name)
+
+
+def read(given: Any) -> tuple[str, dict[str, Any]]:
+    """A name and its options, from text or from a mapping that has ``name``."""
+    if isinstance(given, str):
+        name, options = parse(given)
+        return name, dict(options)
+    if isinstance(given, dict) and isinstance(given.get("name"), str):
+        return given["name"], {str(key): value for key, value in given.items() if key != "name"}
+    raise BadOption(f"{given!r} names nothing; write NAME:option=value or a mapping with 'name' and the options")
+
+
+def make_strategy(given: Any) -> Strategy:
+    """A strategy or a chain, from text with ``+``, a list of parts, a mapping or a ready object."""
+    from continual.learning.strategy import Chain, Strategy
+
+    if isinstance(given, Strategy):
+        return given
+    # a plus sign before a letter chains; others belong to a name (der++) or a number (1e+5)
+    parts = re.split(r"\+(?=[A-Za-z])", given) if isinstance(given, str) else given
+    made = [make("strategies", part) for part in (parts if isinstance(parts, list | tuple) else [parts])]
+    for part in made:
+        if not isinstance(part, Strategy):
+            raise BadOption(f"{type(part).__name__} is not a strategy: it does not derive from continual.Strategy")
+    strategies = tuple(part for part in made if isinstance(part, Strategy))
+    return strategies[0] if len(strategies) == 1 else Chain(strategies)
+
+
+def describe(kind: str, made: Configured) -> dict[str, Any]:
+    """A name and every option, defaults spelled out: what :func:`make` reads back as an equal object."""
+    return {"name": plugins.name_of(kind, type(made)), **made.values()}
+
+
+def title(kind: str, made: Configured) -> str:
+    """The text that makes the object, with the options that differ from their defaults."""
+    given = [
+        f"{name}={'-'.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in made.values().items()
+        if getattr(made, name) != options_of(type(made))[name].default
+    ]
+    name = plugins.name_of(kind, type(made))
+    return f"{name}:{','.join(given)}" if given else name
+
+
+def strategy_title(strategy: Strategy) -> str:
+    """The text that makes a strategy or chain."""
+    return "+".join(title("strategies", part) for part in strategy.parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark and the strategies that run on it, with everything they share."""
+
+    benchmark: Any
+    strategies: tuple[Strategy, ...]
+    model: Configured
+    optimizer: Configured
+    schedule: Configured
+    training: Training
+
+    def protocol(self) -> dict[str, Any]:
+        """What all strategies of the plan share, every default spelled out."""
+        training = self.training.values()
+        return {
+            "benchmark": benchmark_record(self.benchmark),
+            "model": describe("models", self.model),
+            "training": {name: value for name, value in training.items() if name != "seeds"}
+            | {"optimizer": describe("optimizers", self.optimizer), "schedule": describe("schedules", self.schedule)},
+            "seeds": list(self.training.seed_list),
+        }
+
+
+def benchmark_record(benchmark: Any) -> dict[str, Any]:
+    """What a run's record says of a benchmark, or of a stream that was made in Python."""
+    if isinstance(benchmark, Configured):
+        return describe("benchmarks", benchmark)
+    return dict(benchmark.record)
+
+
+def plan(given: dict[str, Any]) -> Plan:
+    """The plan that a mapping describes: ``benchmark``, ``strategies``, ``model``, ``optimizer``, ``schedule`` and the
+    options of :class:`~continual.learning.train.Training`.
+
+    What it leaves out comes from the packaged file ``configs/runs/<benchmark>.yaml`` where there is one, else from
+    the options' defaults.
+    """
+    from continual.learning.train import Training
+
+    benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
+    made = benchmark if hasattr(benchmark, "stream") else make("benchmarks", benchmark)
+    if not hasattr(made, "stream"):
+        raise BadOption(f"{type(made).__name__} is not a benchmark: it has no method 'stream'")
+    merged = _base(made) | {name: value for name, value in given.items() if value is not None}
+    allowed = {"benchmark", "strategies", *NAMED, *options_of(Training)}
+    for name in merged:
+        if name not in allowed:
+            raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
+    strategies = merged.get("strategies") or ["finetune"]
+    listed = strategies if isinstance(strategies, list | tuple) else [strategies]
+    settings = {name: value for name, value in merged.items() if name in options_of(Training)}
+    named = {name: make(kind, merged.get(name, default)) for name, (kind, default) in NAMED.items()}
+    return Plan(
+        benchmark=made,
+        strategies=tuple(make_strategy(strategy) for strategy in listed),
+        training=Training.read(settings, owner="a run"),
+        **named,
+    )
+
+
+def _base(benchmark: Any) -> dict[str, Any]:
+    """What the packaged file of the benchmark's name says, but for the benchmark itself."""
+    if not isinstance(benchmark, Configured):
+        return {}
+    path = plugins.config_file("runs", plugins.name_of("benchmarks", type(benchmark)))
+    found = read_file(path) if path else {}
+    return {name: value for name, value in found.items() if name != "benchmark"}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(plugins.read_text(path))
+    except yaml.YAMLError as error:
+        raise BadOption(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise BadOption(f"{path}: a run's file is a mapping of options, such as 'benchmark: split-mnist'")
+    return found

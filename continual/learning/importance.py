@@ -1,0 +1,100 @@
+"""How much each parameter matters to a task: the diagonal of the Fisher information, for a whole set of rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from continual.learning.models import Net
+from continual.streams.rng import Key
+from continual.streams.stream import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Label = Literal["expected", "sampled", "true", "argmax"]
+CHUNK = 512
+
+
+def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:
+    """The mean over rows of the squared gradient of log p(label | x), over the active outputs: (P,).
+
+    ``label``: ``expected`` weighs every active label by its probability (the exact Fisher), ``sampled`` draws one
+    from the network, ``true`` takes the data's (the empirical Fisher), ``argmax`` the network's own answer. With
+    ``batch`` above 1 the gradient is averaged over so many rows before it is squared: that is not the Fisher, but
+    some implementations compute it. See van de Ven 2025, "On the computation of the Fisher information in continual
+    learning". For plain Python between tasks, not for a step.
+    """
+    live, total = theta.detach().requires_grad_(), torch.zeros_like(theta)
+    for number, chunk in enumerate(rows.split(CHUNK if batch == 1 else batch)):
+        x, tasks = task.samples.images(chunk, theta.dtype), task.samples.task[chunk]
+        key = task.key.child(f"fisher {number}")
+        layers = net.linear_layers(net.parameters(live), x)
+        logits = net.logits(live, x, tasks) if layers is None else layers[-1][2]
+        log_p = torch.nn.functional.log_softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
+        weights = label_weights(log_p.detach().exp(), task.samples.y[chunk], label, key)
+        if batch > 1:
+            total += _batch_square(live, log_p, weights) * len(chunk)
+        elif layers is not None:
+            total += _linear_squares(net, layers, log_p, weights)
+        else:
+            total += _mapped_squares(net, theta, task, x, tasks, weights)
+    return total / len(rows)
+
+
+def label_weights(p: Tensor, y: Tensor, label: Label, key: Key) -> Tensor:
+    """Weights w (terms, B, K): the squared gradients of Σ_k w_k log p_k, summed over terms, are what ``label`` asks.
+
+    One term with the chosen label, or for ``expected`` one term √p_k for each output k that is active.
+    """
+    units = p.shape[-1]
+    if label == "expected":
+        active = (p > 0).any(0).nonzero().squeeze(1)
+        return torch.diag_embed(p.sqrt()).movedim(1, 0)[active]
+    if label == "sampled":
+        u = key.uniform("label", len(p)).to(p.dtype) * p.sum(-1)
+        y = (p.cumsum(-1) <= u[:, None]).sum(-1).clamp_max(units - 1)
+    elif label == "argmax":
+        y = p.argmax(-1)
+    return torch.nn.functional.one_hot(y, units).to(p.dtype)[None]
+
+
+def _linear_squares(net: Net, layers: list[tuple[str, Tensor, Tensor]], log_p: Tensor, weights: Tensor) -> Tensor:
+    """The sum over samples of their squared gradients (P,), for a network of linear layers."""
+    outputs = [output for _, _, output in layers]
+    squares = [torch.zeros_like(output) for output in outputs]
+    for weight in weights:
+        # samples don't mix, so row b of the gradient of the sum is the gradient of sample b
+        deltas = torch.autograd.grad((log_p * weight).sum(), outputs, retain_graph=True)
+        for square, delta in zip(squares, deltas, strict=True):
+            square.addcmul_(delta, delta)
+    # a linear layer's gradient for one sample is δ hᵀ, so its square summed over samples is one product of squares
+    found = {}
+    for (name, h, _), square in zip(layers, squares, strict=True):
+        found[f"{name}.weight"], found[f"{name}.bias"] = square.T @ h.detach().square(), square.sum(0)
+    return torch.cat([found[name].flatten() for name in net.shapes])
+
+
+def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tensor, weights: Tensor) -> Tensor:
+    """The same for any network: the gradient mapped over the samples."""
+
+    def squares(image: Tensor, of: Tensor, weight: Tensor) -> Tensor:
+        def terms(live: Tensor) -> Tensor:
+            logits = task.outputs.apply(net.logits(live, image[None], of[None]), task.index, of[None])
+            return (torch.nn.functional.log_softmax(logits, dim=-1) * weight).sum(-1)
+
+        return torch.func.jacrev(terms)(theta).square().sum(0)
+
+    memory = 2**28 // (theta.numel() * len(weights))  # so many samples' gradients are held at a time
+    mapped = torch.vmap(squares, in_dims=(0, 0, 1), chunk_size=max(1, memory))
+    return mapped(x, tasks, weights).sum(0)
+
+
+def _batch_square(live: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
+    """The squared gradient of a batch's mean, (P,)."""
+    total = torch.zeros_like(live)
+    for weight in weights:
+        (gradient,) = torch.autograd.grad((log_p * weight).sum(-1).mean(), live, retain_graph=True)
+        total += gradient.square()
+    return total

@@ -1,0 +1,131 @@
+"""Networks as pure functions of θ, one flat vector of all trainable parameters."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+
+from continual.options import Configured, option
+from continual.streams.rng import Key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Out(NamedTuple):
+    """One forward pass: ``logits`` (B, K) and ``features`` (B, D), what the last layer takes."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Net:
+    """A network of fixed shapes. Subclasses say how a batch goes through named parameters.
+
+    θ has shape (P,). A vector that is being trained carries its parameters as tensors of their own (``attach``), so
+    that gradients need not be cut and joined; any other vector is cut where it is used. Either way an author writes
+    ``net.logits(theta, x)``.
+    """
+
+    head: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+        self.sizes = [math.prod(shape) for shape in shapes.values()]
+        self.size = sum(self.sizes)
+
+    def apply(self, p: dict[str, Tensor], x: Tensor) -> Out:
+        """The forward pass of a batch ``x`` (B, ...) through parameters by name."""
+        raise NotImplementedError
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """The θ of an untrained network, drawn from the key."""
+        raise NotImplementedError
+
+    def parameters(self, theta: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as views of θ (writing into one writes into θ)."""
+        attached: dict[str, Tensor] | None = getattr(theta, "parameters_by_name", None)
+        if attached is not None:
+            return attached
+        parts = zip(self.shapes.items(), theta.split(self.sizes, -1), strict=True)
+        return {name: part.unflatten(-1, shape) for (name, shape), part in parts}
+
+    def attach(self, theta: Tensor, parts: list[Tensor]) -> Tensor:
+        """Let θ carry its parameters, in the order of ``shapes``."""
+        theta.parameters_by_name = dict(zip(self.shapes, parts, strict=True))  # type: ignore[attr-defined]
+        return theta
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        """Logits and features of images ``x`` (B, C, H, W); ``tasks`` (B,) for networks that differ by task."""
+        return self.apply(self.parameters(theta), x)
+
+    def logits(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """The logits (B, K)."""
+        return self.forward(theta, x, tasks).logits
+
+    def features(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """What the last layer takes (B, D)."""
+        return self.forward(theta, x, tasks).features
+
+    def head_rows(self, like: Tensor, units: Tensor) -> Tensor:
+        """Which entries of θ belong to the output units (bool (K,)): bool (P,)."""
+        marked = torch.zeros_like(like, dtype=torch.bool)
+        for name in self.head:
+            self.parameters(marked)[name][units] = True
+        return marked
+
+    def linear_layers(self, p: dict[str, Tensor], x: Tensor) -> list[tuple[str, Tensor, Tensor]] | None:
+        """For networks made of linear layers alone: (name, input, output) of each, for exact sums over samples.
+
+        None where the network has other layers with parameters.
+        """
+        return None
+
+
+class LinearNet(Net):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.names = [f"layer{number}" for number in range(1, len(sizes) - 1)] + ["head"]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (inputs, outputs) in zip(self.names, itertools.pairwise(sizes), strict=True):
+            shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+        super().__init__(shapes)
+
+    def linear_layers(self, p: dict[str, Tensor], x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+        """See :meth:`Net.linear_layers`."""
+        h, layers = x.flatten(1), []
+        for name in self.names:
+            out = torch.nn.functional.linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
+            layers.append((name, h, out))
+            h = torch.nn.functional.relu(out)
+        return layers
+
+    def apply(self, p: dict[str, Tensor], x: Tensor) -> Out:
+        """See :meth:`Net.apply`."""
+        _, features, logits = self.linear_layers(p, x)[-1]
+        return Out(logits, features)
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """Weights and biases uniform in ±1/√inputs, PyTorch's default for linear layers."""
+        parts = []
+        for name in self.names:
+            outputs, inputs = self.shapes[f"{name}.weight"]
+            drawn = key.uniform(name, outputs * (inputs + 1)).to(dtype)
+            parts.append((2 * drawn - 1) / math.sqrt(inputs))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class MLP(Configured):
+    """A multi-layer perceptron with ReLU."""
+
+    layers: tuple[int, ...] = option((400, 400), "units of each hidden layer", ge=1)
+
+    def build(self, shape: tuple[int, ...], units: int) -> Net:
+        """The network for images of a shape and a number of output units."""
+        return LinearNet((math.prod(shape), *self.layers, units))

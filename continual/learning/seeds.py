@@ -1,0 +1,153 @@
+"""How R seeds are executed: mapped, as one learner with a batch dimension, or looped, one learner after the other.
+
+The code is the same for both. A hook is called through ``Learners.map``, which is ``torch.vmap`` over the seeds where
+they are mapped and a plain call where there is one. Hooks between tasks are called learner by learner either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from continual.errors import BadChain
+from continual.learning.models import Net
+from continual.learning.optimizers import Optimizer, Schedule
+from continual.learning.strategy import Memory, Strategy
+from continual.streams.rng import key
+from continual.streams.stream import Samples, Stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all learners of a run share."""
+
+    net: Net
+    strategy: Strategy
+    optimizer: Optimizer
+    schedule: Schedule
+    keep_optimizer: bool
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What θ and the images are in; bfloat16 is for the forward pass alone."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+
+class Learners:
+    """The learners of one or several seeds in training; each of ``streams`` is the stream of one seed.
+
+    ``theta`` is (P,) for one stream and (R, P) for several, which must have tasks of equal sizes.
+    """
+
+    def __init__(self, recipe: Recipe, streams: list[Stream], seeds: list[int]) -> None:
+        self.recipe, self.streams, self.seeds = recipe, streams, seeds
+        self.net, self.strategy = recipe.net, recipe.strategy
+        self.mapped = len(streams) > 1
+        self.device = streams[0].samples.pixels.device
+        self.alive = [True] * len(streams)
+        self.shared = all(_same_tables(stream, streams[0]) for stream in streams)
+        self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])
+        keys = [key(seed, device=self.device).child("initial θ") for seed in seeds]
+        starts = [self.net.initial(one, recipe.dtype) for one in keys]
+        self.memory = self._stack_memory(
+            [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
+        )
+        self._take_storage(self._stack(starts))
+
+    def _take_storage(self, theta: Tensor) -> None:
+        """θ, a leaf that the optimiser changes, and each parameter as a leaf of its own in the same storage."""
+        self.theta = theta.contiguous()
+        self.flat = self.theta.detach().requires_grad_()
+        views = zip(self.theta.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
+        self.parts = [part.unflatten(-1, shape).detach().requires_grad_() for part, shape in views]
+        self.total = torch.zeros_like(self.theta)
+        self.flat.grad = self.total
+        self.optimizer = self.recipe.optimizer.make(self.flat)
+
+    # ---- one learner or several
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function of one learner for all of them, whose arguments are stacked along the first dimension."""
+        return torch.vmap(function)(*arguments) if self.mapped else function(*arguments)
+
+    def _stack(self, tensors: list[Tensor]) -> Tensor:
+        if any(tensor.shape != tensors[0].shape for tensor in tensors):
+            raise BadChain("these seeds differ in how much they have to do, so they cannot be mapped; run them with "
+                           "seeds_as=loop")  # fmt: skip
+        return torch.stack(tensors) if self.mapped else tensors[0]
+
+    def _stack_memory(self, memories: list[Memory]) -> Memory:
+        return {name: self._stack([memory[name] for memory in memories]) for name in memories[0]}
+
+    def _unstack(self, tensor: Tensor) -> list[Tensor]:
+        return list(tensor) if self.mapped else [tensor]
+
+    def memories(self) -> list[Memory]:
+        """The memory of each learner."""
+        parts = {name: self._unstack(value) for name, value in self.memory.items()}
+        return [{name: values[r] for name, values in parts.items()} for r in range(len(self.streams))]
+
+    def tables(self, samples: str) -> tuple[Tensor, ...]:
+        """The tables of ``samples`` or ``test_samples`` for :meth:`map`; none where all seeds share them."""
+        if self.shared:
+            return ()
+        columns = zip(*(getattr(stream, samples).tables for stream in self.streams), strict=True)
+        return tuple(torch.stack(column) for column in columns)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the forward pass is in the run's precision."""
+        if self.recipe.precision != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # ---- between tasks: plain Python, learner by learner
+
+    def _between(self, hook: str, index: int) -> None:
+        thetas, memories = [], []
+        for r, (theta, memory) in enumerate(zip(self._unstack(self.theta), self.memories(), strict=True)):
+            new_theta, new_memory = theta, memory
+            if self.alive[r]:
+                task = self.streams[r].tasks[index]
+                new_theta, new_memory = getattr(self.strategy, hook)(self.net, theta.clone(), memory, task)
+            thetas.append(new_theta.detach())
+            memories.append({name: value.detach() for name, value in new_memory.items()})
+        self.theta.copy_(self._stack(thetas))
+        self.memory = self._stack_memory(memories)
+
+    def begin(self, index: int) -> Tensor:
+        """Begin a task; the rows (n,) or (R, n) that an epoch of it runs through."""
+        if self.strategy.has("before_task"):
+            self._between("before_task", index)
+        if index and (self.strategy.restarts_optimizer or not self.recipe.keep_optimizer):
+            self.optimizer = self.recipe.optimizer.make(self.flat)
+        tasks = [stream.tasks[index] for stream in self.streams]
+        pairs = zip(self.memories(), tasks, strict=True)
+        return self._stack([self.strategy.rows(memory, task) for memory, task in pairs])
+
+    def end(self, index: int) -> None:
+        """End a task."""
+        if self.strategy.has("after_task"):
+            self._between("after_task", index)
+
+    def stop(self, r: int) -> None:
+        """Give a learner up: it learns no more, and nothing of it is used."""
+        self.alive[r] = False
+        self._unstack(self.theta)[r].zero_()
+
+
+def _same_tables(a: Stream, b: Stream) -> bool:
+    """Whether two streams have the same samples in the same tasks."""
+
+    def same(x: Samples, y: Samples) -> bool:
+        pairs = zip(x.tables, y.tables, strict=True)
+        return all(one is two or (one.shape == two.shape and bool((one == two).all())) for one, two in pairs)
+
+    return a is b or (same(a.samples, b.samples) and same(a.test_samples, b.test_samples))

@@ -1,0 +1,170 @@
+"""One step of one task, as a program for the device: static shapes, no branch on a tensor, no value asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from continual.learning.models import Out
+from continual.learning.seeds import Learners
+from continual.learning.strategy import Batch, Memory, Step
+from continual.streams.rng import draw
+from continual.streams.stream import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Pool = dict[tuple[str, int], Tensor]
+
+POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
+
+
+class Context(NamedTuple):
+    """What differs between the learners of a step, besides θ and memory."""
+
+    tables: tuple[Tensor, ...]
+    seed: Tensor
+    pool: Pool
+
+
+class Program:
+    """The steps of one task for a group of learners.
+
+    The first step computes whatever a hook may read and draws random numbers as they are asked for; it notes what was
+    read and drawn. The later steps leave out what nobody reads and draw for many steps at once. The numbers are the
+    same.
+    """
+
+    def __init__(self, learners: Learners, index: int, steps: int) -> None:
+        self.learners, self.index = learners, index
+        self.numbers = torch.arange(steps, device=learners.device)
+        self.tables = learners.tables("samples")
+        self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
+        self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
+        self.noted: set[str] = set()
+        self.wanted: set[tuple[str, int]] = set()
+        self.block: Pool = {}
+
+    def __call__(self, number: int, rows: Tensor) -> Tensor:
+        """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
+        learners, self.number, self.own = self.learners, number, rows.shape[-1]
+        context = Context(self.tables, learners.seed, self._pool(number))
+        found = learners.map(self._forward, learners.flat, learners.parts, learners.memory, context, rows)
+        data_gradient = self._backward(found)
+        loss = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
+        with torch.no_grad():
+            batch, out = found["batch"], Out(*(part.detach() for part in found["out"]))
+            self._gradient_hook(context, batch)
+            before = learners.theta.clone() if "before" in self.read else None
+            learners.optimizer.step()
+            if "after_step" in self.hooks:
+                self._after_step(context, batch, out, {"before": before, "gradient": data_gradient})
+        if number == 0:
+            self.read = self.noted
+        return loss
+
+    def _task(self, context: Context) -> Task:
+        """The task as the hooks of this step see it."""
+        task = self.learners.streams[0].tasks[self.index]
+        samples = task.samples.with_tables(context.tables) if context.tables else task.samples
+        step = self.numbers[self.number]
+        key = replace(task.key, seed=context.seed, step=step, path="step/", pool=context.pool, wanted=self.wanted)
+        return replace(task, samples=samples, key=key)
+
+    def _forward(
+        self, flat: Tensor, parts: list[Tensor], memory: Memory, context: Context, rows: Tensor
+    ) -> dict[str, Any]:
+        """One learner: the batch, its forward pass, the data term and the penalty."""
+        recipe = self.learners.recipe
+        net, strategy = recipe.net, recipe.strategy
+        task, theta = self._task(context), net.attach(flat, parts)
+        batch = Batch(rows, task.samples.y[rows], task.samples.task[rows], task.key, own=rows.shape[-1])
+        if "batch" in self.hooks:
+            with torch.no_grad():
+                batch = strategy.batch(net, theta, memory, batch, task)
+        if batch.x is None:
+            batch = batch._replace(x=task.samples.images(batch.row, recipe.dtype))
+        with self.learners.autocast():
+            out = net.forward(theta, batch.images, batch.task)
+            found: dict[str, Any] = {"loss": strategy.loss(net, theta, memory, batch, out, task), "out": out}
+            if "penalty" in self.hooks:
+                found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
+        found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+        return found
+
+    def _backward(self, found: dict[str, Any]) -> Tensor | None:
+        """Put the gradient of the whole loss into ``learners.total``; that of the data term alone if it is read."""
+        learners, loss = self.learners, found["loss"].sum()
+        if "penalty" not in found:
+            self._gradient(loss, out=learners.total)
+            return learners.total if "gradient" in self.read else None
+        penalty = found["penalty"].sum()
+        if "gradient" not in self.read:
+            self._gradient(loss + penalty, out=learners.total)
+            return None
+        data = self._gradient(loss, out=torch.empty_like(learners.total), retain_graph=True)
+        self._gradient(penalty, out=learners.total)
+        learners.total.add_(data)
+        return data
+
+    def _gradient(self, loss: Tensor, out: Tensor, retain_graph: bool = False) -> Tensor:
+        """The gradient with respect to θ, through the vector and through its parts."""
+        learners = self.learners
+        if not loss.requires_grad:
+            return out.zero_()
+        whole, *parts = torch.autograd.grad(
+            loss, [learners.flat, *learners.parts], allow_unused=True, retain_graph=retain_graph
+        )
+        if all(part is None for part in parts):
+            return out.copy_(whole)
+        given = (torch.zeros_like(leaf) if part is None else part for leaf, part in zip(learners.parts, parts))
+        lead = learners.theta.shape[:-1]
+        torch.cat([part.reshape(*lead, -1) for part in given], dim=-1, out=out)
+        return out if whole is None else out.add_(whole)
+
+    def _gradient_hook(self, context: Context, batch: dict[str, Tensor]) -> None:
+        if "gradient" not in self.hooks:
+            return
+        learners = self.learners
+
+        def hook(theta: Tensor, memory: Memory, gradient: Tensor, batch: dict[str, Tensor], context: Context) -> Tensor:
+            task = self._task(context)
+            return learners.strategy.gradient(
+                learners.net, theta, memory, gradient, Batch(**batch, key=task.key, own=self.own), task
+            )
+
+        learners.total.copy_(learners.map(hook, learners.theta, learners.memory, learners.total, batch, context))
+
+    def _after_step(
+        self, context: Context, batch: dict[str, Tensor], out: Out, known: dict[str, Tensor | None]
+    ) -> None:
+        learners, moved = self.learners, False
+
+        def hook(
+            theta: Tensor, memory: Memory, batch: dict[str, Tensor], out: Out, known: dict[str, Tensor],
+            context: Context,
+        ) -> tuple[Tensor, Memory]:  # fmt: skip
+            nonlocal moved
+            task = self._task(context)
+            step = Step(Batch(**batch, key=task.key, own=self.own), out, self.noted, **known)
+            after, memory = learners.strategy.after_step(learners.net, theta, memory, step, task)
+            moved = after is not theta
+            return after, memory
+
+        given = {name: value for name, value in known.items() if value is not None}
+        theta, learners.memory = learners.map(hook, learners.theta, learners.memory, batch, out, given, context)
+        if moved:
+            learners.theta.copy_(theta)
+
+    def _pool(self, number: int) -> Pool:
+        """The random numbers of this step that earlier steps asked for."""
+        if number == 0:
+            return {}
+        start = (number - 1) % POOLED_STEPS
+        if start == 0:
+            steps = torch.arange(number, number + POOLED_STEPS, device=self.learners.device)
+            seed = self.learners.seed[..., None]
+            self.block = {(purpose, n): draw(seed, purpose, self.index, steps, n) for purpose, n in sorted(self.wanted)}
+        return {name: drawn[..., start, :] for name, drawn in self.block.items()}

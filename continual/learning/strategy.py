@@ -1,0 +1,303 @@
+"""The contract of a strategy, and the chain of several.
+
+A strategy is a frozen dataclass of options with hooks. Every hook is optional, pure and about ONE learner: θ is a
+vector (P,), ``memory`` a flat dict of tensors whose shapes never change. Hooks change nothing in place; they return
+what is new. The hooks of a step (``batch``, ``loss``, ``penalty``, ``gradient``, ``after_step``, and ``predict``) are
+programs for the device: they branch on no tensor and never ask for a tensor's value. Those between tasks
+(``init``, ``before_task``, ``rows``, ``after_task``) are plain Python, one learner at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+
+from continual.errors import BadChain
+from continual.options import Configured
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.rng import Key
+    from continual.streams.stream import Stream, Task
+
+if TYPE_CHECKING:
+    Memory = dict[str, Tensor]
+else:
+    Memory = dict  # the annotation is not evaluated, so that strategies can be listed without importing torch
+HOOKS = (
+    "init", "before_task", "rows", "batch", "loss", "penalty", "gradient", "after_step", "after_task", "predict",
+)  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """The samples of one step: (B,) each, but for ``x`` (B, C, H, W).
+
+    ``row`` is the sample's row (-1 for one that was made up), ``y`` its output unit, ``task`` its task; ``weight`` its
+    share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x`` is None until the batch is complete: the images are then fetched all
+    at once, unless a hook has put them there. ``key`` is where a hook draws this step's random numbers from.
+    """
+
+    row: Tensor
+    y: Tensor
+    task: Tensor
+    key: Key
+    own: int
+    weight: Tensor | None = None
+    x: Tensor | None = None
+
+    def join(self, row: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
+        """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
+        y, tasks = task.samples.y[row], task.samples.task[row]
+        joined = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
+        return Batch(*joined, self.key, self.own, weight)
+
+    @property
+    def images(self) -> Tensor:
+        """``x``, which is there in every hook after ``batch``."""
+        assert self.x is not None, "the images of a batch are fetched after the batch hooks"
+        return self.x
+
+
+class Step:
+    """What one step did, for ``after_step``.
+
+    ``before``: θ before the step; ``gradient``: the gradient of the data term alone; ``batch`` and ``out`` as in the
+    loss. Whatever a hook does not read is not computed: ``read`` notes what is read, and the first step of a task
+    always has everything.
+    """
+
+    def __init__(self, batch: Batch, out: Out, read: set[str], **known: Tensor) -> None:
+        self.batch, self.out, self.read, self.known = batch, out, read, known
+
+    @property
+    def before(self) -> Tensor:
+        """θ before the step, (P,)."""
+        return self._get("before")
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of the data term alone, (P,)."""
+        return self._get("gradient")
+
+    def _get(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self.known[name]
+
+
+@dataclass(frozen=True)
+class Strategy(Configured):
+    """A method of continual learning; with no hook of its own it is fine-tuning."""
+
+    first_task_like_finetuning: ClassVar[bool] = True
+    """Whether the first task must come out as under fine-tuning; the conformance suite holds the strategy to it."""
+    restarts_optimizer: ClassVar[bool] = False
+    """Whether every task begins with a fresh optimiser, whatever the run says (for one that replaces θ)."""
+
+    def suits(self, stream: Stream, net: Net) -> None:
+        """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network."""
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """Once, before the first task: the memory, with every tensor in the shape that it keeps."""
+        return {}
+
+    def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """A task begins: θ and memory."""
+        return theta, memory
+
+    def rows(self, memory: Memory, task: Task) -> Tensor:
+        """The rows (n,) that an epoch of the task runs through; by default the task's training rows."""
+        return task.train
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """Each step: the batch that is learnt from, such as this one and some exemplars."""
+        return batch
+
+    def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """Each step: the data term, a scalar; by default weighted cross-entropy over the active outputs."""
+        return cross_entropy(task.outputs.apply(out.logits, task.index, batch.task), batch.y, batch.weight)
+
+    def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """Each step: a scalar that is added to the data term."""
+        return theta.new_zeros(())
+
+    def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
+        """Each step: the gradient (P,) that the optimiser follows, from that of data term and penalty."""
+        return gradient
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """Each step, after the optimiser: θ and memory."""
+        return theta, memory
+
+    def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """A task ends: θ and memory."""
+        return theta, memory
+
+    def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
+        """Evaluation: scores (B, K) of images ``x``; the highest active one is the answer.
+
+        ``tasks`` (B,) are the samples' own tasks in the task scenario, elsewhere the latest task that was learnt.
+        """
+        return net.logits(theta, x, tasks)
+
+    def has(self, hook: str) -> bool:
+        """Whether the strategy has a hook of its own."""
+        return getattr(type(self), hook) is not getattr(Strategy, hook)
+
+    @property
+    def parts(self) -> tuple[Strategy, ...]:
+        """The strategies of a chain; a single one is a chain of itself."""
+        return (self,)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean over samples of -log softmax(logits)[y]; logits (B, K), y (B,), weights (B,) where they are not alike."""
+    if weight is None:
+        return torch.nn.functional.cross_entropy(logits, y)
+    # no sample may weigh anything (an empty memory): the sum is then zero, and so must be the mean
+    return (torch.nn.functional.cross_entropy(logits, y, reduction="none") * weight).sum() / weight.sum().clamp_min(
+        1e-12
+    )
+
+
+class Chain(Strategy):
+    """Several strategies at once, itself a strategy.
+
+    Batches and gradients pass through from left to right, penalties add, each part keeps its own memory and draws its
+    own random numbers. Only one part may have a ``loss``, ``rows`` or ``predict`` of its own.
+    """
+
+    def __init__(self, parts: tuple[Strategy, ...]) -> None:
+        if not parts:
+            raise BadChain("a chain needs at least one strategy")
+        object.__setattr__(self, "_parts", tuple(part for given in parts for part in given.parts))
+        for hook in ("loss", "rows", "predict"):
+            owners = [type(part).__name__ for part in self.parts if part.has(hook)]
+            if len(owners) > 1:
+                raise BadChain(f"{' and '.join(owners)} cannot be chained: each has a '{hook}' of its own, and only "
+                               "one can hold")  # fmt: skip
+
+    @property
+    def parts(self) -> tuple[Strategy, ...]:
+        """The strategies in their order."""
+        parts: tuple[Strategy, ...] = self._parts  # type: ignore[attr-defined]
+        return parts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __repr__(self) -> str:
+        return f"Chain({self.parts!r})"
+
+    @property
+    def first_task_like_finetuning(self) -> bool:  # type: ignore[override]
+        """Whether all parts say so."""
+        return all(part.first_task_like_finetuning for part in self.parts)
+
+    @property
+    def restarts_optimizer(self) -> bool:  # type: ignore[override]
+        """Whether one part says so."""
+        return any(part.restarts_optimizer for part in self.parts)
+
+    def has(self, hook: str) -> bool:
+        """See :meth:`Strategy.has`."""
+        return any(part.has(hook) for part in self.parts)
+
+    def _each(self, memory: Memory) -> Iterator[tuple[str, Strategy, Memory]]:
+        """Each part with its name and its own memory."""
+        for number, part in enumerate(self.parts):
+            prefix = f"{number}/"
+            own = {name.removeprefix(prefix): value for name, value in memory.items() if name.startswith(prefix)}
+            yield prefix, part, own
+
+    def _owner(self, hook: str, memory: Memory) -> tuple[Strategy, Memory]:
+        """The part that has a hook of which there can be one, or the first part."""
+        parts = [(part, own) for _, part, own in self._each(memory)]
+        return next((pair for pair in parts if pair[0].has(hook)), parts[0])
+
+    def suits(self, stream: Stream, net: Net) -> None:
+        """See :meth:`Strategy.suits`."""
+        for part in self.parts:
+            part.suits(stream, net)
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """See :meth:`Strategy.init`."""
+        inits = [(number, part.init(net, theta, stream)) for number, part in enumerate(self.parts)]
+        return {f"{number}/{name}": value for number, memory in inits for name, value in memory.items()}
+
+    def _pass_on(self, hook: str, net: Net, theta: Tensor, memory: Memory, *rest: Any) -> tuple[Tensor, Memory]:
+        """A hook that gives θ and memory, through the parts in their order."""
+        after: Memory = {}
+        for prefix, part, own in self._each(memory):
+            theta, own = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
+            after |= {prefix + name: value for name, value in own.items()}
+        return theta, after
+
+    def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """See :meth:`Strategy.before_task`."""
+        return self._pass_on("before_task", net, theta, memory, task)
+
+    def rows(self, memory: Memory, task: Task) -> Tensor:
+        """See :meth:`Strategy.rows`."""
+        part, own = self._owner("rows", memory)
+        return part.rows(own, task)
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """See :meth:`Strategy.batch`."""
+        for prefix, part, own in self._each(memory):
+            if part.has("batch"):
+                batch = part.batch(net, theta, own, _keyed(batch, prefix), task)._replace(key=batch.key)
+        return batch
+
+    def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """See :meth:`Strategy.loss`."""
+        part, own = self._owner("loss", memory)
+        return part.loss(net, theta, own, batch, out, task)
+
+    def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """See :meth:`Strategy.penalty`."""
+        terms = [
+            part.penalty(net, theta, own, _keyed(batch, prefix), out, task)
+            for prefix, part, own in self._each(memory)
+            if part.has("penalty")
+        ]
+        return torch.stack(terms).sum()
+
+    def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
+        """See :meth:`Strategy.gradient`."""
+        for prefix, part, own in self._each(memory):
+            if part.has("gradient"):
+                gradient = part.gradient(net, theta, own, gradient, _keyed(batch, prefix), task)
+        return gradient
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """See :meth:`Strategy.after_step`."""
+        return self._pass_on("after_step", net, theta, memory, step, task)
+
+    def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """See :meth:`Strategy.after_task`."""
+        return self._pass_on("after_task", net, theta, memory, task)
+
+    def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
+        """See :meth:`Strategy.predict`."""
+        part, own = self._owner("predict", memory)
+        return part.predict(net, theta, own, x, tasks)
+
+
+def _keyed(item: Any, name: str) -> Any:
+    """A batch, step or task whose key is a child, so that two parts do not draw the same numbers."""
+    import dataclasses
+
+    if isinstance(item, Step):
+        keyed = Step(_keyed(item.batch, name), item.out, item.read)
+        keyed.known = item.known
+        return keyed
+    key = item.key.child(name)
+    return item._replace(key=key) if isinstance(item, Batch) else dataclasses.replace(item, key=key)

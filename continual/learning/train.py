@@ -1,0 +1,207 @@
+"""The loop: learners go through their tasks, and what they can do is written down. No input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from continual.learning.evaluate import Evaluation
+from continual.learning.seeds import Learners
+from continual.learning.step import Program
+from continual.options import Configured, option
+from continual.streams.rng import draw
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Training(Configured):
+    """How learners are trained and measured, whatever the strategy."""
+
+    seeds: int | tuple[int, ...] = option(
+        5, "how many, counted from 0, or the seeds themselves as in 3-5-7 ('7-' for one)", ge=0
+    )
+    epochs: int = option(1, "times each task's rows are gone through", ge=1)
+    iterations: int | None = option(None, "steps of each task, instead of epochs", ge=1)
+    batch: int = option(128, "rows in a batch", ge=1)
+    last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
+    optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
+    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the forward pass")
+    evaluate_every: int | None = option(None, "also measure every so many steps, on the tasks seen", ge=1)
+    evaluate_samples: int = option(200, "test rows of each task that are measured between steps", ge=1)
+    train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
+    seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
+
+    def check(self) -> None:
+        """There are seeds, none of them twice."""
+        if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list) or max(self.seed_list) >= 2**31:
+            raise BadOption(f"seeds={self.seeds}: give at least one, each once, below 2147483648")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def steps(self, rows: int) -> int:
+        """The steps of a task of so many rows."""
+        whole, rest = divmod(rows, self.batch)
+        per_epoch = whole + (rest > 0 and (self.last == "keep" or whole == 0))
+        return self.iterations or self.epochs * per_epoch
+
+
+@dataclass
+class Watch:
+    """Who is told of the progress: ``step(task, step, steps)`` is called before each step and must not wait."""
+
+    step: Callable[[int, int, int], None] = lambda task, step, steps: None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A seed that was given up: at ``step`` of ``task`` (both from 1) its loss or its parameters were not finite."""
+
+    seed: int
+    task: int
+    step: int
+
+
+def schedule(rows: Tensor, training: Training, seed: Tensor, index: int) -> list[Tensor]:
+    """The row numbers of every step of a task: (B,) or (R, B) each; rows (n,) or (R, n) on their device.
+
+    Every epoch goes through all rows in an order of its own.
+    """
+    n = rows.shape[-1]
+    batches: list[Tensor] = []
+    steps, epoch = training.steps(n), 0
+    while len(batches) < steps:
+        words = draw(seed, "shuffle", index, torch.tensor(epoch, device=rows.device), n)
+        shuffled = rows.gather(-1, torch.sort(words, dim=-1, stable=True).indices)
+        parts = shuffled.split(training.batch, dim=-1)
+        batches += parts[:-1] if training.last == "drop" and n % training.batch and len(parts) > 1 else parts
+        epoch += 1
+    return batches[:steps]
+
+
+def spread(rows: Tensor, n: int) -> Tensor:
+    """``n`` of the rows, evenly spread over them (all, where there are fewer)."""
+    if len(rows) <= n:
+        return rows
+    return rows[torch.arange(n, device=rows.device) * len(rows) // n]
+
+
+def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[str, Tensor], list[Stopped]]:
+    """Every task in turn.
+
+    Gives, on the CPU, with R in front where seeds are mapped: ``accuracy`` (T+1, T) on the test rows, the untrained
+    network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise; ``loss`` of
+    all steps; and where it was asked for ``trace`` (E, T) with ``trace_task`` and ``trace_step`` (E,).
+    """
+    streams = learners.streams
+    results: dict[str, list[Tensor]] = {}
+    tasks = len(streams[0].tasks)
+    evaluations = _evaluations(learners, training)
+    traced = Trace(learners, training)
+    stopped: list[Stopped] = []
+
+    def measure(index: int) -> None:
+        for name, evaluation in evaluations.items():
+            values = evaluation(index)
+            for r, alive in enumerate(learners.alive):
+                if not alive:
+                    (values[r] if learners.mapped else values).fill_(torch.nan)
+            results.setdefault(name, []).append(values.cpu())
+
+    measure(-1)
+    for index in range(tasks):
+        batches = schedule(learners.begin(index), training, learners.seed, index)
+        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
+                             dtype=learners.recipe.dtype)  # fmt: skip
+        program = Program(learners, index, len(batches))
+        rate = learners.recipe.optimizer.lr
+        for number, rows in enumerate(batches):
+            watch.step(index, number, len(batches))
+            factor = learners.recipe.schedule.factor(number, len(batches))
+            learners.optimizer.param_groups[0]["lr"] = rate * factor
+            losses[..., number] = program(number, rows)
+            traced.after(index, number, len(batches))
+        stopped += _stop_lost(learners, losses, index)
+        learners.end(index)
+        results.setdefault("loss", []).append(losses.cpu())
+        traced.collect()
+        measure(index)
+    arrays = {name: torch.stack(rows, -2) for name, rows in results.items() if name != "loss"}
+    return arrays | {"loss": torch.cat(results["loss"], -1)} | traced.arrays(), stopped
+
+
+def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation]:
+    """What is measured after every task."""
+    tasks = [stream.tasks for stream in learners.streams]
+    found = {"accuracy": Evaluation(learners, "test_samples", [[task.test for task in own] for own in tasks])}
+    if training.train_samples:
+        some = [[spread(task.train, training.train_samples) for task in own] for own in tasks]
+        found["training_accuracy"] = Evaluation(learners, "samples", some)
+    if any(len(task.validation) for own in tasks for task in own):
+        held = [[task.validation for task in own] for own in tasks]
+        found["validation_accuracy"] = Evaluation(learners, "samples", held)
+    return found
+
+
+def _stop_lost(learners: Learners, losses: Tensor, index: int) -> list[Stopped]:
+    """Give up the learners whose loss or θ is not finite: the one look at values that a task's end takes."""
+    lead = (1, -1)
+    finite = losses.isfinite().reshape(lead if not learners.mapped else losses.shape).cpu()
+    sound = learners.theta.isfinite().all(-1).reshape(-1).cpu()
+    lost = []
+    for r, alive in enumerate(learners.alive):
+        if not alive or (finite[r].all() and sound[r]):
+            continue
+        bad = (~finite[r]).nonzero()
+        step = int(bad[0]) if len(bad) else losses.shape[-1] - 1
+        lost.append(Stopped(learners.seeds[r], index + 1, step + 1))
+        learners.stop(r)
+    return lost
+
+
+class Trace:
+    """The accuracy on the tasks seen, between steps; it stays on the device until a task ends."""
+
+    def __init__(self, learners: Learners, training: Training) -> None:
+        self.every, self.learners, self.count = training.evaluate_every, learners, 0
+        self.evaluations: list[Evaluation] = []
+        self.pending: list[Tensor] = []
+        self.done: list[Tensor] = []
+        self.marks: list[tuple[int, int]] = []
+        if self.every:
+            tests = [[spread(task.test, training.evaluate_samples) for task in s.tasks] for s in learners.streams]
+            none = [rows[0][:0] for rows in tests]
+            count = len(tests[0])
+            self.evaluations = [
+                Evaluation(learners, "test_samples", [
+                    [rows if j <= seen else none[r] for j, rows in enumerate(own)] for r, own in enumerate(tests)
+                ])
+                for seen in range(count)
+            ]  # fmt: skip
+
+    def after(self, index: int, number: int, steps: int) -> None:
+        """After a step: measure if it is time, and always after a task's last step."""
+        self.count += 1
+        if self.every and ((number + 1) % self.every == 0 or number + 1 == steps):
+            self.pending.append(self.evaluations[index](index))
+            self.marks.append((index, self.count))
+
+    def collect(self) -> None:
+        """Copy what was measured in a task."""
+        if self.pending:
+            self.done.append(torch.stack(self.pending, -2).cpu())
+            self.pending = []
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The trace, or nothing where none was asked for."""
+        if not self.every:
+            return {}
+        task, step = torch.tensor(self.marks).T
+        return {"trace": torch.cat(self.done, -2), "trace_task": task, "trace_step": step}

@@ -1,0 +1,139 @@
+"""An option of anything that is configured: its type, default, range and meaning, and how a value is read.
+
+Whatever has options (a strategy, a benchmark, a model, an optimiser, the training itself) is a frozen dataclass that
+derives from :class:`Configured`. Values are checked when the object is made, whether they come from Python, from a
+command line or from YAML, so there is one check and one message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+
+from continual.errors import BadOption, choices, nearest
+
+LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def option(default: Any, meaning: str, **limits: float) -> Any:
+    """A dataclass field with a meaning and limits (``ge``, ``gt``, ``le``, ``lt``), as in ``option(1.0, "λ", ge=0)``."""
+    unknown_limits = set(limits) - set(LIMITS)
+    if unknown_limits:
+        raise TypeError(f"option() takes the limits {choices(LIMITS)}, not {choices(unknown_limits)}")
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is known of one option of a :class:`Configured` class."""
+
+    name: str
+    hint: Any
+    default: Any
+    meaning: str
+    limits: dict[str, float]
+
+    @property
+    def kind(self) -> str:
+        """The type and the limits, as a person reads them: ``float >= 0``, ``task|seen|all``."""
+        limits = " and ".join(f"{LIMITS[name]} {bound:g}" for name, bound in self.limits.items())
+        return f"{_kind(self.hint)} {limits}".strip()
+
+    def read(self, owner: str, value: Any) -> Any:
+        """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
+        typed = _limited(self.hint, self.limits)
+        try:
+            result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
+            if isinstance(result, float) and not math.isfinite(result):
+                raise ValueError
+            return result
+        except (msgspec.ValidationError, ValueError):
+            words = typing.get_args(self.hint) if typing.get_origin(self.hint) is Literal else ()
+            hint = nearest(str(value), [str(word) for word in words])
+            raise BadOption(f"{owner}: option {self.name} was given {value!r}; it takes {self.kind}{hint}") from None
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _kind(hint: Any) -> str:
+    """A type as a person reads it."""
+    if typing.get_origin(hint) is Literal:
+        return "|".join(str(choice) for choice in typing.get_args(hint))
+    if _is_union(hint):
+        return "|".join(_kind(member) for member in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"{_kind(typing.get_args(hint)[0])}s joined by '-'"
+    return "none" if hint is type(None) else str(getattr(hint, "__name__", hint))
+
+
+def _limited(hint: Any, limits: dict[str, float]) -> Any:
+    """The type with the limits on its numbers, as msgspec takes it."""
+    if _is_union(hint):
+        return functools.reduce(lambda a, b: a | b, (_limited(member, limits) for member in typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return tuple[_limited(typing.get_args(hint)[0], limits), ...]  # type: ignore[misc]
+    return Annotated[hint, msgspec.Meta(**limits)] if limits and hint in (int, float) else hint
+
+
+def _untexted(hint: Any, value: Any) -> Any:
+    """What a command line writes for a list or for nothing, as the list or the nothing; other values as they are."""
+    if _is_union(hint) and value == "none":
+        return None
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
+        return value
+    is_list = "-" in value if len(members) > 1 else True
+    return [part for part in value.split("-") if part] if is_list and value[:1].isdigit() else value
+
+
+@functools.cache
+def options_of(cls: type) -> dict[str, Option]:
+    """The options of a :class:`Configured` class by name, in their order."""
+    hints = typing.get_type_hints(cls)
+    return {
+        field.name: Option(
+            field.name,
+            hints[field.name],
+            field.default,
+            field.metadata.get("meaning", ""),
+            field.metadata.get("limits", {}),
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    """A frozen dataclass whose fields are options; making one checks every value (:class:`BadOption`)."""
+
+    def __post_init__(self) -> None:
+        for name, known in options_of(type(self)).items():
+            object.__setattr__(self, name, known.read(type(self).__name__, getattr(self, name)))
+        self.check()
+
+    def check(self) -> None:
+        """Checks across options; raise :class:`BadOption` where two do not go together."""
+
+    @classmethod
+    def read(cls, values: dict[str, Any], owner: str = "") -> Self:
+        """An object of this class from named values (text or typed); unknown names raise :class:`BadOption`."""
+        known = options_of(cls)
+        for name in values:
+            if name not in known:
+                allowed = f"it has {choices(known)}" if known else "it has none"
+                raise BadOption(f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})")
+        return cls(**{name: known[name].read(owner or cls.__name__, value) for name, value in values.items()})
+
+    def values(self) -> dict[str, Any]:
+        """Every option with its value, defaults spelled out, in types that YAML and JSON know."""
+        pairs = ((name, getattr(self, name)) for name in options_of(type(self)))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}

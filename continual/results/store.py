@@ -1,0 +1,409 @@
+"""Where results lie: one folder per run, never changed once written.
+
+A folder of runs holds experiments, and an experiment the strategies that were run under one protocol::
+
+    <out>/<benchmark>-<model>-<8 hex>/<strategy>-<8 hex>/run.json
+                                                        /arrays.safetensors
+
+The digits are the start of a SHA-256 over what the name stands for, so the same run finds its folder again and two
+different ones never share it. A folder is written beside its place and renamed into it: it is there whole, or not at
+all. ``run.json`` holds checksums of the record and of the arrays, and reading verifies both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from continual.errors import BadFolder, choices
+from continual.results.metrics import Array, Measured, metric
+
+FORMAT = 1
+PROTOCOL = ("benchmark", "model", "training", "seeds")
+RECORD, ARRAYS = "run.json", "arrays.safetensors"
+
+
+# ---- what a run gave
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gave; R seeds learnt T tasks.
+
+    Attributes:
+        record: what was run and how, as JSON has it: ``strategy`` (a list of parts, each a name and options) and
+            ``protocol`` (``benchmark``, ``model``, ``training`` and ``seeds``, which the runs of an experiment share),
+            and further keys such as ``title``, ``versions``, ``time``, ``size`` and ``stopped`` (the seeds that ended
+            early: seed, task, step, why).
+        arrays: ``accuracy`` (R, T+1, T), and where they were measured ``training_accuracy`` and
+            ``validation_accuracy`` of the same shape, ``trace`` (R, E, T) with ``trace_step`` and ``trace_task`` (E,),
+            ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
+
+    Raises:
+        ValueError: where a part is missing or has the wrong shape.
+    """
+
+    record: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+    def __post_init__(self) -> None:
+        _check_record(self.record)
+        _check_arrays(self.arrays, len(self.seeds))
+
+    @property
+    def name(self) -> str:
+        """The strategy as a table names it: the record's ``title``, or all parts with all their options."""
+        return str(self.record["title"]) if "title" in self.record else "+".join(map(_spelled, self.record["strategy"]))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The R seeds."""
+        return list(self.record["protocol"]["seeds"])
+
+    @property
+    def accuracy(self) -> Array:
+        """Test accuracy (R, T+1, T) on task j after learning task i; row 0 is the untrained network."""
+        return np.asarray(self.arrays["accuracy"], np.float64)
+
+    @property
+    def training_accuracy(self) -> Array | None:
+        """As :attr:`accuracy`, on the training data."""
+        return self._accuracies("training_accuracy")
+
+    @property
+    def validation_accuracy(self) -> Array | None:
+        """As :attr:`accuracy`, on the rows set aside for validation."""
+        return self._accuracies("validation_accuracy")
+
+    @property
+    def trace(self) -> Array | None:
+        """Accuracies while learning, (R, E, T)."""
+        return self._accuracies("trace")
+
+    @property
+    def trace_task(self) -> NDArray[np.int64] | None:
+        """The task (counted from 0) that was being learnt at each evaluation of the trace, (E,)."""
+        return np.asarray(self.arrays["trace_task"], np.int64) if "trace" in self.arrays else None
+
+    @property
+    def trace_step(self) -> NDArray[np.int64] | None:
+        """The step, counted over the whole stream, of each evaluation of the trace, (E,)."""
+        return np.asarray(self.arrays["trace_step"], np.int64) if "trace" in self.arrays else None
+
+    def _accuracies(self, name: str) -> Array | None:
+        return np.asarray(self.arrays[name], np.float64) if name in self.arrays else None
+
+    def metric(self, name: str, joint: Measured | None = None) -> Array:
+        """A metric by its name, one value per seed, (R,); UnknownName, or BadOption where it needs what is not here."""
+        return metric(name)(self, joint)
+
+    @property
+    def average_accuracy(self) -> Array:
+        """See :func:`continual.results.metrics.average_accuracy`, (R,)."""
+        return self.metric("average-accuracy")
+
+    @property
+    def average_incremental_accuracy(self) -> Array:
+        """See :func:`continual.results.metrics.average_incremental_accuracy`, (R,)."""
+        return self.metric("average-incremental-accuracy")
+
+    @property
+    def learning_accuracy(self) -> Array:
+        """See :func:`continual.results.metrics.learning_accuracy`, (R,)."""
+        return self.metric("learning-accuracy")
+
+    @property
+    def forgetting(self) -> Array:
+        """See :func:`continual.results.metrics.forgetting`, as in its paper, (R,)."""
+        return self.metric("forgetting")
+
+    @property
+    def backward_transfer(self) -> Array:
+        """See :func:`continual.results.metrics.backward_transfer`, (R,)."""
+        return self.metric("backward-transfer")
+
+    @property
+    def forward_transfer(self) -> Array:
+        """See :func:`continual.results.metrics.forward_transfer`, (R,)."""
+        return self.metric("forward-transfer")
+
+
+def _spelled(part: dict[str, Any]) -> str:
+    """A part of a strategy with its options, ``ewc:strength=600,decay=1.0``."""
+    options = ",".join(f"{name}={value}" for name, value in part.items() if name != "name")
+    return f"{part['name']}:{options}" if options else str(part["name"])
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """ValueError where what the run's folder is named after is missing."""
+    protocol, strategy = record.get("protocol"), record.get("strategy")
+    if not isinstance(protocol, dict) or not all(name in protocol for name in PROTOCOL):
+        raise ValueError(f"the record has no protocol with {choices(PROTOCOL)}")
+    if not isinstance(strategy, list) or not strategy or not all("name" in part for part in strategy):
+        raise ValueError("the record's strategy is not a list of strategies with a name each")
+
+
+def _check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
+    """ValueError where accuracies are missing, or an array has a shape that does not go with the others."""
+    if "accuracy" not in arrays:
+        raise ValueError("there is no array named accuracy")
+    T = arrays["accuracy"].shape[-1] if arrays["accuracy"].ndim else 0
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in ("accuracy", "training_accuracy", "validation_accuracy"):
+        expected[name] = (R, T + 1, T)
+    if "trace" in arrays:
+        E = arrays["trace"].shape[1] if arrays["trace"].ndim == 3 else 0
+        expected |= {"trace": (R, E, T), "trace_step": (E,), "trace_task": (E,)}
+        if missing := {"trace_step", "trace_task"} - set(arrays):
+            raise ValueError(f"a trace goes with {choices(missing)}")
+    for name, array in arrays.items():
+        if array.shape != expected.get(name, array.shape):
+            raise ValueError(f"the array {name} has shape {array.shape} and not {expected[name]}")
+
+
+# ---- the name of its folder
+
+
+def experiment(record: dict[str, Any]) -> str:
+    """The name of the folder that the runs of one experiment share."""
+    protocol = record["protocol"]
+    return _slug([_name(protocol["benchmark"]), _name(protocol["model"])], protocol)
+
+
+def folder(out: Path, record: dict[str, Any]) -> Path:
+    """Where under ``out`` the run of this record lies, or will; nothing is read or written."""
+    names = [part["name"] for part in record["strategy"]]
+    return Path(out) / experiment(record) / _slug(names, record["strategy"])
+
+
+def _name(described: Any) -> str:
+    return str(described["name"]) if isinstance(described, dict) and "name" in described else str(described)
+
+
+def _slug(names: list[str], described: Any) -> str:
+    """A safe file name: what is readable of the names, and 8 digits that tell apart what they stand for."""
+    readable = "-".join(re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)[:48].strip("-")
+    return f"{readable or 'run'}-{_digest(_canonical(described))[:8]}"
+
+
+def _canonical(value: Any) -> bytes:
+    """The one way to write a value as JSON that a checksum is taken of."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; numbers that JSON does not have (NaN, infinity) become null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---- writing
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder for runs where it is missing; BadFolder where nothing can be written into it."""
+    probe = _beside(Path(out) / "runs", "probe")
+    try:
+        probe.mkdir(parents=True)
+        probe.rmdir()
+    except OSError as error:
+        raise BadFolder(f"cannot write into the folder {out}: {error.strerror or error}") from error
+
+
+def save(result: Result, out: Path, replace: bool = False) -> Path:
+    """Writes a result into its folder under ``out``, which is given back.
+
+    Where the same run is there already it stays, also if another process wrote it a moment ago; with ``replace`` it is
+    replaced. Whatever goes wrong, nothing half-written stays.
+
+    Raises:
+        BadFolder: where the folder cannot be written, or what is there already is damaged.
+    """
+    target = folder(out, result.record)
+    try:
+        with _temporary(target) as temporary:
+            _write(result, temporary)
+            placed = _place(temporary, target, replace)
+            _sync(target.parent)
+    except OSError as error:
+        raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
+    if not placed:
+        load(target)
+    return target
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    """A hidden name beside ``target`` that nobody else uses."""
+    return target.with_name(f".{purpose}-{target.name}-{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``target``, deleted in the end if it is still there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = _beside(target, "writing")
+    try:
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(result: Result, temporary: Path) -> None:
+    """Both files of a run, on the disk when this returns."""
+    from safetensors.numpy import save as packed
+
+    arrays = packed({name: np.ascontiguousarray(array) for name, array in result.arrays.items()})
+    record = _plain(
+        {**result.record, "format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="microseconds")}
+    )
+    record["sha256"] = {"record": _record_digest(record), ARRAYS: _digest(arrays)}
+    _write_file(temporary / ARRAYS, arrays)
+    _write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    _sync(temporary)
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    return _digest(_canonical({name: value for name, value in record.items() if name != "sha256"}))
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    """Puts a directory's entries on the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _place(temporary: Path, target: Path, replace: bool) -> bool:
+    """Renames the finished folder into its place; False where another is there and stays."""
+    old = _beside(target, "replaced")
+    moved = replace and _moved(target, old)
+    placed = True
+    try:
+        temporary.rename(target)
+    except BaseException as error:
+        if moved and not target.exists():
+            old.rename(target)
+            raise
+        # a folder that is not empty cannot be renamed onto: another process was first
+        if not (isinstance(error, OSError) and target.is_dir()):
+            raise
+        placed = False
+    shutil.rmtree(old, ignore_errors=True)
+    return placed
+
+
+def _moved(target: Path, old: Path) -> bool:
+    """Moves the run that is there aside; False where there is none."""
+    try:
+        target.rename(old)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# ---- reading
+
+
+def load(path: Path) -> Result:
+    """The result that lies in the folder of a run; its record has the time of writing too, as ``written``.
+
+    Raises:
+        BadFolder: where a file is missing, damaged, of another format, or was changed after it was written.
+    """
+    path = Path(path)
+    record = _read_record(path / RECORD)
+    content = _read_file(path / ARRAYS)
+    sums = record.pop("sha256")
+    if _digest(content) != sums.get(ARRAYS):
+        raise BadFolder(f"{path / ARRAYS} is damaged: its checksum is not the one in {RECORD}")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as unpacked
+
+    try:
+        return Result(record, unpacked(content))
+    except (ValueError, SafetensorError) as error:
+        raise BadFolder(f"{path} does not hold a run: {error}") from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadFolder(f"there is no file {path}") from None
+    except OSError as error:
+        raise BadFolder(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record with its checksums, verified."""
+    try:
+        record = json.loads(_read_file(path))
+    except ValueError as error:
+        raise BadFolder(f"{path} is damaged: not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("sha256"), dict):
+        raise BadFolder(f"{path} is not the record of a run")
+    if record.get("format") != FORMAT:
+        raise BadFolder(f"{path} has format {record.get('format')!r}; this version reads format {FORMAT}")
+    if record["sha256"].get("record") != _record_digest(record):
+        raise BadFolder(f"{path} is damaged: it was changed after it was written")
+    return record
+
+
+def find(path: Path) -> list[Result]:
+    """The results in the folder of a run, of an experiment or of many, by time of writing, then by folder.
+
+    Raises:
+        BadFolder: where there is no such folder, it holds no runs, or one of them is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadFolder(f"there is no folder {path}; 'continual run' writes runs to the folder given by --out")
+    patterns = (f"{above}{name}" for above in ("", "*/", "*/*/") for name in (RECORD, ARRAYS))
+    folders = {file.parent for pattern in patterns for file in path.glob(pattern)}
+    visible = [one for one in folders if not any(part.startswith(".") for part in one.relative_to(path).parts)]
+    if not visible:
+        raise BadFolder(f"the folder {path} holds no runs; 'continual run' writes some (see 'continual run --help')")
+    found = [(one, load(one)) for one in visible]
+    return [result for _, result in sorted(found, key=lambda pair: (str(pair[1].record["written"]), str(pair[0])))]
+
+
+def lookup(out: Path, record: dict[str, Any]) -> Result | None:
+    """The result of the same run (strategy and protocol) if it is under ``out``; BadFolder where it is damaged."""
+    path = folder(out, record)
+    return load(path) if path.exists() else None

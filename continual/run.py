@@ -1,0 +1,247 @@
+"""Do a plan: train every strategy on every seed, and keep what was measured."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from continual import config
+from continual.config import Plan
+from continual.errors import BadFolder, BadOption
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.train import Stopped, Training, Watch, train
+from continual.results import store
+from continual.results.store import Result
+from continual.streams.data import data_root
+from continual.streams.stream import Stream, place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net
+    from continual.learning.strategy import Strategy
+
+SMALL = 2_000_000
+"""Below so many multiplications in a step (batch times parameters) a step on a CPU is mostly overhead, which mapped
+seeds share; above, the loop is as fast or faster (docs/measurements.md)."""
+
+
+@dataclass
+class Progress:
+    """Who is told what is going on; the methods do nothing here."""
+
+    def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
+        """A strategy's next group of seeds begins; a step learns ``samples`` samples."""
+
+    def step(self, task: int, step: int, steps: int) -> None:
+        """A step of a task begins."""
+
+    def end(self) -> None:
+        """The group is through."""
+
+    def say(self, line: str) -> None:
+        """Something that the user should know."""
+
+
+def run(
+    benchmark: Any,
+    strategy: Any = "finetune",
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    again: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Result:
+    """Run one strategy (or chain) on a benchmark or stream, and give what was measured.
+
+    ``benchmark``: an object of :mod:`continual.benchmarks`, a :class:`~continual.streams.stream.Stream`, or text such
+    as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
+    ``settings``: ``model``, ``optimizer``, ``schedule`` and the options of training (``seeds``, ``epochs``, ...).
+    With ``out`` the result is stored there, and a result that is there already is returned instead of run again,
+    unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run as asked.
+    """
+    made = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
+    (result,) = run_plan(made, out=out, data=data, device=device, again=again, progress=progress)
+    return result
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    again: bool = False,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Every strategy of a plan in turn; see :func:`run`."""
+    told, target = progress or Progress(), choose_device(device)
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        make_folder(folder)
+    streams: list[Stream] = []
+    results = []
+    for strategy in plan.strategies:
+        record = new_record(plan, strategy, target)
+        stored = store.lookup(folder, record) if folder is not None and not again else None
+        if stored is None:
+            if not streams:
+                root = data_root(data)
+                built = [plan.benchmark.stream(seed, root) for seed in plan.training.seed_list]
+                streams = place(built, target)
+            stored = run_strategy(plan, strategy, streams, record, told)
+            if folder is not None:
+                store.save(stored, folder, replace=again)
+        else:
+            told.say(f"{record['title']}: already there, not run again (--again runs it)")
+        results.append(stored)
+    return results
+
+
+def make_folder(folder: Path) -> None:
+    """Make the results folder before there are results to lose."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadFolder(f"results cannot be written to {folder}: {error.strerror}; give another folder with --out "
+                        "(out=...)") from error  # fmt: skip
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU if there is one."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise BadOption(f"device '{name}': it takes cpu, cuda, cuda:N or auto")
+    if kind == "cuda" and (not available or int(number or 0) >= torch.cuda.device_count()):
+        raise BadOption(f"device '{name}': PyTorch finds {torch.cuda.device_count()} GPUs here; use cpu or auto")
+    return torch.device(name)
+
+
+def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str, Any]:
+    """What is known of a run before it begins: everything that it will be recognised by, and the versions."""
+    return {
+        "title": config.strategy_title(strategy),
+        "strategy": [config.describe("strategies", part) for part in strategy.parts],
+        **plan.protocol(),
+        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
+        "versions": versions(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the processor's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("continual", "numpy", "torch", "torchvision")}
+    return found | {"python": platform.python_version(), "system": platform.system()}
+
+
+def run_strategy(
+    plan: Plan, strategy: Strategy, streams: list[Stream], record: dict[str, Any], told: Progress
+) -> Result:
+    """Train one strategy on all seeds, in one group or one by one."""
+    net: Net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
+    strategy.suits(streams[0], net)
+    seeds = plan.training.seed_list
+    mapped = mapping(plan.training, streams, net)
+    groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
+    recipe = Recipe(
+        net,
+        strategy,
+        plan.optimizer,  # type: ignore[arg-type]
+        plan.schedule,  # type: ignore[arg-type]
+        plan.training.optimizer_state == "keep",
+        plan.training.precision,
+    )
+    began, clock, parts, stopped = datetime.now(UTC), time.perf_counter(), [], []
+    sizes: dict[str, Any] = {}
+    for number, group in enumerate(groups):
+        learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
+        told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
+        arrays, lost = train(learners, plan.training, Watch(told.step))
+        told.end()
+        parts.append(arrays)
+        stopped += lost
+        sizes = size(learners, streams[0])
+    for one in stopped:
+        told.say(f"{record['title']}: {describe_stop(one)}; the other seeds go on")
+    took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
+    full = record | {
+        "seeds_as": "map" if mapped else "loop",
+        "size": sizes,
+        "time": took,
+        "stopped": [vars(one) | {"why": "loss or parameters not finite"} for one in stopped],
+    }
+    return Result(full, join(parts, mapped))
+
+
+def describe_stop(one: Stopped) -> str:
+    """A stopped seed in words."""
+    return f"seed {one.seed} was stopped at task {one.task}, step {one.step}: its loss was not finite"
+
+
+def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
+    """Whether the seeds are mapped; where tasks differ in size between seeds they can only be looped."""
+    sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
+    if len(sizes) > 1:
+        if training.evaluate_every and training.iterations is None:
+            raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), so "
+                            "they are not measured at the same steps; give iterations instead of epochs")  # fmt: skip
+        if training.seeds_as == "map":
+            raise BadOption("seeds_as=map: the seeds' tasks differ in size (the class order is drawn by the seed), so "
+                            "seeds can only be run one after the other; use seeds_as=loop or auto")  # fmt: skip
+        return False
+    if len(streams) == 1 or training.seeds_as == "loop":
+        return False
+    on_gpu = streams[0].samples.pixels.is_cuda
+    return training.seeds_as == "map" or on_gpu or training.batch * net.size < SMALL
+
+
+def size(learners: Learners, stream: Stream) -> dict[str, Any]:
+    """What a learner holds at the end: parameters, and what the strategy keeps beside them."""
+    memory = learners.memories()[0]
+    rows = [value for name, value in memory.items() if name.split("/")[-1] == "rows"]
+    return {
+        "parameters": learners.net.size,
+        "memory_bytes": sum(value.numel() * value.element_size() for value in memory.values()),
+        "stored_samples": sum(int((value >= 0).sum()) for value in rows),
+        "train_samples": sum(len(task.train) for task in stream.tasks),
+    }
+
+
+def join(parts: list[dict[str, Tensor]], mapped: bool) -> dict[str, Any]:
+    """The arrays of all seeds, R in front; when a trace was taken is the same for all, and taken once.
+
+    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN.
+    """
+    joined = {}
+    for name, first in parts[0].items():
+        if mapped or name in ("trace_task", "trace_step"):
+            joined[name] = first.numpy()
+            continue
+        longest = max(part[name].shape[0] for part in parts)
+        padded = [torch.full((longest, *first.shape[1:]), torch.nan, dtype=first.dtype) for _ in parts]
+        for whole, part in zip(padded, parts, strict=True):
+            whole[: len(part[name])] = part[name]
+        joined[name] = torch.stack(padded).numpy()
+    return joined

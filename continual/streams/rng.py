@@ -1,0 +1,97 @@
+"""Randomness as a pure function of (seed, purpose, task, step): Philox 4x32-10 in tensor operations.
+
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". A draw depends on nothing that was drawn before, so
+it is the same on every device, for one seed or for a group, and a resumed run has no generator state to restore.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOW32 = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Four words for each counter: int64 tensors that hold 32-bit words, of any shapes that broadcast.
+
+    int64 products wrap modulo 2^64, which leaves the 64 bits of an unsigned product as they should be.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) & LOW32 ^ c1 ^ k0, p1 & LOW32, (p0 >> 32) & LOW32 ^ c3 ^ k1, p0 & LOW32
+        k0, k1 = (k0 + WEYL[0]) & LOW32, (k1 + WEYL[1]) & LOW32
+    return c0, c1, c2, c3
+
+
+def draw(seed: Tensor, purpose: str, task: int, step: Tensor, n: int) -> Tensor:
+    """``n`` words of 32 random bits as int64, shape ``(*S, n)``, where ``seed`` and ``step`` broadcast to S."""
+    blocks = torch.arange(math.ceil(n / 4), device=seed.device)
+    zero = torch.zeros((), dtype=torch.int64, device=seed.device)
+    counter = (blocks, step[..., None], zero + task, zero)
+    words = philox(counter, (seed[..., None], zero + zlib.crc32(purpose.encode())))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)[..., :n]
+
+
+@dataclass(frozen=True)
+class Key:
+    """The counter of the generator for one learner at one step (or one task), from which a hook draws.
+
+    ``seed`` and ``step`` are int64 tensors of shape () (or of the same batch shape). ``pool`` may hold draws that were
+    made in bulk, which cost less than one by one; what is asked for is noted in ``wanted``. The numbers are the same
+    with and without a pool.
+    """
+
+    seed: Tensor
+    task: int
+    step: Tensor
+    path: str = ""
+    pool: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    wanted: set[tuple[str, int]] = field(default_factory=set)
+
+    def child(self, name: str) -> Key:
+        """A key with draws of its own, so that two parts that ask for the same purpose get different numbers."""
+        return replace(self, path=f"{self.path}{name}/")
+
+    def bits(self, purpose: str, n: int) -> Tensor:
+        """``n`` words of 32 random bits, int64."""
+        name = (self.path + purpose, n)
+        if name in self.pool:
+            return self.pool[name]
+        self.wanted.add(name)
+        return draw(self.seed, name[0], self.task, self.step, n)
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Float32 numbers in [0, 1), of 24 random bits each."""
+        return (self.bits(purpose, math.prod(shape)) >> 8).float().mul(2.0**-24).unflatten(-1, shape)
+
+    def integers(self, purpose: str, n: int, high: int | Tensor) -> Tensor:
+        """``n`` integers in [0, high), with replacement; ``high`` is below 2^31 and may be a tensor (0 gives 0)."""
+        return (self.bits(purpose, n) * high) >> 32
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Float32 standard normal numbers (Box and Muller 1958)."""
+        u = self.uniform(purpose, 2, math.prod(shape))
+        radius = torch.sqrt(-2 * torch.log1p(-u[..., 0, :]))
+        return (radius * torch.cos(2 * math.pi * u[..., 1, :])).unflatten(-1, shape)
+
+    def permutation(self, purpose: str, n: int) -> Tensor:
+        """A random order of 0..n-1, int64: the ranks of ``n`` random words (ties stay in order)."""
+        return torch.sort(self.bits(purpose, n), dim=-1, stable=True).indices
+
+
+def key(seed: int | Tensor, task: int = 0, step: int | Tensor = 0, device: torch.device | str | None = None) -> Key:
+    """A key from plain numbers."""
+    return Key(torch.as_tensor(seed, device=device), task, torch.as_tensor(step, device=device))

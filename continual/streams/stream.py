@@ -1,0 +1,398 @@
+"""A stream: a sequence of tasks over one table of samples, and the ways to make one from a data set.
+
+A row number names a sample: which image it is, which task it belongs to and which output unit is right for it. So a
+batch, an exemplar memory and a validation set are all lists of row numbers, whatever the scenario.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from continual.errors import BadStream
+from continual.streams.rng import Key, key
+from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.streams.data import Data
+
+Scenario = Literal["task", "domain", "class"]
+Active = Literal["task", "seen", "all"]
+ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A table of samples over images that are kept as they were packed (``uint8``), on one device.
+
+    ``pixels`` (M, C, H, W); for each of N rows ``image`` (index into pixels), ``y`` (output unit), ``task``: (N,) int64.
+    A pixel value v is shown as ``v * scale + shift``.
+    """
+
+    pixels: Tensor
+    image: Tensor
+    y: Tensor
+    task: Tensor
+    scale: float
+    shift: float
+    transforms: tuple[Transform, ...] = ()
+
+    def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W)."""
+        x = scaled(self.pixels[self.image[rows]], self.scale, dtype)
+        for transform in self.transforms:
+            x = transform(x, self.task[rows])
+        return x + self.shift if self.shift else x
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """What may differ between the streams of two seeds."""
+        return (self.image, self.y, self.task, *(transform.table for transform in self.transforms))
+
+    def with_tables(self, tables: tuple[Tensor, ...]) -> Samples:
+        """The same pixels under other tables."""
+        image, y, task, *rest = tables
+        shown = tuple(dataclasses.replace(old, table=new) for old, new in zip(self.transforms, rest, strict=True))
+        return dataclasses.replace(self, image=image, y=y, task=task, transforms=shown)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """The active outputs: which logits take part. ``units`` (T, K) bool says which units are a task's own."""
+
+    active: Active
+    units: Tensor
+
+    def mask(self, index: int, tasks: Tensor) -> Tensor | None:
+        """While task ``index`` is the latest, for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
+        if self.active == "all":
+            return None
+        return self.units[tasks] if self.active == "task" else self.units[: index + 1].any(0)
+
+    def apply(self, scores: Tensor, index: int, tasks: Tensor) -> Tensor:
+        """The scores (B, K) with those of inactive outputs at the lowest number there is."""
+        mask = self.mask(index, tasks)
+        return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+    def to(self, device: torch.device | str) -> Outputs:
+        """The outputs on a device."""
+        return dataclasses.replace(self, units=self.units.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task, as hooks and readers see it.
+
+    ``index`` counts from 0 among ``count`` tasks; ``classes`` are the names of its classes in the order of their
+    units; ``train`` and ``validation`` are rows of ``samples``, ``test`` rows of the stream's test samples, (n,) int64
+    each; ``outputs`` are the active outputs in training; ``key`` is where its random numbers come from.
+    """
+
+    index: int
+    count: int
+    classes: tuple[str, ...]
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    samples: Samples
+    outputs: Outputs
+    key: Key
+
+    @property
+    def own_units(self) -> Tensor:
+        """Which output units are this task's own: bool (K,)."""
+        return self.outputs.units[self.index]
+
+    @property
+    def seen_units(self) -> Tensor:
+        """Which output units belong to this task or an earlier one: bool (K,)."""
+        return self.outputs.units[: self.index + 1].any(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A sequence of tasks; ``record`` describes it fully for a run's record."""
+
+    scenario: Scenario
+    samples: Samples
+    test_samples: Samples
+    tasks: tuple[Task, ...]
+    test_outputs: Outputs
+    record: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, (C, H, W)."""
+        return tuple(self.samples.pixels.shape[1:])
+
+    @property
+    def units(self) -> int:
+        """The number K of output units."""
+        return self.test_outputs.units.shape[1]
+
+    @classmethod
+    def from_arrays(cls, x: Any, y: Any, x_test: Any, y_test: Any, name: str = "arrays", **options: Any) -> Stream:
+        """A split stream from arrays, tensors or lists: images (N, ...) and integer labels (N,).
+
+        ``options`` are those of :func:`split` (``tasks``, ``scenario``, ``order``, ...). Raises
+        :class:`~continual.errors.BadData` for arrays that don't fit, :class:`~continual.errors.BadStream` for tasks
+        that cannot be made of them.
+        """
+        from continual.streams.data import Data
+
+        data = Data.from_arrays(x, y, x_test, y_test, name=name)
+        return data_stream(data, **options)
+
+    @classmethod
+    def from_datasets(cls, train: Any, test: Any, name: str = "datasets", **options: Any) -> Stream:
+        """The same from two map-style ``torch.utils.data.Dataset`` objects that give (image, label)."""
+        from continual.streams.data import Data
+
+        return data_stream(Data.from_datasets(train, test, name=name), **options)
+
+    def stream(self, seed: int, root: Any = None) -> Stream:
+        """Itself with the random numbers of a seed: a stream can stand where a benchmark can."""
+        tasks = tuple(dataclasses.replace(task, key=key(seed, task.index)) for task in self.tasks)
+        return dataclasses.replace(self, tasks=tasks)
+
+
+def place(streams: Sequence[Stream], device: torch.device | str) -> list[Stream]:
+    """The streams on a device; those that share their pixels there share them here."""
+    moved: dict[int, Tensor] = {}
+
+    def samples(old: Samples) -> Samples:
+        pixels = moved.setdefault(id(old.pixels), old.pixels.to(device))
+        return dataclasses.replace(old, pixels=pixels).with_tables(tuple(table.to(device) for table in old.tables))
+
+    def one(stream: Stream) -> Stream:
+        train, outputs = samples(stream.samples), stream.tasks[0].outputs.to(device)
+        tasks = tuple(
+            dataclasses.replace(
+                task,
+                samples=train,
+                outputs=outputs,
+                train=task.train.to(device),
+                validation=task.validation.to(device),
+                test=task.test.to(device),
+                key=key(task.key.seed, task.index, 0, device),
+            )
+            for task in stream.tasks
+        )
+        return dataclasses.replace(
+            stream,
+            samples=train,
+            tasks=tasks,
+            test_samples=samples(stream.test_samples),
+            test_outputs=stream.test_outputs.to(device),
+        )
+
+    return [one(stream) for stream in streams]
+
+
+def data_stream(data: Data, **options: Any) -> Stream:
+    """A split stream from a data set, its record naming the data by a checksum."""
+    digest = hashlib.sha256()
+    for part in (data.x, data.y, data.x_test, data.y_test):
+        digest.update(part.contiguous().numpy().tobytes())
+    stream = split(data, **options)
+    described = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    return dataclasses.replace(stream, record={"name": data.name, "sha256": digest.hexdigest(), **described})
+
+
+def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:
+    """The order in which classes come: ``natural``, ``seed`` (drawn anew for each seed) or given."""
+    if order == "natural":
+        return list(range(classes))
+    if order == "seed":
+        return cast(list[int], key(seed).permutation("class order", classes).tolist())
+    given = [int(label) for label in order]
+    if sorted(given) != list(range(classes)):
+        raise BadStream(f"class order {'-'.join(map(str, given))}: give each of the {classes} classes 0 to "
+                        f"{classes - 1} once")  # fmt: skip
+    return given
+
+
+def set_aside(y: Tensor, fraction: float, seed: int) -> Tensor:
+    """Which rows are for validation: bool (N,), the fraction of every class, rounded down, chosen by the seed."""
+    chosen = torch.zeros(len(y), dtype=torch.bool)
+    for label in y.unique().tolist():
+        rows = (y == label).nonzero().squeeze(1)
+        shuffled = rows[key(seed, task=label).permutation("validation", len(rows))]
+        chosen[shuffled[: int(fraction * len(rows))]] = True
+    return chosen
+
+
+@functools.lru_cache(maxsize=8)
+def prepared(data: Data, pad: int, normalize: str) -> tuple[Data, float, float]:
+    """The data padded, with the (scale, shift) of its pixel values; once for all seeds, it reads every pixel.
+
+    ``unit`` takes values to [0, 1], ``standard`` to mean 0 and deviation 1 over all training pixels.
+    """
+    data = data.pad(pad) if pad else data
+    if normalize == "unit":
+        return data, 1.0 / data.top, 0.0
+    if data.x.dtype == torch.uint8:
+        counts, values = torch.bincount(data.x.flatten(), minlength=256).double(), torch.arange(256).double()
+        mean = (counts * values).sum() / counts.sum()
+        deviation = ((counts * (values - mean).square()).sum() / counts.sum()).sqrt()
+    else:
+        mean, deviation = data.x.double().mean(), data.x.double().std(correction=0)
+    if deviation == 0:
+        raise BadStream(f"{data.name}: all pixels are equal, so they cannot be standardised; use normalize=unit")
+    return data, float(1 / deviation), float(-mean / deviation)
+
+
+def split(
+    data: Data,
+    *,
+    seed: int = 0,
+    tasks: int = 5,
+    order: str | tuple[int, ...] = "natural",
+    **options: Any,
+) -> Stream:
+    """A stream whose tasks divide the classes; where they don't divide evenly the first tasks have one class more.
+
+    Raises :class:`~continual.errors.BadStream` where there are fewer classes than tasks. ``options`` as
+    :func:`assemble`.
+    """
+    classes = len(data.classes)
+    if tasks > classes:
+        raise BadStream(f"{data.name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer")
+    ordered = class_order(order, classes, seed)
+    sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
+    starts = [sum(sizes[:t]) for t in range(tasks)]
+    groups = [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    return assemble(data, groups, (), seed=seed, **options)
+
+
+def permuted(
+    data: Data, *, seed: int = 0, tasks: int = 10, permutation_seed: int | None = None, **options: Any
+) -> Stream:
+    """A stream whose tasks all have every class and show the pixels in an order of their own (the first: as they are).
+
+    The orders are drawn from ``permutation_seed``, by default from the seed of the run.
+    """
+    source = seed if permutation_seed is None else permutation_seed
+    pixels = data.x[0].numel()
+    orders = [torch.arange(pixels)] + [key(source, task=t).permutation("pixels", pixels) for t in range(1, tasks)]
+    everything = [list(range(len(data.classes)))] * tasks
+    return assemble(data, everything, (Permute(torch.stack(orders)),), seed=seed, **options)
+
+
+def rotated(data: Data, *, seed: int = 0, angles: tuple[int, ...] = (0, 36, 72, 108, 144), **options: Any) -> Stream:
+    """A stream whose tasks all have every class and turn the images by one angle each, in degrees."""
+    height, width = data.x.shape[-2:]
+    everything = [list(range(len(data.classes)))] * len(angles)
+    grids = rotation_grids([float(angle) for angle in angles], height, width)
+    return assemble(data, everything, (Rotate(grids),), seed=seed, **options)
+
+
+def assemble(
+    data: Data,
+    groups: list[list[int]],
+    transforms: tuple[Transform, ...],
+    *,
+    seed: int = 0,
+    scenario: str = "class",
+    train_outputs: str = "default",
+    test_outputs: str = "default",
+    validation: float = 0.0,
+    validation_seed: int = 0,
+    normalize: str = "unit",
+    pad: int = 0,
+    limit: int | None = None,
+) -> Stream:
+    """A stream from the classes of each task: the options that all streams have.
+
+    ``scenario`` task, domain or class; active outputs in training and in testing ``task``, ``seen`` or ``all``
+    (default: task in the task scenario, seen in class, all in domain); ``validation`` the fraction of each class's
+    training rows set aside, by ``validation_seed``; ``normalize`` unit or standard; ``pad`` pixels of black on each
+    side; ``limit`` at most so many training rows of each class.
+    """
+    _check_choice("scenario", scenario, ("task", "domain", "class"))
+    for name, given in (("train_outputs", train_outputs), ("test_outputs", test_outputs)):
+        _check_choice(name, given, ("default", "task", "seen", "all"))
+    _check_choice("normalize", normalize, ("unit", "standard"))
+    data, scale, shift = prepared(data, pad, normalize)
+    held = set_aside(data.y, validation, validation_seed)
+    units, starts = _units(groups, scenario)
+    train = _table(data.x, data.y, groups, starts, scale, shift, transforms)
+    test = _table(data.x_test, data.y_test, groups, starts, scale, shift, transforms)
+    outputs = [
+        Outputs(ACTIVE[scenario] if given == "default" else cast(Active, given), units)
+        for given in (train_outputs, test_outputs)
+    ]
+    kept = ~held & _first(data.y, held, limit)
+    tasks = tuple(
+        Task(
+            index=index,
+            count=len(groups),
+            classes=tuple(data.classes[label] for label in labels),
+            train=_rows(train, index, kept),
+            validation=_rows(train, index, held),
+            test=_rows(test, index),
+            samples=train,
+            outputs=outputs[0],
+            key=key(seed, index),
+        )
+        for index, labels in enumerate(groups)
+    )
+    for task in tasks:
+        if not len(task.train) or not len(task.test):
+            raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
+                            f"training and {len(task.test)} test rows; every task needs some of both")  # fmt: skip
+    return Stream(cast(Scenario, scenario), train, test, tasks, outputs[1], record={"name": data.name})
+
+
+def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise BadStream(f"{name}={given}: it takes {'|'.join(allowed)}")
+
+
+def _units(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
+    """Which units are each task's own, bool (T, K), and each task's first unit."""
+    sizes = [len(labels) for labels in groups]
+    starts = [0] * len(groups) if scenario == "domain" else [sum(sizes[:t]) for t in range(len(groups))]
+    units = torch.zeros(len(groups), max(a + b for a, b in zip(starts, sizes, strict=True)), dtype=torch.bool)
+    for t, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        units[t, start : start + size] = True
+    return units, starts
+
+
+def _table(
+    x: Tensor, y: Tensor, groups: list[list[int]], starts: list[int], scale: float, shift: float,
+    transforms: tuple[Transform, ...],
+) -> Samples:  # fmt: skip
+    """The rows of all tasks, in the tasks' order and within a task in the data's order."""
+    image, unit, task = [], [], []
+    for t, (labels, start) in enumerate(zip(groups, starts, strict=True)):
+        position = torch.full((int(y.max()) + 1 if len(y) else 1,), -1)
+        known = [label for label in labels if label < len(position)]
+        position[known] = torch.arange(start, start + len(labels))[[labels.index(label) for label in known]]
+        mine = (position[y] >= 0).nonzero().squeeze(1)
+        image.append(mine)
+        unit.append(position[y[mine]])
+        task.append(torch.full_like(mine, t))
+    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(task), scale, shift, transforms)
+
+
+def _rows(samples: Samples, task: int, images: Tensor | None = None) -> Tensor:
+    """The rows of a task, of the given images only (bool, by image)."""
+    mine = samples.task == task
+    return (mine if images is None else mine & images[samples.image]).nonzero().squeeze(1)
+
+
+def _first(y: Tensor, held: Tensor, limit: int | None) -> Tensor:
+    """Which rows are among the first ``limit`` of their class that are not held out: bool (N,)."""
+    if limit is None:
+        return torch.ones_like(held)
+    free = torch.nn.functional.one_hot(y) * ~held[:, None]
+    return free.cumsum(0).gather(1, y[:, None]).squeeze(1) <= limit

@@ -1,0 +1,12 @@
+"""Fine-tuning: the lower bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from continual.learning.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Finetune(Strategy):
+    """Fine-tuning: each task in turn, with nothing done against forgetting. The lower bound."""

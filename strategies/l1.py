@@ -1,0 +1,31 @@
+"""L1: an absolute pull on every weight alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from continual.strategies.l2 import Pull
+
+from continual.learning.strategy import Batch, Memory
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.stream import Task
+
+
+@dataclass(frozen=True)
+class L1(Pull):
+    """L1 regularisation: loss + λ Σ |θ - θ*|, with θ* the last task's weights, or zero.
+
+    Most weights stay exactly where the last task left them (Tibshirani 1996, for θ* = 0). The gradient at θ = θ* is 0.
+    """
+
+    strength: float = option(0.001, "λ, the weight of the penalty", ge=0)
+
+    def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """λ Σ |θ - θ*|."""
+        return memory["weight"] * (theta - memory["anchor"]).abs().sum()

@@ -1,0 +1,77 @@
+"""Experience replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from continual.learning import exemplars
+from continual.learning.strategy import Batch, Memory, Step, Strategy
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net
+    from continual.streams.stream import Stream, Task
+
+
+@dataclass(frozen=True)
+class Replay(Strategy):
+    """Experience replay (Robins 1995; Chaudhry et al. 2019, "On tiny episodic memories"): stored samples join batches.
+
+    Choices: 1. ``balanced`` stores, after each task, equally many random samples of each class of each task;
+    ``reservoir`` stores a uniform sample of all that came by, at every step, the current task's included; 2. the
+    stored samples that join a batch are drawn with replacement; 3. every sample of the joined batch weighs the same,
+    or the stored ones weigh ``share`` in all; 4. as long as nothing is stored, a batch is learnt alone.
+    """
+
+    capacity: int = option(500, "samples that are stored", ge=1)
+    per_class: bool = option(False, "whether the capacity is for each class instead of in all")
+    fill: Literal["balanced", "reservoir"] = option("balanced", "how samples are chosen for storage")
+    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1)
+    share: float | None = option(None, "the stored samples' part of the loss; none: all samples alike", ge=0, le=1)
+
+    @property
+    def first_task_like_finetuning(self) -> bool:  # type: ignore[override]
+        """Not where the current task's samples are replayed too."""
+        return self.fill == "balanced"
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """``rows``: the stored rows (slots,), -1 where there is none yet; ``seen``: samples that came by."""
+        kinds = sum(len(task.classes) for task in stream.tasks)
+        slots = self.capacity * (kinds if self.per_class else 1)
+        return {"rows": exemplars.empty(slots, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+
+    def has(self, hook: str) -> bool:
+        """Only a reservoir has something to do after a step."""
+        return super().has(hook) and (hook != "after_step" or self.fill == "reservoir")
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """The batch and stored samples behind it."""
+        if self.fill == "balanced" and task.index == 0:
+            return batch
+        new, old = len(batch.row), self.samples or batch.own
+        stored = (memory["rows"] >= 0).sum()
+        rows = memory["rows"][batch.key.integers("replay", old, stored)]
+        rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
+        share = old / (new + old) if self.share is None else self.share
+        one = torch.ones_like(rows[:1], dtype=theta.dtype)
+        weight = torch.cat([one.expand(new) * (1 - share) / new, (one * (stored > 0) * share / old).expand(old)])
+        return batch.join(rows, task, weight)
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """The reservoir sees the step's own samples."""
+        own = step.batch.row[: step.batch.own]
+        rows, seen = exemplars.reservoir(memory["rows"], memory["seen"], own, step.batch.key)
+        return theta, {"rows": rows, "seen": seen}
+
+    def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """The balanced memory takes up samples of the task."""
+        if self.fill == "reservoir":
+            return theta, memory
+        quota = self.capacity if self.per_class else None
+        rows = exemplars.balanced(memory["rows"], task.train, task.samples, task.key, quota)
+        return theta, memory | {"rows": rows}
