@@ -51,8 +51,8 @@ def main() -> None:
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option of the command for each option of training."""
-    plugins.defer("torch")
-    from continual.learning.train import Training
+    with plugins.deferred("torch"):
+        from continual.learning.train import Training
 
     for known in reversed(options_of(Training).values()):
         flag = f"--{known.name.replace('_', '-')}"

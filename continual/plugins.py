@@ -6,6 +6,7 @@ registered can be named by its path, ``package.module:Class``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.machinery
@@ -13,6 +14,7 @@ import importlib.metadata
 import importlib.resources
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ def find(kind: str, name: str) -> type[Configured]:
         raise unknown(KINDS[kind], name, points)
     module, _, attribute = (points[name].value if name in points else name).partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        # our own modules use torch inside functions only; a foreign one may do as it likes
+        with deferred("torch") if module.startswith("continual.") else contextlib.nullcontext():
+            found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
@@ -84,19 +88,30 @@ def read_text(path: Path) -> str:
 
 
 class Deferred(types.ModuleType):
-    """A stand-in for a module that is slow to import: the first use of anything in it imports it.
-
-    So the command line can list strategies and refuse mistakes without waiting for PyTorch.
-    """
+    """A stand-in for a module that is slow to import: the first use of anything in it imports it."""
 
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         module = importlib.import_module(self.__name__)
         self.__dict__.update(module.__dict__)
+        self.__class__ = types.ModuleType  # type: ignore[assignment]
         return getattr(module, name)
 
 
-def defer(name: str) -> None:
-    """Let ``import name`` give a :class:`Deferred` stand-in, unless the module is already imported."""
-    sys.modules.setdefault(name, Deferred(name))
+@contextlib.contextmanager
+def deferred(name: str) -> Iterator[None]:
+    """Inside, ``import name`` gives a :class:`Deferred` stand-in, unless the module is imported already.
+
+    So the command line can list strategies and refuse mistakes without waiting for PyTorch. Modules imported inside
+    must not import parts of it (``import name.part``) or take names from it (``from name import ...``).
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = stand_in = Deferred(name)
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]

@@ -137,7 +137,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str
     return {
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
-        **plan.protocol(),
+        "protocol": plan.protocol(),
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": versions(),
     }

@@ -167,7 +167,7 @@ def test_pad() -> None:
     assert same(data.pad(0), data)
     with pytest.raises(BadData, match="pad was given -1"):
         data.pad(-1)
-    with pytest.raises(BadData, match="only .C, H, W. images"):
+    with pytest.raises(BadData, match=r"only \(C, H, W\) images"):
         Data.from_arrays(np.ones((2, 3)), [0, 1], np.ones((2, 3)), [0, 1]).pad(1)
 
 
@@ -238,7 +238,8 @@ def test_images_of_more_than_8_bits_are_refused() -> None:
 
 def test_iterable_datasets_are_refused() -> None:
     class Endless(IterableDataset[Any]):
-        pass
+        def __iter__(self) -> Any:
+            return iter(())
 
     with pytest.raises(BadData, match="takes a map-style"):
         Data.from_datasets(Endless(), Endless())
@@ -291,11 +292,10 @@ def test_every_flipped_byte_of_the_header_and_any_of_the_data_is_found(
     load("fashion-mnist", tmp_path)
     file = tmp_path / "packed" / "fashion-mnist.safetensors"
     good = file.read_bytes()
-    (header,) = struct.unpack("<Q", good[:8])
-    for at in [*range(8 + header), *range(8 + header, len(good), 97), len(good) - 1]:
+    (size,) = struct.unpack("<Q", good[:8])
+    header = len(good[: 8 + size].rstrip())  # without the spaces that pad it
+    for at in [*range(header), *range(8 + size, len(good), 97), len(good) - 1]:
         flip(file, at)
-        if at >= 8 and good[at : at + 1].isspace():
-            continue  # JSON's padding may become what it likes
         with pytest.raises(BadData) as caught:
             load("fashion-mnist", tmp_path)
         assert str(file) in str(caught.value) and "delete this file" in str(caught.value), at
@@ -388,7 +388,7 @@ def test_a_damaged_gz_is_named_and_never_downloaded(
 ) -> None:
     file = raw(tmp_path, contents) / f"{name}.gz"
     os.truncate(file, 20) if cut else flip(file, 30)
-    with pytest.raises(BadData, match="expected MD5 [0-9a-f]{32}.*delete this file") as caught:
+    with pytest.raises(BadData, match=r"expected MD5 [0-9a-f]{32}.*delete this file") as caught:
         load("fashion-mnist", tmp_path)
     assert str(file) in str(caught.value) and not (tmp_path / "packed").exists()
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from continual.errors import unknown
-from continual.results.metrics import LOPEZ_PAZ, METRICS, Metric, Summary, metric, summarise
+from continual.results.metrics import METRICS, Metric, Summary, metric, summarise
 from continual.results.store import Result, experiment
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
@@ -69,7 +69,8 @@ def matrix(result: Result) -> str:
     head = ["after", *(f"task {j}" for j in range(1, accuracy.shape[2] + 1))]
     names = ["untrained", *head[1:]]
     rows = [[name, *(_number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
-    notes = [f"test accuracy in %, mean over {_count(len(accuracy), 'seed')}", *_stopped(result)]
+    those = "" if there.all() else ", of those not stopped before"
+    notes = [f"test accuracy in %, mean over {_count(len(accuracy), 'seed')}{those}", *_stopped(result)]
     return "\n".join([result.name, "", _tabulated(head, rows, "simple"), "", *notes])
 
 
@@ -113,9 +114,9 @@ def _default(group: list[Result]) -> list[Metric]:
 
 def _by_task(group: list[Result]) -> list[Metric]:
     def column(j: int) -> Metric:
-        return Metric(f"task-{j + 1}", "accuracy after the last task", LOPEZ_PAZ, lambda A: A[:, -1, j])
+        return Metric(f"task-{j + 1}", "accuracy after the last task", "", lambda A: A[:, -1, j])
 
-    return [column(j) for j in range(max(result.accuracy.shape[2] for result in group))]
+    return [column(j) for j in range(group[0].accuracy.shape[2])]
 
 
 def _computed(group: list[Result], metrics: list[Metric]) -> _Table:
@@ -165,6 +166,11 @@ def _grid(content: _Table, interval: str) -> tuple[list[str], list[list[str]]]:
         ]
         for result, cells in zip(content.results, content.cells, strict=True)
     ]
+    if len(_counts(cell for cells in content.cells for cell in cells)) > 1:
+        # some seeds have no value: say of each line how many have
+        head.append("seeds")
+        for row, cells in zip(rows, content.cells, strict=True):
+            row.append(_range(_counts(cells)))
     return head, rows
 
 
@@ -204,21 +210,37 @@ def _listed(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _caption(content: _Table, interval: str) -> str:
-    """What the numbers are: error, unit, source of each metric, and what of it is missing."""
-    counts = sorted({cell.n for row in content.cells for cell in row if cell.n})
-    seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
-    plural = "seed" if seeds == "1" else "seeds"
-    error = "" if counts == [1] else f" ± {INTERVALS[interval]}"
+def _caption(content: _Table, interval: str, full: bool) -> str:
+    """What the numbers are: error, number of seeds, unit and sources, with ``full`` what each metric is too."""
+    counts = _counts(cell for row in content.cells for cell in row)
+    seeds = f"{_range(counts)} {'seed' if counts in ([], [1]) else 'seeds'}"
+    error = f" ± {INTERVALS[interval]}" if max(counts, default=0) > 1 else ""
     percent = ", in %" if any(one.unit == "%" for one in content.metrics) else ""
-    sources = "; ".join(dict.fromkeys(f"{one.title}: {one.meaning} ({one.citation})" for one in content.metrics))
-    return f"mean{error} over {seeds} {plural}{percent}. {sources}."
+    sources = "; ".join(dict.fromkeys(_source(one, full) for one in content.metrics))
+    return f"mean{error} over {seeds}{percent}. {sources}."
+
+
+def _source(one: Metric, full: bool) -> str:
+    """Where a metric is from."""
+    if not one.citation:
+        return one.meaning
+    return f"{one.title}: {one.meaning} ({one.citation})" if full else f"{one.title}: {one.citation}"
+
+
+def _counts(cells: Iterable[Summary]) -> list[int]:
+    """The least and the greatest number of seeds that a value is a mean over, one number where they are the same."""
+    found = {cell.n for cell in cells if cell.n}
+    return sorted({min(found), max(found)}) if found else []
+
+
+def _range(counts: list[int]) -> str:
+    return "–".join(map(str, counts)) or "0"
 
 
 def _stopped(result: Result) -> list[str]:
     """A line for each seed that ended early."""
     return [
-        f"seed {one['seed']} of {result.name} was stopped: {one['why']} at task {one['task']}, step {one['step']}"
+        f"seed {one['seed']} of {result.name} was stopped: {one['why']} at task {one['task']}, step {one['step']}."
         for one in result.record.get("stopped", [])
     ]
 
@@ -234,11 +256,11 @@ def _tabulated(head: list[str], rows: list[list[str]], style: str) -> str:
     from tabulate import tabulate
 
     align = ["left", *["right"] * (len(head) - 1)]
-    return tabulate(rows, head, tablefmt=style, colalign=align, headersglobalalign="right", disable_numparse=True)
+    return tabulate(rows, head, tablefmt=style, colalign=align, headersalign=align, disable_numparse=True)
 
 
-def _notes(content: _Table, interval: str) -> list[str]:
-    return [_caption(content, interval), *(line for result in content.results for line in _stopped(result))]
+def _notes(content: _Table, interval: str, full: bool = True) -> list[str]:
+    return [_caption(content, interval, full), *(line for result in content.results for line in _stopped(result))]
 
 
 def _terminal(content: _Table, interval: str) -> str:
@@ -247,8 +269,8 @@ def _terminal(content: _Table, interval: str) -> str:
         head, *rows = [list(line) for line in zip(head, *rows, strict=True)]
         folded = ["", *head[1:]]
     else:
-        folded = [head[0], *(title.replace(" ", "\n") for title in head[1:])]
-    notes = [textwrap.fill(note, WIDTH) for note in _notes(content, interval)]
+        folded = [title.replace(" ", "\n") if len(title) > 10 else title for title in head]
+    notes = [textwrap.fill(note, WIDTH) for note in _notes(content, interval, full=False)]
     heading = textwrap.fill(_heading(content.results[0].record), WIDTH)
     return "\n".join([heading, "", _tabulated(folded, rows, "simple"), "", *notes])
 
@@ -283,16 +305,16 @@ def _escaped_latex(text: str) -> str:
 
 
 def _latex(content: _Table, interval: str) -> str:
-    """A table with the package booktabs; a minus is set as one."""
+    """A table that needs the package booktabs."""
     head, rows = _grid(content, interval)
     lines = [_latex_row(row) for row in rows]
-    caption = ". ".join([_heading(content.results[0].record), *_notes(content, interval)])
+    caption = " ".join([f"{_heading(content.results[0].record)}.", *_notes(content, interval)])
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_escaped_latex(caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(content.metrics)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
             r"\toprule",
             _latex_row(head),
             r"\midrule",
@@ -331,7 +353,7 @@ def _csv(tables: list[_Table]) -> str:
         name = experiment(content.results[0].record)
         for entry in _entries(content):
             writer.writerow({"experiment": name, **_without_nan(entry)})
-    return text.getvalue()
+    return text.getvalue().rstrip("\n")
 
 
 def _json(tables: list[_Table]) -> str:

@@ -260,7 +260,7 @@ def _numbered(
     y: Tensor, y_test: Tensor, classes: Sequence[str] | None, name: str
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Training and test labels numbered from 0, and the classes' names."""
-    known = y.unique()
+    known: Tensor = torch.unique(y)  # ascending
     fault = f"is no label of the training set ({_few(known)})"
     _every(torch.isin(y_test, known), y_test, f"{name}: test labels", fault)
     if classes is None:
@@ -338,7 +338,7 @@ def _digest(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
     shapes = [[part, str(tensors[part].dtype), list(tensors[part].shape)] for part in PARTS]
     digest = hashlib.sha256(json.dumps([facts, shapes], sort_keys=True).encode())
     for part in PARTS:
-        digest.update(tensors[part].reshape(-1).view(torch.uint8).numpy())  # the buffer itself: no copy
+        digest.update(tensors[part].reshape(-1).view(torch.uint8).numpy().data)  # the buffer itself: no copy
     return digest.hexdigest()
 
 

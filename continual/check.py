@@ -1,0 +1,314 @@
+"""The conformance suite: what every strategy, built-in or foreign, has to keep to.
+
+``continual check my_pkg.mine:Mine`` runs it, and the tests run it over everything registered. It trains on a small
+made-up stream in float64, so that what should be equal is equal to many digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from continual import config
+from continual.learning.models import MLP
+from continual.learning.optimizers import SGD, Constant
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.step import Program
+from continual.learning.strategy import HOOKS, Batch, Chain, Memory, Step, Strategy
+from continual.learning.train import Training, Watch, schedule, train
+from continual.streams.rng import key
+from continual.streams.stream import Samples, Stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAINING = Training(seeds=3, epochs=2, batch=8, precision="float64", train_samples=0)
+CLASSES, TASKS, PER_CLASS = 6, 3, 12
+
+
+class Failed(Exception):
+    """A check that a strategy does not pass, in words."""
+
+
+def check(strategy: Any) -> None:
+    """Raise ``AssertionError`` with every failed check of a strategy (an object, or text as the command line has it)."""
+    problems = [f"{name}: {problem}" for name, problem in checks(config.make_strategy(strategy)) if problem]
+    if problems:
+        raise AssertionError("\n".join(problems))
+
+
+def checks(strategy: Strategy) -> Iterator[tuple[str, str | None]]:
+    """Each check's name, and what is wrong, or None."""
+    for name, function in CHECKS.items():
+        yield name, _problem(function, strategy)
+
+
+def _problem(function: Callable[[Strategy], None], strategy: Strategy) -> str | None:
+    try:
+        function(strategy)
+    except Failed as failure:
+        return str(failure)
+    except Exception as error:  # whatever a strategy raises is what its author wants to see
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+# ---- a small stream, and runs on it
+
+
+def small_stream(seed: int, scenario: str = "class") -> Stream:
+    """Six classes of 3x3 images, each scattered around an image of its own, in three tasks."""
+    centres = key(1).uniform("centres", CLASSES, 1, 9) * 200
+    noise = key(2).uniform("noise", CLASSES, 2 * PER_CLASS, 9) * 55
+    x = (centres + noise).to(torch.uint8).unflatten(-1, (1, 3, 3))
+    y = torch.arange(CLASSES)[:, None].expand(CLASSES, PER_CLASS).flatten()
+    train_x, test_x = (part.flatten(0, 1) for part in x.split(PER_CLASS, dim=1))
+    return Stream.from_arrays(train_x, y, test_x, y, tasks=TASKS, scenario=scenario).stream(seed)
+
+
+def learners_of(strategy: Strategy, seeds: list[int], streams: list[Stream] | None = None) -> Learners:
+    """Untrained learners of a small network on the small stream."""
+    streams = streams or [small_stream(seed) for seed in seeds]
+    net = MLP(layers=(10,)).build(streams[0].shape, streams[0].units)
+    strategy.suits(streams[0], net)
+    recipe = Recipe(net, strategy, SGD(lr=0.1, momentum=0.9), Constant(), keep_optimizer=True, precision="float64")
+    return Learners(recipe, streams, seeds)
+
+
+def outcome(learners: Learners) -> dict[str, Tensor]:
+    """Everything that training gave: accuracies, losses, θ and memory."""
+    arrays, stopped = train(learners, TRAINING, Watch())
+    if stopped:
+        raise Failed(f"the loss of seed {stopped[0].seed} is not finite at task {stopped[0].task}, "
+                     f"step {stopped[0].step}")  # fmt: skip
+    memory = {f"memory[{name!r}]": value for name, value in learners.memory.items()}
+    return arrays | {"θ": learners.theta.detach()} | memory
+
+
+def first_steps() -> int:
+    """The steps of the first task where nothing is added to it."""
+    return TRAINING.steps(CLASSES // TASKS * PER_CLASS)
+
+
+def compare(got: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+    """Raise :class:`Failed` where two outcomes differ by more than rounding."""
+    for name, value in wanted.items():
+        if not torch.allclose(got[name], value, rtol=1e-6, atol=1e-9, equal_nan=True):
+            raise Failed(f"{what}, but {name} differs by up to {(got[name] - value).abs().max():.1e}")
+
+
+# ---- the checks
+
+
+def survives_yaml(strategy: Strategy) -> None:
+    """Options survive a round trip through YAML."""
+    import yaml
+
+    written = yaml.safe_dump([config.describe("strategies", part) for part in strategy.parts])
+    if config.make_strategy(yaml.safe_load(written)) != strategy:
+        raise Failed(f"read back from YAML it is another strategy: {written!r}")
+
+
+def pure(strategy: Strategy) -> None:
+    """Hooks change nothing in place, give the same twice, and keep the memory's names, shapes and types."""
+    outcome(learners_of(Spy(strategy), [0]))
+
+
+def reads_its_own(strategy: Strategy) -> None:
+    """No row is read that is neither the current task's nor in memory (under a name that ends in ``rows``)."""
+    spy = Spy(strategy)
+    stream = small_stream(0)
+    watched = WatchedSamples(**vars(stream.samples))
+    watched.watch(spy)
+    from dataclasses import replace
+
+    tasks = tuple(replace(task, samples=watched) for task in stream.tasks)
+    outcome(learners_of(spy, [0], [replace(stream, samples=watched, tasks=tasks)]))
+
+
+def first_task_like_finetuning(strategy: Strategy) -> None:
+    """The first task comes out as under fine-tuning, where the strategy says it does."""
+    if not strategy.first_task_like_finetuning:
+        return
+    steps = first_steps()
+    got, wanted = (outcome(learners_of(one, [0]))["loss"][:steps] for one in (strategy, Strategy()))
+    compare({"loss": got}, {"loss": wanted}, "the first task should be learnt as under fine-tuning")
+
+
+def mapped_equals_looped(strategy: Strategy) -> None:
+    """Seeds side by side give what they give one after the other."""
+    group = outcome(learners_of(strategy, [0, 1, 2]))
+    for r in range(3):
+        alone = outcome(learners_of(strategy, [r]))
+        got = {name: value[r] for name, value in group.items()}
+        compare(got, alone, f"seed {r} should be the same in a group and alone")
+
+
+def asks_nothing(strategy: Strategy) -> None:
+    """A step never asks the device for a value."""
+    learners = learners_of(strategy, [0])
+    for index in range(2):
+        batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
+        program = Program(learners, index, len(batches))
+        with Asked() as asked:
+            for number, rows in enumerate(batches):
+                program(number, rows)
+        if asked.found:
+            raise Failed(f"in task {index + 1} a step called {', '.join(sorted(asked.found))}, which waits for the "
+                         "device (.item(), a branch on a tensor, boolean indexing, nonzero, .cpu())")  # fmt: skip
+        learners.end(index)
+
+
+def not_inert(strategy: Strategy) -> None:
+    """After two tasks something differs from fine-tuning."""
+    if not any(strategy.has(hook) for hook in HOOKS):
+        return
+    got, wanted = (outcome(learners_of(one, [0])) for one in (strategy, Strategy()))
+    same_length = got["loss"].shape == wanted["loss"].shape
+    if same_length and all(torch.allclose(got[name], wanted[name], rtol=1e-9, atol=1e-12) for name in wanted):
+        raise Failed("all losses and accuracies are those of fine-tuning: the strategy does nothing")
+
+
+CHECKS: dict[str, Callable[[Strategy], None]] = {
+    "options survive YAML": survives_yaml,
+    "hooks are pure and memory keeps its shapes": pure,
+    "reads only its task and its memory": reads_its_own,
+    "first task as under fine-tuning, if it says so": first_task_like_finetuning,
+    "seeds side by side as one by one": mapped_equals_looped,
+    "a step asks the device for nothing": asks_nothing,
+    "differs from fine-tuning": not_inert,
+}
+
+
+# ---- how they look
+
+
+class Asked(TorchDispatchMode):
+    """Notes the operations that would make the host wait for a device."""
+
+    WAITING = frozenset({
+        "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item",
+        "unique_consecutive", "nonzero_numpy",
+    })  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See :class:`TorchDispatchMode`."""
+        name = func.overloadpacket.__name__
+        kwargs = kwargs or {}
+        boolean = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        to_host = name == "_to_copy" and args[0].device.type != "cpu" and str(kwargs.get("device")) == "cpu"
+        if name in self.WAITING or boolean or to_host:
+            self.found.add(f"{name} with a boolean index" if boolean else name)
+        return func(*args, **kwargs)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in what a hook takes or gives."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for name in sorted(value) for tensor in _tensors(value[name])]
+    if isinstance(value, Step):
+        return _tensors([value.batch, value.out, value.known])
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+class Spy(Chain):
+    """A strategy whose every call is looked at."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__((strategy,))
+        object.__setattr__(self, "form", None)
+        object.__setattr__(self, "allowed", set())
+
+    def _watch(self, hook: str, memory: Memory, task: Any, *arguments: Any) -> Any:
+        function = getattr(super(), hook)
+        if task is not None:
+            rows = [value for name, value in memory.items() if name.endswith("rows")]
+            object.__setattr__(self, "allowed", {int(row) for part in (task.train, *rows) for row in part.flatten()})
+        given = _tensors(arguments)
+        copies = [tensor.detach().clone() for tensor in given]
+        gave, again = function(*arguments), function(*arguments)
+        if not all(torch.equal(old, new) for old, new in zip(copies, given, strict=True)):
+            raise Failed(f"{hook} changes what it is given in place")
+        pairs = list(zip(_tensors(gave), _tensors(again), strict=True))
+        if not all(torch.equal(a, b) for a, b in pairs):
+            raise Failed(f"{hook} gives something else when it is called again with the same")
+        if isinstance(gave, tuple) and len(gave) == 2:
+            self._keeps_form(hook, gave[1])
+        return gave
+
+    def _keeps_form(self, hook: str, memory: Memory) -> None:
+        form = {name: (tuple(value.shape), value.dtype) for name, value in memory.items()}
+        known: Any = self.form  # type: ignore[attr-defined]
+        if known is not None and form != known:
+            changed = sorted(set(form.items()) ^ set(known.items()), key=str)
+            raise Failed(f"{hook} gives a memory of another form than init did: {changed}")
+        object.__setattr__(self, "form", form)
+
+    def has(self, hook: str) -> bool:
+        """Every hook of the strategy, and those that tell where training is."""
+        return hook in ("before_task", "batch") or super().has(hook)
+
+    def init(self, net: Any, theta: Tensor, stream: Stream) -> Memory:
+        """See :class:`Strategy`, as for all that follow."""
+        memory: Memory = self._watch("init", {}, None, net, theta, stream)
+        self._keeps_form("init", memory)
+        return memory
+
+    def before_task(self, net: Any, theta: Tensor, memory: Memory, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
+        return self._watch("before_task", memory, task, net, theta, memory, task)  # type: ignore[no-any-return]
+
+    def rows(self, memory: Memory, task: Any) -> Tensor:  # noqa: D102
+        return self._watch("rows", memory, task, memory, task)  # type: ignore[no-any-return]
+
+    def batch(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, task: Any) -> Batch:  # noqa: D102
+        return self._watch("batch", memory, task, net, theta, memory, batch, task)  # type: ignore[no-any-return]
+
+    def loss(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, out: Any, task: Any) -> Tensor:  # noqa: D102
+        return self._watch("loss", memory, task, net, theta, memory, batch, out, task)  # type: ignore[no-any-return]
+
+    def penalty(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, out: Any, task: Any) -> Tensor:  # noqa: D102
+        return self._watch("penalty", memory, task, net, theta, memory, batch, out, task)  # type: ignore[no-any-return]
+
+    def gradient(  # noqa: D102
+        self, net: Any, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Any
+    ) -> Tensor:
+        return self._watch("gradient", memory, task, net, theta, memory, gradient, batch, task)  # type: ignore[no-any-return]
+
+    def after_step(self, net: Any, theta: Tensor, memory: Memory, step: Step, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
+        return self._watch("after_step", memory, task, net, theta, memory, step, task)  # type: ignore[no-any-return]
+
+    def after_task(self, net: Any, theta: Tensor, memory: Memory, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
+        return self._watch("after_task", memory, task, net, theta, memory, task)  # type: ignore[no-any-return]
+
+    def predict(self, net: Any, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:  # noqa: D102
+        return self._watch("predict", memory, None, net, theta, memory, x, tasks)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedSamples(Samples):
+    """Samples that tell which rows are read."""
+
+    def watch(self, spy: Spy) -> None:
+        """Hold every read from now on against what the spy allows."""
+        object.__setattr__(self, "spy", spy)
+
+    def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """See :class:`Samples`."""
+        strange = {int(row) for row in rows} - self.spy.allowed  # type: ignore[attr-defined]
+        if strange:
+            raise Failed(f"row {min(strange)} is read, which is neither the task's nor in memory")
+        return super().images(rows, dtype)

@@ -1,0 +1,228 @@
+"""Tables: each format is read back, and says what its numbers mean."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from continual.errors import BadOption, UnknownName
+from continual.results import metrics, tables
+from continual.results.store import Result
+
+# two seeds, two tasks; rows: untrained, after task 1, 2
+A = np.array([[[0.1, 0.1], [0.9, 0.3], [0.5, 0.8]], [[0.1, 0.1], [0.8, 0.2], [0.6, 0.9]]])
+
+
+def result(name="ewc", accuracy=A, trace=False, strategy=None, benchmark="split-digits", **more):
+    record = {
+        "title": name,
+        "strategy": [{"name": strategy or name}],
+        "protocol": {
+            "benchmark": {"name": benchmark, "scenario": "class", "tasks": 2, "validation": 0.0, "pad": 0},
+            "model": {"name": "mlp", "layers": [100, 100]},
+            "training": {"epochs": 20, "iterations": None, "batch": 32, "optimizer": {"name": "adam", "lr": 0.001}},
+            "seeds": list(range(len(accuracy))),
+        },
+        **more,
+    }
+    arrays = {"accuracy": accuracy}
+    if trace:
+        arrays |= {
+            "trace": accuracy[:, 1:].repeat(2, axis=1),
+            "trace_task": np.array([0, 0, 1, 1]),
+            "trace_step": np.arange(4),
+        }
+    return Result(record, arrays)
+
+
+def stopped():
+    accuracy = A.copy()
+    accuracy[1, 2] = np.nan
+    return result("si", accuracy, stopped=[{"seed": 1, "task": 2, "step": 17, "why": "loss not finite"}])
+
+
+def rows(text):
+    """The lines of a terminal's table as cells, the two lines of its heading left out."""
+    lines = text.splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    return [re.split(r"\s{2,}", line.strip()) for line in lines[rule + 1 : lines.index("", rule)]]
+
+
+def test_the_terminal_shows_percent_and_error():
+    # accuracies 0.65 and 0.75: mean 70 %, sd 7.07, se 5, t(0.975, 1) = 12.7062
+    for interval, error in (("sd", "7.07"), ("se", "5.00"), ("ci95", "63.53")):
+        text = tables.table([result()], ["average-accuracy"], interval=interval)
+        assert rows(text) == [["ewc", f"70.00 ± {error}"]]
+        assert f"{tables.INTERVALS[interval]} over 2 seeds, in %" in " ".join(text.split())
+
+
+def test_the_heading_states_the_protocol():
+    heading = " ".join(tables.table([result()]).partition("\n\n")[0].split())
+    expected = (
+        "split-digits (scenario class, tasks 2); mlp (layers 100-100); epochs 20, batch 32, optimizer adam (lr 0.001)"
+    )
+    assert heading == f"{expected}; 2 seeds"
+    assert tables.table([result(heading="my own")]).splitlines()[0] == "my own"
+
+
+def test_default_metrics_fit_what_is_there():
+    def chosen(group):
+        return list(json.loads(tables.table(group, format="json"))[0]["results"][0]["metrics"])
+
+    usual = ["average-accuracy", "learning-accuracy", "forgetting", "backward-transfer", "forward-transfer"]
+    worst = [*usual[:3], "minimum-accuracy", "worst-case-accuracy", "stability-gap"]
+    assert chosen([result()]) == usual
+    assert chosen([result(), result("joint")]) == [*usual, "intransigence"]
+    assert chosen([result(trace=True)]) == worst
+    assert chosen([result(trace=True), result("b")]) == usual
+    chain = result("both", strategy="joint")
+    chain.record["strategy"].append({"name": "l2"})
+    assert chosen([chain]) == usual
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_the_default_table_fits_into_a_hundred_columns(trace):
+    group = [result("replay:capacity=500", trace=trace), result("finetune", trace=trace)]
+    assert max(map(len, tables.table(group).splitlines())) <= 100
+
+
+def test_all_metrics_that_fit():
+    (found,) = json.loads(tables.table([result(trace=True)], ["all"], "json"))
+    names = set(found["results"][0]["metrics"])
+    assert {"forgetting", "stability-gap", "remembering"} <= names
+    assert not names & {"intransigence", "model-size-efficiency"}
+    text = tables.table([result(trace=True), result("b", trace=True)], ["all"])
+    # too many for columns: a metric a line, a strategy a column
+    assert re.search(r"^ +ewc +b$", text, re.MULTILINE)
+    assert ["average accuracy", "70.0 ± 7.1", "70.0 ± 7.1"] in rows(text)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_accuracy_by_task():
+    text = tables.table([result()], ["tasks"])
+    assert rows(text) == [["ewc", "55.00 ± 7.07", "85.00 ± 7.07"]]
+    assert "task 1" in text
+    assert "accuracy after the last task" in text
+
+
+def test_intransigence_is_against_joint_training():
+    group = [result(), result("joint", A + 0.04)]
+    (found,) = json.loads(tables.table(group, ["intransigence"], "json"))
+    assert found["results"][0]["metrics"]["intransigence"]["mean"] == pytest.approx(0.04)
+    with pytest.raises(BadOption, match="joint"):
+        tables.table([result()], ["intransigence"])
+
+
+def test_a_stopped_seed_is_told_of_and_counted():
+    text = tables.table([result(), stopped()], ["average-accuracy"])
+    assert "seed 1 of si was stopped: loss not finite at task 2, step 17" in text
+    assert rows(text) == [["ewc", "70.00 ± 7.07", "2"], ["si", "65.00", "1"]]
+    assert "over 1–2 seeds" in text
+    assert "over 2 seeds" in tables.table([result()], ["average-accuracy"])
+
+
+def test_what_has_no_value_is_a_dash():
+    one_task = result(accuracy=np.array([[[0.1], [0.9]]]))
+    text = tables.table([one_task], ["average-accuracy", "forgetting"])
+    assert rows(text) == [["ewc", "90.00", "–"]]
+    assert "mean over 1 seed, in %" in text
+
+
+def test_no_minus_before_a_zero():
+    flat = np.array([[[0.1, 0.1], [0.9, 0.3], [0.9 - 1e-9, 0.8]]])
+    assert rows(tables.table([result(accuracy=flat)], ["backward-transfer"])) == [["ewc", "0.00"]]
+
+
+def test_experiments_have_tables_of_their_own():
+    group = [result("a"), result("b", benchmark="other"), result("c")]
+    text = tables.table(group, ["average-accuracy"])
+    assert text.count("in %") == 2
+    assert text.index("other") > text.index("c  ")
+    found = json.loads(tables.table(group, format="json"))
+    assert [[one["name"] for one in each["results"]] for each in found] == [["a", "c"], ["b"]]
+
+
+def test_csv_is_read_back_in_full_precision():
+    third = np.full((3, 2, 1), 1 / 3)
+    third[1] = 0.1
+    found = list(csv.DictReader(io.StringIO(tables.table([result('a,"b"\nc', third)], format="csv"))))
+    first = found[0]
+    assert first["strategy"] == 'a,"b"\nc'
+    assert first["metric"] == "average-accuracy"
+    expected = metrics.summarise(third[:, -1, 0])
+    for name in ("mean", "sd", "se", "low", "high"):
+        assert float(first[name]) == getattr(expected, name)
+    assert (first["n"], first["failed"]) == ("3", "0")
+    forgetting = next(line for line in found if line["metric"] == "forgetting")
+    assert (forgetting["mean"], forgetting["n"], forgetting["failed"]) == ("", "0", "3")
+
+
+def test_json_is_read_back_with_null_for_nan():
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = tables.table([stopped()], ["average-accuracy"], "json")
+    (found,) = json.loads(text, parse_constant=refuse)
+    assert found["benchmark"]["name"] == "split-digits"
+    assert found["seeds"] == [0, 1]
+    (one,) = found["results"]
+    assert one["stopped"][0]["step"] == 17
+    expected = {"mean": 0.65, "sd": None, "se": None, "low": None, "high": None, "n": 1, "failed": 1}
+    assert one["metrics"]["average-accuracy"] == pytest.approx(expected)
+
+
+def test_latex_is_escaped_and_whole():
+    name = r"a_b%c&d#e$f{g}h~i^j\k"
+    text = tables.table([result(name, A - 0.1)], ["backward-transfer", "average-accuracy"], "latex")
+    (line,) = [line for line in text.splitlines() if line.startswith("a")]
+    escaped = r"a\_b\%c\&d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
+    assert line == escaped + r" & $-$30.00 $\pm$ 14.14 & 60.00 $\pm$ 7.07 \\"
+    for once in (r"\begin{table}", r"\begin{tabular}{lrr}", r"\toprule", r"\midrule", r"\bottomrule", r"\end{table}"):
+        assert text.count(once) == 1
+    assert r"in \%" in text
+    assert text.isascii()
+
+
+def test_markdown_is_escaped_and_has_cells_of_equal_number():
+    text = tables.table([result("a|b*c_d"), result("e")], format="markdown")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {8}
+    assert r"| a\|b\*c\_d " in lines[2]
+    assert "70.00 ± 7.07" in lines[2]
+    assert text.startswith("**split-digits")
+    assert "Chaudhry et al. 2018" in text
+
+
+def test_the_matrix_of_a_result():
+    text = tables.matrix(result())
+    assert rows(text) == [["untrained", "10.00", "10.00"], ["task 1", "85.00", "25.00"], ["task 2", "55.00", "85.00"]]
+    assert "mean over 2 seeds" in text
+    # a stopped seed still counts for the rows that it reached
+    assert rows(tables.matrix(stopped()))[1:] == [["task 1", "85.00", "25.00"], ["task 2", "50.00", "80.00"]]
+    assert "was stopped" in tables.matrix(stopped())
+    nobody = np.where(np.arange(3)[:, None] < 2, A, np.nan)
+    assert rows(tables.matrix(result(accuracy=nobody)))[2] == ["task 2", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "latx"}, "did you mean 'latex'"),
+        ({"interval": "std"}, "no interval is named 'std'"),
+        ({"metrics": ["forgeting"]}, "did you mean 'forgetting'"),
+    ],
+)
+def test_unknown_words_name_the_nearest(arguments, message):
+    with pytest.raises(UnknownName, match=message):
+        tables.table([result()], **arguments)
+
+
+def test_a_metric_without_percent_is_not_scaled():
+    size = {"parameters": [100, 200], "stored_samples_per_task": [0, 0], "train_samples_per_task": [5, 5]}
+    text = tables.table([result(size=size)], ["model-size-efficiency"])
+    assert rows(text) == [["ewc", "0.750 ± 0.000"]]
+    assert "in %" not in text
