@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from continual import benchmarks as benchmarks
     from continual import strategies as strategies
-    from continual.check import check as check
     from continual.cli import script as script
+    from continual.conformance import check as check
     from continual.errors import Mistake as Mistake
     from continual.learning.strategy import Batch as Batch
     from continual.learning.strategy import Chain as Chain
     from continual.learning.strategy import Step as Step
     from continual.learning.strategy import Strategy as Strategy
     from continual.options import option as option
-    from continual.run import run as run
+    from continual.runner import run as run
     from continual.streams.stream import Stream as Stream
 
 __version__ = "0.1.0"
@@ -35,9 +35,9 @@ _PLACES = {
     "Step": "continual.learning.strategy",
     "Strategy": "continual.learning.strategy",
     "Stream": "continual.streams.stream",
-    "check": "continual.check",
+    "check": "continual.conformance",
     "option": "continual.options",
-    "run": "continual.run",
+    "run": "continual.runner",
     "script": "continual.cli",
 }
 _PACKAGES = ("benchmarks", "strategies")

@@ -13,18 +13,19 @@ import click
 from continual import config, plugins
 from continual.errors import BadOption, Mistake, choices, unknown
 from continual.options import Option, options_of
+from continual.progress import Progress
 
 KINDS = (*plugins.KINDS, "metrics")
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
-class Commands(click.Group):
-    """The commands; a user's mistake is one message on standard error and exit status 2."""
+class Told(click.Command):
+    """A command that tells a user's mistake in one message on standard error, with exit status 2."""
 
-    def invoke(self, context: click.Context) -> Any:
-        """Run a command."""
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except Mistake as mistake:
             click.echo(f"continual: {mistake}", err=True)
             raise SystemExit(2) from mistake
@@ -32,12 +33,15 @@ class Commands(click.Group):
             click.echo("continual: interrupted; runs that were finished are stored", err=True)
             raise SystemExit(130) from None
 
-    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
-        """A command by name, or the nearest name."""
-        if arguments and self.get_command(context, arguments[0]) is None and not arguments[0].startswith("-"):
-            click.echo(f"continual: {unknown('command', arguments[0], self.commands)}", err=True)
-            raise SystemExit(2)
-        return super().resolve_command(context, arguments)
+
+class Commands(Told, click.Group):
+    """The commands."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """A command by name; an unknown one is a mistake like any other."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,7 +98,7 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet")}
     plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
     from continual.results import store, tables
-    from continual.run import run_plan
+    from continual.runner import run_plan
 
     bar = Bar(silent=places["quiet"] or not sys.stderr.isatty())
     results = run_plan(
@@ -132,14 +136,14 @@ def _suggestion(plan: config.Plan) -> str:
     return f"{name}:scenario=task ewc:strength=1000 ewc+replay:capacity=200"
 
 
-class Bar:
+class Bar(Progress):
     """Progress on standard error: task, step, samples per second, time left."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent
 
     def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
-        """See :class:`continual.run.Progress`."""
+        """See :class:`continual.progress.Progress`."""
         from tqdm import tqdm
 
         if group == 0:
@@ -149,25 +153,25 @@ class Bar:
         self.learnt, self.done = 0, float(group * tasks)
 
     def step(self, task: int, step: int, steps: int) -> None:
-        """See :class:`continual.run.Progress`."""
+        """See :class:`continual.progress.Progress`."""
         self.learnt += self.samples
         if self.silent or step % 10:
             return
         at = self.group * self.tasks + task + step / steps
         rate = self.learnt * max(at, 1e-9) / max(at - self.group * self.tasks, 1e-9)
         elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
-        self.bar.set_postfix_str(f"task {task + 1}/{self.tasks}, step {step + 1}/{steps}, {rate / elapsed:,.0f} samples/s",
-                                 refresh=False)  # fmt: skip
+        where = f"task {task + 1}/{self.tasks}, step {step + 1}/{steps}, {rate / elapsed:,.0f} samples/s"
+        self.bar.set_postfix_str(where, refresh=False)
         self.bar.update(at - self.done)
         self.done = at
 
     def end(self) -> None:
-        """See :class:`continual.run.Progress`."""
+        """See :class:`continual.progress.Progress`."""
         if self.group + 1 == self.groups:
             self.bar.close()
 
     def say(self, line: str) -> None:
-        """See :class:`continual.run.Progress`."""
+        """See :class:`continual.progress.Progress`."""
         click.echo(line, err=True)
 
 
@@ -236,7 +240,7 @@ def show(folder: str, style: str, names: str | None, error: str, matrix: bool) -
 def check(strategy: str) -> None:
     """Run the conformance suite on a strategy: a registered name, a chain, or module:Class."""
     made = config.make_strategy(strategy)
-    from continual.check import checks
+    from continual.conformance import checks
 
     failed = 0
     for name, problem in checks(made):
@@ -252,16 +256,11 @@ def script(benchmark: str) -> None:
     ``:option=value,...`` as the first argument are the benchmark's options, ``--benchmark NAME`` another of the family.
     """
 
-    @click.command(cls=_Script, help=f"continual run {benchmark} ...; ':option=value,...' first are its options.")
+    @click.command(cls=Told, help=f"continual run {benchmark} ...; ':option=value,...' first are its options.")
     @click.argument("what", nargs=-1)
     @click.option("--benchmark", "usual", default=benchmark, help=f"[default: {benchmark}]")
-    @click.pass_context
-    def command(context: click.Context, what: tuple[str, ...], usual: str, **given: Any) -> None:
+    def command(what: tuple[str, ...], usual: str, **given: Any) -> None:
         execute(what, given, usual)
 
     command.params += [parameter for parameter in run.params if parameter.name != "what"]
     command()
-
-
-class _Script(click.Command):
-    invoke = Commands.invoke  # the same words for the same mistakes

@@ -5,7 +5,6 @@ The grammar is ``NAME[:option=value,...]``, chained with ``+``: ``ewc:strength=6
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path

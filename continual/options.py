@@ -22,7 +22,7 @@ LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def option(default: Any, meaning: str, **limits: float) -> Any:
-    """A dataclass field with a meaning and limits (``ge``, ``gt``, ``le``, ``lt``), as in ``option(1.0, "λ", ge=0)``."""
+    """A dataclass field with a meaning and limits (``ge``, ``gt``, ``le``, ``lt``): ``option(1.0, "λ", ge=0)``."""
     unknown_limits = set(limits) - set(LIMITS)
     if unknown_limits:
         raise TypeError(f"option() takes the limits {choices(LIMITS)}, not {choices(unknown_limits)}")
@@ -80,7 +80,8 @@ def _limited(hint: Any, limits: dict[str, float]) -> Any:
         return functools.reduce(lambda a, b: a | b, (_limited(member, limits) for member in typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return tuple[_limited(typing.get_args(hint)[0], limits), ...]  # type: ignore[misc]
-    return Annotated[hint, msgspec.Meta(**limits)] if limits and hint in (int, float) else hint
+    meta: Any = msgspec.Meta
+    return Annotated[hint, meta(**limits)] if limits and hint in (int, float) else hint
 
 
 def _untexted(hint: Any, value: Any) -> Any:
@@ -94,9 +95,13 @@ def _untexted(hint: Any, value: Any) -> Any:
     return [part for part in value.split("-") if part] if is_list and value[:1].isdigit() else value
 
 
-@functools.cache
 def options_of(cls: type) -> dict[str, Option]:
     """The options of a :class:`Configured` class by name, in their order."""
+    return _options_of(cls)
+
+
+@functools.cache
+def _options_of(cls: type) -> dict[str, Option]:
     hints = typing.get_type_hints(cls)
     return {
         field.name: Option(

@@ -77,6 +77,7 @@ def test_default_metrics_fit_what_is_there():
     assert chosen([result()]) == usual
     assert chosen([result(), result("joint")]) == [*usual, "intransigence"]
     assert chosen([result(trace=True)]) == worst
+    assert chosen([result(trace=True), result("joint", trace=True)]) == worst
     assert chosen([result(trace=True), result("b")]) == usual
     chain = result("both", strategy="joint")
     chain.record["strategy"].append({"name": "l2"})
@@ -85,7 +86,7 @@ def test_default_metrics_fit_what_is_there():
 
 @pytest.mark.parametrize("trace", [False, True])
 def test_the_default_table_fits_into_a_hundred_columns(trace):
-    group = [result("replay:capacity=500", trace=trace), result("finetune", trace=trace)]
+    group = [result("replay:capacity=50", trace=trace), result("joint", trace=trace)]
     assert max(map(len, tables.table(group).splitlines())) <= 100
 
 

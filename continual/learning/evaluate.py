@@ -70,7 +70,8 @@ class Evaluation:
         x = samples.images(rows, learners.recipe.dtype)
         scores = learners.strategy.predict(learners.net, theta, memory, x, told)
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
-        return (answer == samples.y[rows]).to(self.share.dtype)
+        right: Tensor = answer == samples.y[rows]
+        return right.to(self.share.dtype)
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:

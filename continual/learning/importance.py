@@ -84,11 +84,13 @@ def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tenso
             logits = task.outputs.apply(net.logits(live, image[None], of[None]), task.index, of[None])
             return (torch.nn.functional.log_softmax(logits, dim=-1) * weight).sum(-1)
 
-        return torch.func.jacrev(terms)(theta).square().sum(0)
+        jacobian: Tensor = torch.func.jacrev(terms)(theta)
+        return jacobian.square().sum(0)
 
     memory = 2**28 // (theta.numel() * len(weights))  # so many samples' gradients are held at a time
     mapped = torch.vmap(squares, in_dims=(0, 0, 1), chunk_size=max(1, memory))
-    return mapped(x, tasks, weights).sum(0)
+    found: Tensor = mapped(x, tasks, weights)
+    return found.sum(0)
 
 
 def _batch_square(live: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:

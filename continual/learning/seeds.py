@@ -95,6 +95,12 @@ class Learners:
         parts = {name: self._unstack(value) for name, value in self.memory.items()}
         return [{name: values[r] for name, values in parts.items()} for r in range(len(self.streams))]
 
+    def stored(self) -> Tensor:
+        """How many samples each learner has in memory, () or (R,): the rows under names that end in ``rows``."""
+        rows = [value for name, value in self.memory.items() if name.endswith("rows")]
+        none = torch.zeros(self.theta.shape[:-1], dtype=torch.int64, device=self.device)
+        return sum(((value >= 0).sum(-1) for value in rows), none)
+
     def tables(self, samples: str) -> tuple[Tensor, ...]:
         """The tables of ``samples`` or ``test_samples`` for :meth:`map`; none where all seeds share them."""
         if self.shared:

@@ -53,7 +53,7 @@ class Program:
         context = Context(self.tables, learners.seed, self._pool(number))
         found = learners.map(self._forward, learners.flat, learners.parts, learners.memory, context, rows)
         data_gradient = self._backward(found)
-        loss = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
+        loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
         with torch.no_grad():
             batch, out = found["batch"], Out(*(part.detach() for part in found["out"]))
             self._gradient_hook(context, batch)
@@ -119,7 +119,8 @@ class Program:
         )
         if all(part is None for part in parts):
             return out.copy_(whole)
-        given = (torch.zeros_like(leaf) if part is None else part for leaf, part in zip(learners.parts, parts))
+        pairs = zip(learners.parts, parts, strict=True)
+        given = (torch.zeros_like(leaf) if part is None else part for leaf, part in pairs)
         lead = learners.theta.shape[:-1]
         torch.cat([part.reshape(*lead, -1) for part in given], dim=-1, out=out)
         return out if whole is None else out.add_(whole)

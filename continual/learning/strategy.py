@@ -38,8 +38,9 @@ class Batch(NamedTuple):
     """The samples of one step: (B,) each, but for ``x`` (B, C, H, W).
 
     ``row`` is the sample's row (-1 for one that was made up), ``y`` its output unit, ``task`` its task; ``weight`` its
-    share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x`` is None until the batch is complete: the images are then fetched all
-    at once, unless a hook has put them there. ``key`` is where a hook draws this step's random numbers from.
+    share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x``
+    is None until the batch is complete: the images are then fetched all at once, unless a hook has put them there.
+    ``key`` is where a hook draws this step's random numbers from.
     """
 
     row: Tensor
@@ -53,8 +54,8 @@ class Batch(NamedTuple):
     def join(self, row: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
         y, tasks = task.samples.y[row], task.samples.task[row]
-        joined = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
-        return Batch(*joined, self.key, self.own, weight)
+        rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight)
 
     @property
     def images(self) -> Tensor:
@@ -155,7 +156,7 @@ class Strategy(Configured):
 
 
 def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The mean over samples of -log softmax(logits)[y]; logits (B, K), y (B,), weights (B,) where they are not alike."""
+    """The mean over samples of -log softmax(logits)[y]; logits (B, K), y (B,), weights (B,) or None: all alike."""
     if weight is None:
         return torch.nn.functional.cross_entropy(logits, y)
     # no sample may weigh anything (an empty memory): the sum is then zero, and so must be the mean
@@ -236,8 +237,8 @@ class Chain(Strategy):
         """A hook that gives θ and memory, through the parts in their order."""
         after: Memory = {}
         for prefix, part, own in self._each(memory):
-            theta, own = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
-            after |= {prefix + name: value for name, value in own.items()}
+            theta, kept = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
+            after |= {prefix + name: value for name, value in kept.items()}
         return theta, after
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:

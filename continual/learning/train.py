@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual.errors import BadOption
 from continual.learning.evaluate import Evaluation
 from continual.learning.seeds import Learners
 from continual.learning.step import Program
@@ -98,7 +99,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
 
     Gives, on the CPU, with R in front where seeds are mapped: ``accuracy`` (T+1, T) on the test rows, the untrained
     network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise; ``loss`` of
-    all steps; and where it was asked for ``trace`` (E, T) with ``trace_task`` and ``trace_step`` (E,).
+    all steps; ``stored_samples`` (T,), how many were in memory after each task; and where it was asked for ``trace``
+    (E, T) with ``trace_task`` and ``trace_step`` (E,).
     """
     streams = learners.streams
     results: dict[str, list[Tensor]] = {}
@@ -116,6 +118,7 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
             results.setdefault(name, []).append(values.cpu())
 
     measure(-1)
+    stored = []
     for index in range(tasks):
         batches = schedule(learners.begin(index), training, learners.seed, index)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
@@ -130,11 +133,13 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
             traced.after(index, number, len(batches))
         stopped += _stop_lost(learners, losses, index)
         learners.end(index)
+        stored.append(learners.stored().cpu())
         results.setdefault("loss", []).append(losses.cpu())
         traced.collect()
         measure(index)
     arrays = {name: torch.stack(rows, -2) for name, rows in results.items() if name != "loss"}
-    return arrays | {"loss": torch.cat(results["loss"], -1)} | traced.arrays(), stopped
+    arrays |= {"loss": torch.cat(results["loss"], -1), "stored_samples": torch.stack(stored, -1)}
+    return arrays | traced.arrays(), stopped
 
 
 def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation]:

@@ -1,0 +1,1 @@
+"""What was measured leaves here: metrics, stored runs and tables."""

@@ -47,8 +47,8 @@ def table(
         results: in the order of the lines.
         metrics: names of metrics, one column each; or ``["all"]``, what all results of an experiment have; or
             ``["tasks"]``, the accuracy on each task after the last. By default accuracy, learning, forgetting and
-            transfer, or the worst case in place of transfer where all results have a trace, and intransigence where
-            one is ``joint``.
+            transfer, and intransigence where one result is ``joint``; or, where all have a trace, the worst case in
+            place of transfer.
         format: table, markdown, latex, csv or json.
         interval: what stands after ±: sd, se or ci95; csv and json have all.
 
@@ -108,8 +108,10 @@ def _chosen(group: list[Result], names: list[str] | None) -> list[Metric]:
 
 
 def _default(group: list[Result]) -> list[Metric]:
-    names = DEFAULT_TRACED if all(result.trace is not None for result in group) else DEFAULT
-    return [METRICS[name] for name in (*names, *(["intransigence"] if _joint(group) else []))]
+    """What fits into a hundred columns."""
+    if all(result.trace is not None for result in group):
+        return [METRICS[name] for name in DEFAULT_TRACED]
+    return [METRICS[name] for name in (*DEFAULT, *(["intransigence"] if _joint(group) else []))]
 
 
 def _by_task(group: list[Result]) -> list[Metric]:

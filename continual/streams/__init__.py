@@ -1,0 +1,1 @@
+"""Data enters here: data sets, random numbers, tasks and streams."""

@@ -75,7 +75,8 @@ class Key:
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Float32 numbers in [0, 1), of 24 random bits each."""
-        return (self.bits(purpose, math.prod(shape)) >> 8).float().mul(2.0**-24).unflatten(-1, shape)
+        words = self.bits(purpose, math.prod(shape))
+        return (words >> 8).float().mul(2.0**-24).reshape(*words.shape[:-1], *shape)
 
     def integers(self, purpose: str, n: int, high: int | Tensor) -> Tensor:
         """``n`` integers in [0, high), with replacement; ``high`` is below 2^31 and may be a tensor (0 gives 0)."""
@@ -85,7 +86,7 @@ class Key:
         """Float32 standard normal numbers (Box and Muller 1958)."""
         u = self.uniform(purpose, 2, math.prod(shape))
         radius = torch.sqrt(-2 * torch.log1p(-u[..., 0, :]))
-        return (radius * torch.cos(2 * math.pi * u[..., 1, :])).unflatten(-1, shape)
+        return (radius * torch.cos(2 * math.pi * u[..., 1, :])).reshape(*u.shape[:-2], *shape)
 
     def permutation(self, purpose: str, n: int) -> Tensor:
         """A random order of 0..n-1, int64: the ranks of ``n`` random words (ties stay in order)."""

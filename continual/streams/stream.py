@@ -33,8 +33,8 @@ ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
 
-    ``pixels`` (M, C, H, W); for each of N rows ``image`` (index into pixels), ``y`` (output unit), ``task``: (N,) int64.
-    A pixel value v is shown as ``v * scale + shift``.
+    ``pixels`` (M, C, H, W); for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,)
+    int64 each. A pixel value v is shown as ``v * scale + shift``.
     """
 
     pixels: Tensor

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,10 @@ import torch
 
 from continual import config
 from continual.config import Plan
-from continual.errors import BadFolder, BadOption
+from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.train import Stopped, Training, Watch, train
+from continual.progress import Progress
 from continual.results import store
 from continual.results.store import Result
 from continual.streams.data import data_root
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
 SMALL = 2_000_000
 """Below so many multiplications in a step (batch times parameters) a step on a CPU is mostly overhead, which mapped
 seeds share; above, the loop is as fast or faster (docs/measurements.md)."""
-
-
-@dataclass
-class Progress:
-    """Who is told what is going on; the methods do nothing here."""
-
-    def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
-        """A strategy's next group of seeds begins; a step learns ``samples`` samples."""
-
-    def step(self, task: int, step: int, steps: int) -> None:
-        """A step of a task begins."""
-
-    def end(self) -> None:
-        """The group is through."""
-
-    def say(self, line: str) -> None:
-        """Something that the user should know."""
 
 
 def run(
@@ -88,7 +70,7 @@ def run_plan(
     told, target = progress or Progress(), choose_device(device)
     folder = Path(out) if out is not None else None
     if folder is not None:
-        make_folder(folder)
+        store.check_writable(folder)
     streams: list[Stream] = []
     results = []
     for strategy in plan.strategies:
@@ -106,17 +88,6 @@ def run_plan(
             told.say(f"{record['title']}: already there, not run again (--again runs it)")
         results.append(stored)
     return results
-
-
-def make_folder(folder: Path) -> None:
-    """Make the results folder before there are results to lose."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadFolder(f"results cannot be written to {folder}: {error.strerror}; give another folder with --out "
-                        "(out=...)") from error  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:
@@ -182,7 +153,7 @@ def run_strategy(
         told.end()
         parts.append(arrays)
         stopped += lost
-        sizes = size(learners, streams[0])
+        sizes = size(learners, streams[0], arrays["stored_samples"])
     for one in stopped:
         told.say(f"{record['title']}: {describe_stop(one)}; the other seeds go on")
     took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
@@ -205,8 +176,8 @@ def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
     sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
     if len(sizes) > 1:
         if training.evaluate_every and training.iterations is None:
-            raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), so "
-                            "they are not measured at the same steps; give iterations instead of epochs")  # fmt: skip
+            raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), "
+                            "so they are not measured at the same steps; give iterations, not epochs")  # fmt: skip
         if training.seeds_as == "map":
             raise BadOption("seeds_as=map: the seeds' tasks differ in size (the class order is drawn by the seed), so "
                             "seeds can only be run one after the other; use seeds_as=loop or auto")  # fmt: skip
@@ -217,15 +188,14 @@ def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
     return training.seeds_as == "map" or on_gpu or training.batch * net.size < SMALL
 
 
-def size(learners: Learners, stream: Stream) -> dict[str, Any]:
-    """What a learner holds at the end: parameters, and what the strategy keeps beside them."""
+def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
+    """What a learner holds: parameters, what the strategy keeps beside them, and the samples it has stored."""
     memory = learners.memories()[0]
-    rows = [value for name, value in memory.items() if name.split("/")[-1] == "rows"]
     return {
         "parameters": learners.net.size,
         "memory_bytes": sum(value.numel() * value.element_size() for value in memory.values()),
-        "stored_samples": sum(int((value >= 0).sum()) for value in rows),
-        "train_samples": sum(len(task.train) for task in stream.tasks),
+        "stored_samples_per_task": stored.reshape(-1, stored.shape[-1])[0].tolist(),
+        "train_samples_per_task": [len(task.train) for task in stream.tasks],
     }
 
 

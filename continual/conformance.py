@@ -7,7 +7,7 @@ made-up stream in float64, so that what should be equal is equal to many digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from continual.learning.step import Program
 from continual.learning.strategy import HOOKS, Batch, Chain, Memory, Step, Strategy
 from continual.learning.train import Training, Watch, schedule, train
 from continual.streams.rng import key
-from continual.streams.stream import Samples, Stream
+from continual.streams.stream import Samples, Stream, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Failed(Exception):
 
 
 def check(strategy: Any) -> None:
-    """Raise ``AssertionError`` with every failed check of a strategy (an object, or text as the command line has it)."""
+    """Raise ``AssertionError`` with every failed check of a strategy: an object, or text as for the command line."""
     problems = [f"{name}: {problem}" for name, problem in checks(config.make_strategy(strategy)) if problem]
     if problems:
         raise AssertionError("\n".join(problems))
@@ -124,8 +124,6 @@ def reads_its_own(strategy: Strategy) -> None:
     stream = small_stream(0)
     watched = WatchedSamples(**vars(stream.samples))
     watched.watch(spy)
-    from dataclasses import replace
-
     tasks = tuple(replace(task, samples=watched) for task in stream.tasks)
     outcome(learners_of(spy, [0], [replace(stream, samples=watched, tasks=tasks)]))
 
@@ -196,7 +194,7 @@ class Asked(TorchDispatchMode):
     })  # fmt: skip
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -233,22 +231,32 @@ class Spy(Chain):
         object.__setattr__(self, "form", None)
         object.__setattr__(self, "allowed", set())
 
-    def _watch(self, hook: str, memory: Memory, task: Any, *arguments: Any) -> Any:
-        function = getattr(super(), hook)
-        if task is not None:
-            rows = [value for name, value in memory.items() if name.endswith("rows")]
-            object.__setattr__(self, "allowed", {int(row) for part in (task.train, *rows) for row in part.flatten()})
-        given = _tensors(arguments)
+    def has(self, hook: str) -> bool:
+        """Every hook of the strategy, and those that tell where training is."""
+        return hook in ("before_task", "batch") or super().has(hook)
+
+    def called(self, hook: str, *arguments: Any) -> Any:
+        """Call a hook of the strategy, twice, and look at what it does."""
+        self._note_rows(hook, arguments)
+        function, given = getattr(super(), hook), _tensors(arguments)
         copies = [tensor.detach().clone() for tensor in given]
         gave, again = function(*arguments), function(*arguments)
         if not all(torch.equal(old, new) for old, new in zip(copies, given, strict=True)):
             raise Failed(f"{hook} changes what it is given in place")
-        pairs = list(zip(_tensors(gave), _tensors(again), strict=True))
-        if not all(torch.equal(a, b) for a, b in pairs):
+        if not all(torch.equal(a, b) for a, b in zip(_tensors(gave), _tensors(again), strict=True)):
             raise Failed(f"{hook} gives something else when it is called again with the same")
-        if isinstance(gave, tuple) and len(gave) == 2:
-            self._keeps_form(hook, gave[1])
+        if hook == "init" or (isinstance(gave, tuple) and not isinstance(gave, Batch)):
+            self._keeps_form(hook, gave if hook == "init" else gave[1])
         return gave
+
+    def _note_rows(self, hook: str, arguments: tuple[Any, ...]) -> None:
+        """Which rows may be read from now on: the task's, and those in memory."""
+        tasks = [item for item in arguments if isinstance(item, Task)]
+        if tasks:
+            memory = arguments[0 if hook == "rows" else 2]
+            stored = [value for name, value in memory.items() if name.endswith("rows")]
+            rows = {int(row) for part in (tasks[0].train, *stored) for row in part.flatten()}
+            object.__setattr__(self, "allowed", rows)
 
     def _keeps_form(self, hook: str, memory: Memory) -> None:
         form = {name: (tuple(value.shape), value.dtype) for name, value in memory.items()}
@@ -258,44 +266,13 @@ class Spy(Chain):
             raise Failed(f"{hook} gives a memory of another form than init did: {changed}")
         object.__setattr__(self, "form", form)
 
-    def has(self, hook: str) -> bool:
-        """Every hook of the strategy, and those that tell where training is."""
-        return hook in ("before_task", "batch") or super().has(hook)
 
-    def init(self, net: Any, theta: Tensor, stream: Stream) -> Memory:
-        """See :class:`Strategy`, as for all that follow."""
-        memory: Memory = self._watch("init", {}, None, net, theta, stream)
-        self._keeps_form("init", memory)
-        return memory
+def _watched(hook: str) -> Callable[..., Any]:
+    return lambda spy, *arguments: Spy.called(spy, hook, *arguments)
 
-    def before_task(self, net: Any, theta: Tensor, memory: Memory, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
-        return self._watch("before_task", memory, task, net, theta, memory, task)  # type: ignore[no-any-return]
 
-    def rows(self, memory: Memory, task: Any) -> Tensor:  # noqa: D102
-        return self._watch("rows", memory, task, memory, task)  # type: ignore[no-any-return]
-
-    def batch(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, task: Any) -> Batch:  # noqa: D102
-        return self._watch("batch", memory, task, net, theta, memory, batch, task)  # type: ignore[no-any-return]
-
-    def loss(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, out: Any, task: Any) -> Tensor:  # noqa: D102
-        return self._watch("loss", memory, task, net, theta, memory, batch, out, task)  # type: ignore[no-any-return]
-
-    def penalty(self, net: Any, theta: Tensor, memory: Memory, batch: Batch, out: Any, task: Any) -> Tensor:  # noqa: D102
-        return self._watch("penalty", memory, task, net, theta, memory, batch, out, task)  # type: ignore[no-any-return]
-
-    def gradient(  # noqa: D102
-        self, net: Any, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Any
-    ) -> Tensor:
-        return self._watch("gradient", memory, task, net, theta, memory, gradient, batch, task)  # type: ignore[no-any-return]
-
-    def after_step(self, net: Any, theta: Tensor, memory: Memory, step: Step, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
-        return self._watch("after_step", memory, task, net, theta, memory, step, task)  # type: ignore[no-any-return]
-
-    def after_task(self, net: Any, theta: Tensor, memory: Memory, task: Any) -> tuple[Tensor, Memory]:  # noqa: D102
-        return self._watch("after_task", memory, task, net, theta, memory, task)  # type: ignore[no-any-return]
-
-    def predict(self, net: Any, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:  # noqa: D102
-        return self._watch("predict", memory, None, net, theta, memory, x, tasks)  # type: ignore[no-any-return]
+for _hook in HOOKS:
+    setattr(Spy, _hook, _watched(_hook))
 
 
 @dataclass(frozen=True, eq=False)
