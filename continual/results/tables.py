@@ -30,8 +30,9 @@ INTERVALS = {
     "se": "standard error",
     "ci95": "half the 95 % interval (Student's t)",
 }
-DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer", "forward-transfer")
+DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
 DEFAULT_TRACED = (*DEFAULT[:3], "minimum-accuracy", "worst-case-accuracy", "stability-gap")
+FEW = 5  # so many metrics have room for a second decimal
 WIDTH = 100
 
 
@@ -159,7 +160,7 @@ def _shown(cell: Summary, one: Metric, interval: str, decimals: int) -> str:
 
 def _grid(content: _Table, interval: str) -> tuple[list[str], list[list[str]]]:
     """The column titles and the rows, as plain text."""
-    decimals = 2 if len(content.metrics) <= len(DEFAULT) else 1
+    decimals = 2 if len(content.metrics) <= FEW else 1
     head = ["strategy", *(one.title for one in content.metrics)]
     rows = [
         [
@@ -267,7 +268,7 @@ def _notes(content: _Table, interval: str, full: bool = True) -> list[str]:
 
 def _terminal(content: _Table, interval: str) -> str:
     head, rows = _grid(content, interval)
-    if len(head) > len(DEFAULT) + 4:  # too wide: strategies become the columns
+    if len(head) > FEW + 4:  # too wide: strategies become the columns
         head, *rows = [list(line) for line in zip(head, *rows, strict=True)]
         folded = ["", *head[1:]]
     else:

@@ -1,0 +1,71 @@
+"""The same protocol in avalanche-lib, used the way its documentation shows: its benchmark, DataLoader and plug-ins.
+
+It evaluates accuracy, forgetting and backward transfer on the whole test stream after each task. Its outputs are all
+active throughout, as by default.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+from avalanche.benchmarks.classic import SplitMNIST  # noqa: E402
+from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics  # noqa: E402
+from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
+from avalanche.training.supervised import EWC, Naive, Replay  # noqa: E402
+from hand import mlp  # noqa: E402
+
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "finetune": (Naive, {}),
+    "ewc": (EWC, {"ewc_lambda": 100.0}),
+    "replay": (Replay, {"mem_size": 500}),
+}
+
+
+class Flat(torch.nn.Module):
+    """The MLP for images."""
+
+    def __init__(self, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net = mlp(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        return self.net(x.flatten(1))
+
+
+def load(root: str) -> Any:
+    """Its Split MNIST, natural order, from torchvision's files under a data root."""
+    return SplitMNIST(n_experiences=5, return_task_id=False, fixed_class_order=list(range(10)), dataset_root=Path(root))
+
+
+def run(method: str, benchmark: Any, seed: int, epochs: int = 1, layers: tuple[int, ...] = (400, 400)) -> float:
+    """Train and evaluate: the mean accuracy at the end."""
+    torch.manual_seed(seed)
+    model = Flat(layers)
+    kind, options = METHODS[method]
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(experience=True, stream=True),
+        forgetting_metrics(experience=True, stream=True),
+        bwt_metrics(experience=True, stream=True),
+        loggers=[],
+    )
+    strategy = kind(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.001, fused=True),
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=128,
+        train_epochs=epochs,
+        eval_mb_size=1000,
+        evaluator=evaluator,
+        **options,
+    )
+    found: dict[str, float] = {}
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        found = strategy.eval(benchmark.test_stream)
+    return next(value for name, value in found.items() if name.startswith("Top1_Acc_Stream"))

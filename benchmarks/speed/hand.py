@@ -1,0 +1,174 @@
+"""Hand-written loops over float32 pixels in memory: what an experienced person writes for one method, plainly.
+
+Split MNIST, class-incremental, five tasks of two classes, an MLP 784-400-400-10, Adam 0.001, batch 128 with the last
+partial batch kept, outputs of classes not yet seen cut off, all test sets evaluated after each task, and the training
+accuracy on 200 rows of each task.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TASKS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+BATCH = 128
+
+
+@dataclass
+class Mnist:
+    """Pixels in [0, 1] as float32 (N, 784), labels (N,)."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def load(root: str) -> Mnist:
+    """MNIST from torchvision's files under a data root."""
+    from pathlib import Path
+
+    from continual.streams.data import load as load_packed
+
+    data = load_packed("mnist", Path(root))
+    pixels = [x.flatten(1).float() / 255 for x in (data.x, data.x_test)]
+    return Mnist(pixels[0], data.y, pixels[1], data.y_test)
+
+
+def mlp(layers: tuple[int, ...] = (400, 400)) -> nn.Sequential:
+    """The network."""
+    parts: list[nn.Module] = []
+    for a, b in itertools.pairwise((784, *layers)):
+        parts += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(layers[-1] if layers else 784, 10))
+
+
+def rows_of(y: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """The rows of some classes."""
+    return torch.isin(y, torch.tensor(classes)).nonzero().squeeze(1)
+
+
+def cut(logits: Tensor, seen: int) -> Tensor:
+    """The logits of the classes seen."""
+    return logits[:, :seen]
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data: Mnist, task: int, tests: list[Tensor], trains: list[Tensor]) -> list[list[float]]:
+    """Accuracy on each task's test rows and on its training rows."""
+    seen = 2 * (task + 1)
+    found = []
+    for x, y, sets in ((data.x_test, data.y_test, tests), (data.x, data.y, trains)):
+        found.append([float((cut(net(x[rows]), seen).argmax(1) == y[rows]).float().mean()) for rows in sets])
+    return found
+
+
+class Learner:
+    """Fine-tuning; the other methods change a piece of it."""
+
+    def __init__(self, data: Mnist, seed: int, layers: tuple[int, ...] = (400, 400)) -> None:
+        torch.manual_seed(seed)
+        self.data, self.net = data, mlp(layers)
+        self.parameters = list(self.net.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr=0.001, fused=True)
+
+    def loss(self, rows: Tensor, task: int) -> Tensor:
+        """The loss of a batch."""
+        x, y = self.data.x[rows], self.data.y[rows]
+        return F.cross_entropy(cut(self.net(x), 2 * (task + 1)), y)
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """A task ends."""
+
+    def train(self, epochs: int = 1) -> Tensor:
+        """All tasks: the accuracy matrix (T+1, T)."""
+        trains, tests = ([rows_of(y, classes) for classes in TASKS] for y in (self.data.y, self.data.y_test))
+        some = [rows[:: len(rows) // 200][:200] for rows in trains]
+        matrix = [evaluate(self.net, self.data, 0, tests, some)[0]]
+        for task, rows in enumerate(trains):
+            for _ in range(epochs):
+                for batch in rows[torch.randperm(len(rows))].split(BATCH):
+                    self.optimizer.zero_grad()
+                    self.loss(batch, task).backward()
+                    self.optimizer.step()
+            self.after(rows, task)
+            matrix.append(evaluate(self.net, self.data, task, tests, some)[0])
+        return torch.tensor(matrix)
+
+
+class L2(Learner):
+    """A quadratic pull to the last task's weights."""
+
+    strength = 0.1
+
+    def loss(self, rows: Tensor, task: int) -> Tensor:
+        """With the penalty."""
+        loss = super().loss(rows, task)
+        if task:
+            pairs = zip(self.parameters, self.anchors, strict=True)
+            loss = loss + self.strength * sum((p - a).square().sum() for p, a in pairs)
+        return loss
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """Anchor the weights."""
+        self.anchors = [p.detach().clone() for p in self.parameters]
+
+
+class EWC(Learner):
+    """EWC with the per-sample Fisher of the true labels; one sum of Fishers and one anchor."""
+
+    strength = 100.0
+
+    def loss(self, rows: Tensor, task: int) -> Tensor:
+        """With the penalty."""
+        loss = super().loss(rows, task)
+        if task:
+            triples = zip(self.parameters, self.anchors, self.fisher, strict=True)
+            loss = loss + 0.5 * self.strength * sum((f * (p - a).square()).sum() for p, a, f in triples)
+        return loss
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """Add the task's Fisher: for a linear layer one product of squares."""
+        found = [torch.zeros_like(p) for p in self.parameters]
+        linears = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+        for chunk in rows.split(512):
+            h, inputs, outputs = self.data.x[chunk], [], []
+            for layer in linears:
+                inputs.append(h)
+                outputs.append(layer(h))
+                h = F.relu(outputs[-1])
+            loss = F.cross_entropy(cut(outputs[-1], 2 * (task + 1)), self.data.y[chunk], reduction="sum")
+            deltas = torch.autograd.grad(loss, outputs)
+            for number, (h, delta) in enumerate(zip(inputs, deltas, strict=True)):
+                found[2 * number] += delta.square().T @ h.detach().square()
+                found[2 * number + 1] += delta.square().sum(0)
+        new = [f / len(rows) for f in found]
+        self.fisher = [a + b for a, b in zip(self.fisher, new, strict=True)] if task else new
+        self.anchors = [p.detach().clone() for p in self.parameters]
+
+
+class Replay(Learner):
+    """As many stored samples as new ones in each batch, from a memory balanced by class."""
+
+    capacity = 500
+    memory = torch.zeros(0, dtype=torch.int64)
+
+    def loss(self, rows: Tensor, task: int) -> Tensor:
+        """Over new and stored samples alike."""
+        if task:
+            rows = torch.cat([rows, self.memory[torch.randint(len(self.memory), (len(rows),))]])
+        return super().loss(rows, task)
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """Share the memory out among the classes seen."""
+        pool = torch.cat([self.memory, rows[torch.randperm(len(rows))]])
+        quota = self.capacity // (2 * (task + 1))
+        self.memory = torch.cat([pool[self.data.y[pool] == c][:quota] for c in range(2 * (task + 1))])
+
+
+METHODS: dict[str, Callable[..., Learner]] = {"finetune": Learner, "l2": L2, "ewc": EWC, "replay": Replay}
