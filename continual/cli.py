@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -150,20 +151,17 @@ class Bar(Progress):
             self.bar = tqdm(total=float(groups * tasks), disable=self.silent, leave=False, desc=title,
                             bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left")  # fmt: skip
         self.group, self.groups, self.tasks, self.samples = group, groups, tasks, samples
-        self.learnt, self.done = 0, float(group * tasks)
+        self.learnt, self.began = 0, time.perf_counter()
 
     def step(self, task: int, step: int, steps: int) -> None:
         """See :class:`continual.progress.Progress`."""
         self.learnt += self.samples
         if self.silent or step % 10:
             return
-        at = self.group * self.tasks + task + step / steps
-        rate = self.learnt * max(at, 1e-9) / max(at - self.group * self.tasks, 1e-9)
-        elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
-        where = f"task {task + 1}/{self.tasks}, step {step + 1}/{steps}, {rate / elapsed:,.0f} samples/s"
+        rate = self.learnt / max(time.perf_counter() - self.began, 1e-9)
+        where = f"task {task + 1}/{self.tasks}, step {step + 1}/{steps}, {rate:,.0f} samples/s"
         self.bar.set_postfix_str(where, refresh=False)
-        self.bar.update(at - self.done)
-        self.done = at
+        self.bar.update(self.group * self.tasks + task + step / steps - self.bar.n)
 
     def end(self) -> None:
         """See :class:`continual.progress.Progress`."""

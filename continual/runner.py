@@ -208,10 +208,9 @@ def join(parts: list[dict[str, Tensor]], mapped: bool) -> dict[str, Any]:
     for name, first in parts[0].items():
         if mapped or name in ("trace_task", "trace_step"):
             joined[name] = first.numpy()
-            continue
-        longest = max(part[name].shape[0] for part in parts)
-        padded = [torch.full((longest, *first.shape[1:]), torch.nan, dtype=first.dtype) for _ in parts]
-        for whole, part in zip(padded, parts, strict=True):
-            whole[: len(part[name])] = part[name]
-        joined[name] = torch.stack(padded).numpy()
+        elif name == "loss":
+            losses = [part[name] for part in parts]
+            joined[name] = torch.nn.utils.rnn.pad_sequence(losses, batch_first=True, padding_value=torch.nan).numpy()
+        else:
+            joined[name] = torch.stack([part[name] for part in parts]).numpy()
     return joined

@@ -6,6 +6,8 @@ active throughout, as by default.
 
 from __future__ import annotations
 
+import argparse
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,22 @@ def run(method: str, benchmark: Any, seed: int, epochs: int = 1, layers: tuple[i
         strategy.train(experience)
         found = strategy.eval(benchmark.test_stream)
     return next(value for name, value in found.items() if name.startswith("Top1_Acc_Stream"))
+
+
+def main() -> None:
+    """Time one method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("--data", required=True, help="data root with MNIST")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    benchmark = load(given.data)
+    began = time.perf_counter()
+    accuracy = run(given.method, benchmark, given.seed)
+    print(f"{given.method}: {time.perf_counter() - began:.2f} s, accuracy {accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""The command line: what it prints and stores, what it refuses and how; and Python's way to the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import continual as cl
+from continual import plugins, runner
+from continual.cli import FORMATS, KINDS, main
+from continual.options import options_of
+from continual.results import store
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ("--seeds", "2", "--epochs", "1")
+SMALL = ("split-digits:limit=10", "finetune", "ewc:strength=600", *TINY)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeeded(result: Result) -> Result:
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+class Stored(NamedTuple):
+    """A finished run: where it lies and what was said."""
+
+    out: Path
+    said: Result
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    out = tmp_path_factory.mktemp("results") / "runs"
+    return Stored(out, succeeded(invoke("run", *SMALL, "--quiet", "--out", out)))
+
+
+@pytest.fixture
+def copy(stored: Stored, tmp_path: Path) -> Path:
+    """A copy of the results folder that a test may change."""
+    return Path(shutil.copytree(stored.out, tmp_path / "runs"))
+
+
+def stamps(out: Path) -> dict[str, int]:
+    """When each stored file was written."""
+    return {str(file.relative_to(out)): file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+
+
+# ---- run
+
+
+def test_a_run_prints_its_table_and_says_where_it_is_stored(stored: Stored) -> None:
+    lines = stored.said.stdout.splitlines()
+    assert any(line.startswith("finetune ") for line in lines) and any(line.startswith("ewc:") for line in lines)
+    assert "2 seeds" in stored.said.stdout and "limit 10" in stored.said.stdout and stored.said.stderr == ""
+    (folder,) = stored.out.iterdir()
+    assert f"Stored in {folder}." in stored.said.stdout
+    assert sorted(path.parent.name[:4] for path in folder.rglob("run.json")) == ["ewc-", "fine"]
+    assert not list(stored.out.rglob(".*"))
+
+
+def test_what_is_proposed_next_can_be_typed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(runner, "run_plan", lambda plan, **rest: done.append(plan) or store.find(copy))
+    said = invoke("run", *SMALL, "--out", copy).stdout
+    proposed = [line.strip().split() for line in said.splitlines() if line.startswith("  continual ")]
+    assert len(proposed) == 3
+    for line in proposed:
+        succeeded(invoke(*line[1:]))
+    assert len(done) == 2 and len(done[1].strategies) == 2
+
+
+def test_the_second_time_it_is_recognised_and_not_run_again(copy: Path, stored: Stored) -> None:
+    before = stamps(copy)
+    said = succeeded(invoke("run", *SMALL, "--quiet", "--out", copy))
+    assert said.stderr.count("already there, not run again (--again runs it)") == 2
+    assert stamps(copy) == before
+    assert said.stdout.splitlines()[:6] == stored.said.stdout.splitlines()[:6]
+
+
+@pytest.mark.parametrize("spelling", [
+    ("split-digits:limit=10,tasks=5", "ewc:strength=6e2,half=true", "--seeds", "0-1", "--epochs", "1"),
+    ("split-digits:limit=10", "continual.strategies.ewc:EWC:strength=600", *TINY, "--optimizer", "adam:lr=1e-3"),
+])  # fmt: skip
+def test_the_same_in_other_words_is_recognised(copy: Path, spelling: tuple[str, ...]) -> None:
+    said = succeeded(invoke("run", *spelling, "--out", copy))
+    assert "already there" in said.stderr and len(list(copy.rglob("run.json"))) == 2
+
+
+def test_again_repeats_with_the_same_numbers(copy: Path) -> None:
+    before, old = stamps(copy), store.find(copy)
+    said = succeeded(invoke("run", *SMALL, "--quiet", "--again", "--out", copy))
+    after = stamps(copy)
+    assert "already" not in said.stderr and after.keys() == before.keys() and not after.items() & before.items()
+    for one, other in zip(old, store.find(copy), strict=True):
+        assert one.name == other.name and np.array_equal(one.accuracy, other.accuracy)
+        assert np.array_equal(one.arrays["loss"], other.arrays["loss"])
+
+
+def test_a_changed_option_is_another_run(copy: Path) -> None:
+    succeeded(invoke("run", "split-digits:limit=10", "ewc:strength=601", *TINY, "--quiet", "--out", copy))
+    assert len(list(copy.rglob("run.json"))) == 3 and len(list(copy.iterdir())) == 1
+    succeeded(invoke("run", "split-digits:limit=10", "finetune", *TINY, "--batch", 7, "--quiet", "--out", copy))
+    assert len(list(copy.rglob("run.json"))) == 4 and len(list(copy.iterdir())) == 2
+
+
+def test_json_holds_the_metrics(copy: Path) -> None:
+    said = succeeded(invoke("run", *SMALL, "--json", "--out", copy))
+    text = json.dumps(json.loads(said.stdout))
+    assert "average-accuracy" in text and "forgetting" in text and "ewc" in text
+    assert json.loads(said.stdout) == json.loads(invoke("show", copy, "--format", "json").stdout)
+
+
+def test_a_file_and_other_strategies(copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("benchmark: {name: split-digits, limit: 10}\nstrategies: [finetune]\nseeds: 2\nepochs: 1\n")
+    assert "finetune: already there" in succeeded(invoke("run", file, "--out", copy)).stderr
+    both = succeeded(invoke("run", file, "ewc:strength=600", "--out", copy)).stderr
+    assert "ewc" in both and "finetune" not in both
+
+
+def test_mnist_from_its_published_files(data_root: Path, tmp_path: Path) -> None:
+    arguments = ("run", "split-mnist:limit=20", "ewc", *TINY, "--model", "mlp:layers=20", "--data", data_root,
+                 "--out", tmp_path / "runs", "--json")  # fmt: skip
+    assert "split-mnist" in succeeded(invoke(*arguments)).stdout
+    assert (data_root / "packed" / "mnist.safetensors").is_file()
+
+
+def test_an_interrupt_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_plan", interrupted)
+    said = invoke("run", *SMALL, "--out", tmp_path)
+    assert said.exit_code == 130 and said.stderr == "continual: interrupted; runs that were finished are stored\n"
+
+
+def test_a_seed_that_diverges_is_named_and_the_table_says_so(tmp_path: Path) -> None:
+    """The exit status is 0: the other strategies of the plan, and other seeds, have their results."""
+    wild = ("run", "split-digits:limit=10", "finetune", *TINY, "--optimizer", "sgd:lr=1e30", "--out", tmp_path)
+    said = succeeded(invoke(*wild))
+    for seed in (0, 1):
+        assert f"finetune: seed {seed} was stopped at task 2, step 1: its loss was not finite" in said.stderr
+        assert f"seed {seed} of finetune was stopped" in said.stdout and "task 2, step 1" in said.stdout
+    row = next(line for line in said.stdout.splitlines() if line.startswith("finetune "))
+    assert row.split()[1:] == ["–"] * 4
+    (run,) = store.find(tmp_path)
+    assert np.isfinite(run.accuracy[:, :2]).all() and np.isnan(run.accuracy[:, 2:]).all()
+    assert [(one["seed"], one["task"], one["step"]) for one in run.record["stopped"]] == [(0, 2, 1), (1, 2, 1)]
+
+
+def test_where_every_seed_diverges_nothing_is_said_of_others(tmp_path: Path) -> None:
+    wild = ("run", "split-digits:limit=10", "finetune", *TINY, "--optimizer", "sgd:lr=1e30", "--out", tmp_path)
+    said = succeeded(invoke(*wild))
+    assert "the other seeds go on" not in said.stderr
+    assert "0 seed," not in said.stdout
+
+
+# ---- show
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_show_in_every_format(stored: Stored, style: str) -> None:
+    text = succeeded(invoke("show", stored.out, "--format", style)).stdout
+    assert "finetune" in text and "ewc" in text
+    if style == "json":
+        json.loads(text)
+    if style == "csv":
+        rows = list(csv.reader(io.StringIO(text)))
+        assert len(rows) > 2 and len({len(row) for row in rows if row}) == 1
+    if style == "latex":
+        assert r"\begin{tabular}" in text and r"\end{tabular}" in text
+    if style == "markdown":
+        assert any(line.startswith("|") and "---" in line for line in text.splitlines())
+
+
+def test_show_one_run_an_experiment_and_everything(stored: Stored) -> None:
+    (experiment,) = stored.out.iterdir()
+    everything = succeeded(invoke("show", stored.out)).stdout
+    assert succeeded(invoke("show", experiment)).stdout == everything
+    ewc = next(experiment.glob("ewc-*"))
+    assert "finetune" not in succeeded(invoke("show", ewc)).stdout
+
+
+def test_show_metrics_and_errors(stored: Stored) -> None:
+    chosen = ("--metrics", "forgetting, average-accuracy", "--format", "csv")
+    text = succeeded(invoke("show", stored.out, *chosen)).stdout
+    assert "forgetting" in text and "learning-accuracy" not in text
+    assert "remembering" in succeeded(invoke("show", stored.out, "--metrics", "all", "--format", "csv")).stdout
+    assert "standard error" in succeeded(invoke("show", stored.out, "--error", "se")).stdout
+
+
+def test_show_the_matrix(stored: Stored) -> None:
+    text = succeeded(invoke("show", stored.out, "--matrix")).stdout
+    assert text.count("untrained") == 2
+    rows = [line.split() for line in text.splitlines() if line.startswith("task 5 ")]
+    accuracy = {run.name: run.accuracy for run in store.find(stored.out)}
+    assert [float(cell) for cell in rows[0][2:]] == [
+        pytest.approx(100 * value, abs=0.006) for value in accuracy["finetune"].mean(0)[-1]
+    ]
+
+
+# ---- list
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_a_kind(kind: str) -> None:
+    cards = json.loads(succeeded(invoke("list", kind, "--json")).stdout)[kind]
+    text = succeeded(invoke("list", kind)).stdout
+    assert cards
+    for card in cards:
+        assert f"  {card['name']} " in text and card["meaning"] in text
+        assert card["meaning"].strip().endswith(".") or kind == "metrics"
+        for known in card["options"]:
+            assert known["meaning"] and f"{known['name']}: {known['type']} = " in text
+
+
+def test_what_is_listed_as_a_default_can_be_given(tmp_path: Path) -> None:
+    for kind in plugins.KINDS:
+        for card in json.loads(invoke("list", kind, "--json").stdout)[kind]:
+            made = plugins.find(kind, card["name"]).read({one["name"]: one["default"] for one in card["options"]})
+            assert made == plugins.find(kind, card["name"])()
+
+
+def test_list_everything() -> None:
+    text, listed = succeeded(invoke("list")).stdout, json.loads(invoke("list", "--json").stdout)
+    assert list(listed) == list(KINDS)
+    assert all(f"\n  {card['name']} " in text for cards in listed.values() for card in cards)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_list_for_a_terminal_has_no_markup(kind: str) -> None:
+    assert "``" not in invoke("list", kind).stdout
+
+
+def test_help_names_every_option_of_training() -> None:
+    from continual.learning.train import Training
+
+    text = succeeded(invoke("run", "--help")).stdout
+    for name in options_of(Training):
+        assert f"--{name.replace('_', '-')} " in text
+    assert {"run", "list", "show", "check"} <= set(succeeded(invoke("-h")).stdout.split())
+    assert cl.__version__ in succeeded(invoke("--version")).stdout
+
+
+# ---- check
+
+FAULTY = """
+    from dataclasses import dataclass
+    import continual as cl
+
+    @dataclass(frozen=True)
+    class Faulty(cl.Strategy):
+        '''It looks at values in a step.'''
+
+        def penalty(self, net, theta, memory, batch, out, task):
+            return theta.square().sum() if float(theta.detach().sum()) > 1e9 else 0 * theta.sum()
+"""
+
+
+def test_check_a_good_strategy() -> None:
+    text = succeeded(invoke("check", "ewc+replay:capacity=20")).stdout
+    assert {line.split()[0] for line in text.splitlines()} == {"ok"}
+
+
+def test_check_a_faulty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faulty_one.py").write_text(textwrap.dedent(FAULTY))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = invoke("check", "faulty_one:Faulty")
+    assert said.exit_code == 2 and isinstance(said.exception, SystemExit)
+    failed = [line for line in said.stdout.splitlines() if line.startswith("FAILED")]
+    assert any("asks the device for nothing" in line for line in failed)
+    assert said.stderr == f"continual: faulty_one:Faulty fails {len(failed)} of the checks above\n"
+
+
+# ---- mistakes: (what is typed, what the message says)
+
+MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "command": ("rn", ("no command is named 'rn'; did you mean 'run'?", "check, list, run, show")),
+    "benchmark": ("run split-digit", ("no benchmark is named 'split-digit'; did you mean 'split-digits'?",)),
+    "strategy as benchmark": ("run ewc", ("no benchmark is named 'ewc'", "split-digits")),
+    "strategy": ("run split-digits ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?", "shared-trunk")),
+    "strategy in a chain": ("run split-digits ewc+repley", ("'repley'; did you mean 'replay'?",)),
+    "benchmark as strategy": ("run split-digits split-digits", ("no strategy is named 'split-digits'",)),
+    "path": ("run split-digits no_such.mine:Mine", ("'no_such.mine:Mine'", "No module named 'no_such'")),
+    "path to no class": ("run split-digits json:dumps", ("json:dumps", "not a class with options")),
+    "relative path": ("run split-digits .mine:Mine", (".mine:Mine",)),
+    "option": ("run split-digits ewc:strenght=3", ("no option 'strenght'; did you mean 'strength'?", "decay")),
+    "benchmark option": ("run split-digits:task=2", ("no option 'task'; did you mean 'tasks'?",)),
+    "no options at all": ("run split-digits finetune:x=1", ("finetune has no option 'x'", "it has none")),
+    "option without value": ("run split-digits ewc:strength", ("ewc:strength",)),
+    "option twice": ("run split-digits ewc:half=no,half=no", ("half is given twice",)),
+    "no number": ("run split-digits ewc:strength=x", ("strength was given 'x'", "float >= 0")),
+    "not finite": ("run split-digits ewc:strength=inf", ("strength was given 'inf'", "float >= 0")),
+    "too small": ("run split-digits ewc:strength=-1", ("strength was given '-1'", "float >= 0")),
+    "not whole": ("run split-digits replay:capacity=1.5", ("capacity was given '1.5'", "int >= 1")),
+    "no truth": ("run split-digits ewc:half=maybe", ("half was given 'maybe'", "bool")),
+    "choice": ("run split-digits:scenario=clas", ("given 'clas'", "task|domain|class; did you mean 'class'?")),
+    "list of numbers": ("run split-digits --model mlp:layers=a-b", ("layers was given 'a-b'", "joined by '-'")),
+    "model": ("run split-digits --model mpl", ("no model is named 'mpl'; did you mean 'mlp'?",)),
+    "optimizer": ("run split-digits --optimizer adm", ("no optimizer is named 'adm'; did you mean 'adam'?", "sgd")),
+    "schedule": ("run split-digits --schedule cosin", ("no schedule is named 'cosin'; did you mean 'cosine'?",)),
+    "rate": ("run split-digits --optimizer adam:lr=-1", ("lr was given '-1'", "float >= 0")),
+    "kind of model": ("run split-digits --model continual.strategies:EWC", ("EWC",)),
+    "kind of optimizer": ("run split-digits --optimizer continual.strategies:EWC", ("EWC",)),
+    "kind of schedule": ("run split-digits --schedule continual.strategies:EWC", ("EWC",)),
+    "kind of benchmark": ("run continual.strategies:EWC", ("EWC is not a benchmark",)),
+    "kind of strategy": ("run split-digits continual.benchmarks:SplitDigits", ("SplitDigits is not a strategy",)),
+    "chain": ("run split-digits shared-trunk+shared-trunk", ("cannot be chained", "'loss'")),
+    "chain of rows": ("run split-digits joint+joint", ("cannot be chained", "'rows'")),
+    "chain with a gap": ("run split-digits ewc++replay", ("ewc+",)),
+    "tasks": ("run split-digits:tasks=11", ("10 classes", "11 tasks", "tasks=10")),
+    "class order": ("run split-digits:order=1-2-3", ("class order 1-2-3", "10 classes 0 to 9")),
+    "no seeds": ("run split-digits --seeds 0", ("seeds=0", "at least one")),
+    "a seed twice": ("run split-digits --seeds 3-3", ("seeds", "3", "each once")),
+    "empty seeds": ("run split-digits --seeds -", ("seeds was given '-'", "int|ints joined by '-'")),
+    "large seed": ("run split-digits --seeds 2147483648-", ("below 2147483648",)),
+    "far too many seeds": ("run split-digits --seeds 9000000000000000000", ("9000000000000000000",)),
+    "epochs": ("run split-digits --epochs 0", ("epochs was given '0'", "int >= 1")),
+    "precision": ("run split-digits --precision float16", ("given 'float16'", "float32|bfloat16|float64")),
+    "device": ("run split-digits --device tpu", ("device 'tpu'", "cpu, cuda, cuda:N or auto")),
+    "device number": ("run split-digits --device cuda:99", ("device 'cuda:99'", "GPUs here")),
+    "out is a file": ("run split-digits finetune --out FILE", ("cannot write into the folder FILE",)),
+    "out under a file": ("run split-digits finetune --out FILE/runs", ("cannot write into the folder FILE/runs",)),
+    "data is a file": ("run split-digits --data FILE", ("FILE/packed cannot be written", "--data")),
+    "data under a file": ("run split-digits --data FILE/x", ("FILE/x/packed cannot be written", "--data")),
+    "damaged data": ("run split-digits --data DAMAGED", ("DAMAGED/packed/digits.safetensors",)),
+    "yaml: a list": ("run list.yaml", ("list.yaml: a run's file is a mapping",)),
+    "yaml: none": ("run broken.yaml", ("broken.yaml is not YAML", "line 2")),
+    "yaml: key": ("run key.yaml", ("no option 'batchs'; did you mean 'batch'?",)),
+    "yaml: missing": ("run missing.yaml", ("missing.yaml cannot be read",)),
+    "yaml: second": ("run split-digits key.yaml", ("'key.yaml'",)),
+    "show: no folder": ("show missing", ("no folder missing", "--out")),
+    "show: empty folder": ("show EMPTY", ("EMPTY holds no runs",)),
+    "show: a file": ("show FILE", ("FILE",)),
+    "show: format": ("show RUNS --format tabel", ("tabel", "csv, json, latex, markdown, table")),
+    "show: metric": ("show RUNS --metrics forgeting", ("'forgeting'; did you mean 'forgetting'?",)),
+    "show: no trace": ("show RUNS --metrics minimum-accuracy", ("minimum-accuracy needs",)),
+    "show: error": ("show RUNS --error sem", ("'sem'", "ci95, sd, se")),
+    "list": ("list strategy", ("'strategy'; did you mean 'strategies'?", "benchmarks")),
+    "check": ("check ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?",)),
+    "check option": ("check ewc:decay=2", ("decay was given '2'", "<= 1")),
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with what the mistakes are made with."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("a file")
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "RUNS").symlink_to(stored.out)
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "broken.yaml").write_text("epochs: [1\n")
+    (tmp_path / "key.yaml").write_text("benchmark: split-digits\nbatchs: 3\n")
+    packed = tmp_path / "DAMAGED" / "packed" / "digits.safetensors"
+    packed.parent.mkdir(parents=True)
+    content = bytearray((Path(os.environ["CONTINUAL_DATA"]) / "packed" / "digits.safetensors").read_bytes())
+    content[-100] ^= 1
+    packed.write_bytes(content)
+    return tmp_path
+
+
+def everything(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
+    typed, told = MISTAKES[mistake]
+    arguments = typed.split()
+    out = [] if arguments[0] != "run" or "--out" in arguments else ["--out", "OUT"]
+    if "cuda:99" in arguments and torch.cuda.device_count() > 99:
+        pytest.skip("there is such a GPU")
+    before = everything(bench)
+    said = invoke(*arguments, *out)
+    assert isinstance(said.exception, SystemExit) and said.exit_code == 2, (said.exception, said.output)
+    assert said.stderr.startswith("continual: ") and said.stderr.count("continual: ") == 1
+    for part in told:
+        assert part in said.stderr
+    assert said.stdout == "" and "Traceback" not in said.stderr and " at 0x" not in said.stderr
+    assert everything(bench) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    said = invoke("run", "split-digits", "--device", "cuda", "--out", tmp_path / "runs")
+    assert said.exit_code == 2 and not (tmp_path / "runs").exists()
+    assert said.stderr == "continual: device 'cuda': PyTorch finds 0 GPUs here; use cpu or auto\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("run split-digits --nosuch", "No such option '--nosuch'"),
+        ("run split-digits --seeds", "requires an argument"),
+        ("show", "Missing argument 'DIR'"),
+        ("check", "Missing argument 'STRATEGY'"),
+        ("list strategies models", "unexpected extra argument"),
+        ("--nosuch", "No such option '--nosuch'"),
+    ],
+)
+def test_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = invoke(*typed.split())
+    assert said.exit_code == 2 and told.lower() in said.stderr.lower() and "Traceback" not in said.output
+    assert said.stdout == "" and not list(tmp_path.iterdir())
+
+
+WORDS = st.one_of(
+    st.sampled_from([
+        "run", "list", "show", "check", "split-digits", "ewc", "finetune", "replay:capacity=", "ewc+replay", "joint",
+        "ewc:strength=1e+5", "--seeds", "--epochs", "--model", "mlp:layers=", "--optimizer", "adam:", "--json", "--out",
+        "--format", "json", "--metrics", "--device", "cpu", "-1", "0", "3-5", "--help", "--", "-", "models", "+",
+    ]),
+    st.text("ewc:=,+-.0/é\n", max_size=8),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arguments=st.lists(WORDS, max_size=6), command=st.sampled_from([[], ["run"], ["run", "split-digits"], ["show"]]))
+def test_no_arguments_give_a_traceback(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = store.find(stored.out)
+    monkeypatch.setattr(runner, "run_plan", lambda plan, **rest: results)
+    monkeypatch.setattr("continual.conformance.checks", lambda strategy: iter(()))
+    said = invoke(*command, *arguments)
+    assert said.exception is None or isinstance(said.exception, SystemExit), (command, arguments, said.exception)
+    assert said.exit_code in (0, 2) and "Traceback" not in said.output
+
+
+# ---- the same from elsewhere
+
+
+def test_a_benchmark_is_also_a_script(tmp_path: Path) -> None:
+    rest = ("--seeds", "1", "--epochs", "1", "--json")
+    script = BENCHMARKS / "split_digits.py"
+    done = subprocess.run(
+        [sys.executable, script, ":scenario=task,limit=10", "ewc:strength=600", *rest, "--out", tmp_path / "a"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    wanted = succeeded(
+        invoke("run", "split-digits:scenario=task,limit=10", "ewc:strength=600", *rest, "--out", tmp_path / "b")
+    )
+    assert json.loads(done.stdout) == json.loads(wanted.stdout)
+    one, other = store.find(tmp_path / "a") + store.find(tmp_path / "b")
+    assert one.record["protocol"] == other.record["protocol"] and np.array_equal(one.accuracy, other.accuracy)
+    assert one.record["protocol"]["benchmark"]["scenario"] == "task"
+
+
+def test_a_script_tells_mistakes_as_the_command_does(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "split_mnist.py", "--benchmark", "split-kmnits", "--out", tmp_path / "runs"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("continual: no benchmark is named 'split-kmnits'; did you mean 'split-kmnist'?")
+
+
+@pytest.mark.parametrize("same", [
+    lambda: cl.run(cl.benchmarks.SplitDigits(limit=10), cl.strategies.EWC(strength=600), seeds=2, epochs=1),
+    lambda: cl.run("split-digits:limit=10", "ewc:strength=600", seeds=(0, 1), epochs=1, device="cpu"),
+], ids=["objects", "texts"])  # fmt: skip
+def test_python_gives_the_numbers_of_the_command_line(stored: Stored, same: Callable[[], Any]) -> None:
+    result, again = same(), same()
+    assert result.accuracy.shape == (2, 6, 5) and result.forgetting.shape == (2,)
+    assert np.array_equal(result.accuracy, again.accuracy)
+    (typed,) = [run for run in store.find(stored.out) if run.name == result.name]
+    assert np.array_equal(result.accuracy, typed.accuracy)
+    assert np.array_equal(result.forgetting, typed.forgetting)
+    assert result.record["protocol"] == typed.record["protocol"]
+
+
+def test_python_stores_and_recognises_too(stored: Stored, copy: Path) -> None:
+    before = stamps(copy)
+    result = cl.run("split-digits:limit=10", "ewc:strength=600", seeds=2, epochs=1, out=copy)
+    assert "written" in result.record and stamps(copy) == before
+
+
+def test_python_raises_mistakes_and_writes_nothing(tmp_path: Path) -> None:
+    for arguments, settings_ in ((("split-digits", "ewk"), {}), (("split-digits", "ewc"), {"epoch": 1})):
+        with pytest.raises(cl.Mistake):
+            cl.run(*arguments, out=tmp_path / "runs", **settings_)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(AttributeError, match="no attribute 'rnu'"):
+        cl.rnu  # noqa: B018
