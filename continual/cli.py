@@ -45,13 +45,14 @@ class Commands(Told, click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="continual", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="continual")
 def main() -> None:
     """Continual learning: train strategies on a stream of tasks and measure what is forgotten.
 
     Start with 'continual run'.
     """
+    sys.path.append(str(Path.cwd()))  # my_file:Mine names a class of the current folder, as for python itself
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,6 +98,8 @@ def run(what: tuple[str, ...], **given: Any) -> None:
 def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None) -> None:
     """What ``run`` does; ``usual`` names the benchmark where none is given."""
     places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet")}
+    if not places["out"]:
+        raise BadOption("--out is empty; give a folder")
     plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
     from continual.results import store, tables
     from continual.runner import run_plan
@@ -186,8 +189,9 @@ def list_(kind: str | None, as_json: bool) -> None:
         return
     for each, entries in listed.items():
         click.secho(each, bold=True)
+        width = max(len(card["name"]) for card in entries)
         for card in entries:
-            click.echo(f"  {card['name']:<24}{card['meaning']}")
+            click.echo(f"  {card['name']:<{width}}  {card['meaning']}")
             if kind is not None:
                 for known in card["options"]:
                     click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
@@ -205,13 +209,20 @@ def cards(kind: str) -> list[dict[str, Any]]:
     return [_card(kind, name) for name in plugins.registered(kind)]
 
 
+def _first_line(documented: str | None) -> str:
+    return (documented or "").strip().partition("\n")[0].replace("``", "")
+
+
 def _card(kind: str, name: str) -> dict[str, Any]:
-    cls = plugins.find(kind, name)
+    try:
+        cls = plugins.find(kind, name)
+    except Mistake as mistake:  # one package's broken plug-in must not hide the others
+        return {"name": name, "meaning": str(mistake), "options": []}
     options = [
         {"name": known.name, "type": known.kind, "default": known.default, "meaning": known.meaning}
         for known in options_of(cls).values()
     ]
-    return {"name": name, "meaning": (cls.__doc__ or "").strip().partition("\n")[0], "options": options}
+    return {"name": name, "meaning": _first_line(cls.__doc__), "options": options}
 
 
 @main.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from continual import plugins
 from continual.errors import BadOption, choices, nearest
-from continual.options import Configured, options_of
+from continual.options import Configured, Option, options_of
 
 if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 DEFAULT_BENCHMARK = "split-digits"
 NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant")}
+EXECUTION = ("seeds_as", "threads")  # how it is computed, which changes no number beyond rounding
+METHODS = {
+    "benchmarks": "stream",
+    "strategies": "after_task",
+    "models": "build",
+    "optimizers": "make",
+    "schedules": "factor",
+}
+"""What a class of each kind must be able to do."""
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -45,7 +54,10 @@ def make(kind: str, given: Any) -> Configured:
     if isinstance(given, Configured):
         return given
     name, options = read(given)
-    return plugins.find(kind, name).read(options, owner=name)
+    cls = plugins.find(kind, name)
+    if not hasattr(cls, METHODS[kind]):
+        raise BadOption(f"{cls.__name__} is not a {plugins.KINDS[kind]}: it has no method '{METHODS[kind]}'")
+    return cls.read(options, owner=name)
 
 
 def read(given: Any) -> tuple[str, dict[str, Any]]:
@@ -82,12 +94,23 @@ def describe(kind: str, made: Configured) -> dict[str, Any]:
 def title(kind: str, made: Configured) -> str:
     """The text that makes the object, with the options that differ from their defaults."""
     given = [
-        f"{name}={'-'.join(map(str, value)) if isinstance(value, list) else value}"
+        f"{name}={_written(options_of(type(made))[name], value)}"
         for name, value in made.values().items()
         if getattr(made, name) != options_of(type(made))[name].default
     ]
     name = plugins.name_of(kind, type(made))
     return f"{name}:{','.join(given)}" if given else name
+
+
+def _written(known: Option, value: Any) -> str:
+    """An option's value as a command line has it."""
+    if isinstance(value, list):
+        # where a number alone means something else, a list of one is written with a dash behind it
+        dash = "-" if not value or (len(value) == 1 and not known.is_list) else ""
+        return "-".join(map(str, value)) + dash
+    if value is None:
+        return "none"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
 
 
 def strategy_title(strategy: Strategy) -> str:
@@ -112,7 +135,7 @@ class Plan:
         return {
             "benchmark": benchmark_record(self.benchmark),
             "model": describe("models", self.model),
-            "training": {name: value for name, value in training.items() if name != "seeds"}
+            "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION)}
             | {"optimizer": describe("optimizers", self.optimizer), "schedule": describe("schedules", self.schedule)},
             "seeds": list(self.training.seed_list),
         }
@@ -136,8 +159,6 @@ def plan(given: dict[str, Any]) -> Plan:
 
     benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
     made = benchmark if hasattr(benchmark, "stream") else make("benchmarks", benchmark)
-    if not hasattr(made, "stream"):
-        raise BadOption(f"{type(made).__name__} is not a benchmark: it has no method 'stream'")
     merged = _base(made) | {name: value for name, value in given.items() if value is not None}
     allowed = {"benchmark", "strategies", *NAMED, *options_of(Training)}
     for name in merged:

@@ -45,6 +45,11 @@ class Option:
         limits = " and ".join(f"{LIMITS[name]} {bound:g}" for name, bound in self.limits.items())
         return f"{_kind(self.hint)} {limits}".strip()
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes a list and nothing else."""
+        return typing.get_origin(self.hint) is tuple
+
     def read(self, owner: str, value: Any) -> Any:
         """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
         typed = _limited(self.hint, self.limits)
@@ -91,8 +96,9 @@ def _untexted(hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
         return value
-    is_list = "-" in value if len(members) > 1 else True
-    return [part for part in value.split("-") if part] if is_list and value[:1].isdigit() else value
+    parts = [part for part in value.split("-") if part]
+    is_list = bool(parts) and "-" in value if len(members) > 1 else True
+    return parts if is_list and all(part[0].isdigit() for part in parts) else value
 
 
 def options_of(cls: type) -> dict[str, Option]:

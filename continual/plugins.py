@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from continual.errors import BadFolder, UnknownName, unknown
+from continual.errors import BadFolder, BadOption, UnknownName, unknown
 from continual.options import Configured
 
 KINDS = {
@@ -30,11 +30,16 @@ KINDS = {
 }
 
 
+_names: dict[tuple[str, type], str] = {}
+
+
 @functools.cache
 def registered(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     """What is registered under a kind, by name."""
     points = importlib.metadata.entry_points(group=f"continual.{kind}")
-    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+    # a built-in name is never taken over by another package, whose class can still be named by its path
+    last = sorted(points, key=lambda point: (point.name, point.value.startswith("continual.")))
+    return {point.name: point for point in last}
 
 
 def find(kind: str, name: str) -> type[Configured]:
@@ -42,6 +47,9 @@ def find(kind: str, name: str) -> type[Configured]:
     points = registered(kind)
     if name not in points and ":" not in name:
         raise unknown(KINDS[kind], name, points)
+    first, _, rest = name.partition(":")
+    if name not in points and first in points:
+        raise BadOption(f"'{name}': to give an option write {first}:{rest}=VALUE")
     module, _, attribute = (points[name].value if name in points else name).partition(":")
     try:
         # our own modules use torch inside functions only; a foreign one may do as it likes
@@ -49,15 +57,21 @@ def find(kind: str, name: str) -> type[Configured]:
             found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise UnknownName(f"{KINDS[kind]} '{name}' cannot be loaded: {error}{_source_hint(error)}") from error
+    except Exception as error:  # a foreign module may raise anything when it is imported
+        reason = f"{type(error).__name__}: {error}{_source_hint(error)}"
+        raise UnknownName(f"{KINDS[kind]} '{name}' cannot be loaded: {reason}") from error
     if not (isinstance(found, type) and issubclass(found, Configured)):
-        raise UnknownName(f"{KINDS[kind]} '{name}' is {found!r}, not a class with options (continual.Strategy, ...)")
+        what = getattr(found, "__name__", repr(found))
+        raise UnknownName(f"{KINDS[kind]} '{name}' is {what}, not a class with options (of continual.Strategy, ...)")
+    if name in points:
+        _names[kind, found] = name
     return found
 
 
 def name_of(kind: str, cls: type) -> str:
-    """The registered name of a class, or its path."""
+    """The registered name of a class (under which it was found, where it has several), or its path."""
+    if (kind, cls) in _names:
+        return _names[kind, cls]
     path = f"{cls.__module__}:{cls.__qualname__}"
     return next((name for name, point in registered(kind).items() if point.value == path), path)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 SMALL = 2_000_000
 """Below so many multiplications in a step (batch times parameters) a step on a CPU is mostly overhead, which mapped
 seeds share; above, the loop is as fast or faster (docs/measurements.md)."""
+SHARED = 10_000_000
+"""Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
 
 
 def run(
@@ -109,7 +112,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
         "protocol": plan.protocol(),
-        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
+        "device": {"type": device.type, "name": device_name(device)},
         "versions": versions(),
     }
 
@@ -146,24 +149,39 @@ def run_strategy(
     )
     began, clock, parts, stopped = datetime.now(UTC), time.perf_counter(), [], []
     sizes: dict[str, Any] = {}
-    for number, group in enumerate(groups):
-        learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
-        told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
-        arrays, lost = train(learners, plan.training, Watch(told.step))
-        told.end()
-        parts.append(arrays)
-        stopped += lost
-        sizes = size(learners, streams[0], arrays["stored_samples"])
+    with threads(plan.training, len(groups[0]) * plan.training.batch * net.size):
+        used = torch.get_num_threads()
+        for number, group in enumerate(groups):
+            learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
+            told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
+            arrays, lost = train(learners, plan.training, Watch(told.step))
+            told.end()
+            parts.append(arrays)
+            stopped += lost
+            sizes = size(learners, streams[0], arrays["stored_samples"])
     for one in stopped:
-        told.say(f"{record['title']}: {describe_stop(one)}; the other seeds go on")
+        others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
+        told.say(f"{record['title']}: {describe_stop(one)}{others}")
     took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
     full = record | {
         "seeds_as": "map" if mapped else "loop",
+        "threads": used,
         "size": sizes,
         "time": took,
         "stopped": [vars(one) | {"why": "loss or parameters not finite"} for one in stopped],
     }
     return Result(full, join(parts, mapped))
+
+
+@contextlib.contextmanager
+def threads(training: Training, multiplications: int) -> Iterator[None]:
+    """Within it, PyTorch uses the threads that were asked for, or one where a step is too small to be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(training.threads or (before if multiplications > SHARED else 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_stop(one: Stopped) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from continual.strategies.l2 import Pull
-
 from continual.learning.strategy import Batch, Memory
 from continual.options import option
+from continual.strategies.l2 import Pull
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -197,6 +197,11 @@ def test_a_network_without_hidden_layers_can_be_asked_for_by_its_title() -> None
     assert config.make("models", config.title("models", linear)) == linear
 
 
+def test_a_list_of_one_number_can_be_told_from_a_number_in_a_title() -> None:
+    made = cl.benchmarks.SplitDigits(order=(3,))
+    assert config.make("benchmarks", config.title("benchmarks", made)) == made
+
+
 # ---- the plan
 
 

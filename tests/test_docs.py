@@ -116,10 +116,10 @@ def test_the_example_runs(folder: Path) -> None:
 def test_the_example_remembers_more_than_finetuning(folder: Path) -> None:
     import continual as cl
 
-    given: dict[str, Any] = {"seeds": 2, "epochs": 5}
+    given: dict[str, Any] = {"seeds": 2, "epochs": 3, "optimizer": "adam:lr=0.01"}
     plain = cl.run("split-digits:scenario=task", "finetune", **given)
-    held = cl.run("split-digits:scenario=task", "my_mine:SI:strength=1", **given)
-    assert held.forgetting.mean() < plain.forgetting.mean() and held.average_accuracy.mean() > 0.9
+    held = cl.run("split-digits:scenario=task", "my_mine:SI", **given)
+    assert held.forgetting.mean() < plain.forgetting.mean() / 2 and held.average_accuracy.mean() > 0.9
 
 
 def test_the_other_python_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ from continual.streams.rng import draw
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class Training(Configured):
@@ -36,9 +38,14 @@ class Training(Configured):
     evaluate_samples: int = option(200, "test rows of each task that are measured between steps", ge=1)
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
+    threads: int | None = option(
+        None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
+    )
 
     def check(self) -> None:
         """There are seeds, none of them twice."""
+        if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
+            raise BadOption(f"seeds={self.seeds}: that many seeds are not run at once; give at most {MOST_SEEDS}")
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list) or max(self.seed_list) >= 2**31:
             raise BadOption(f"seeds={self.seeds}: give at least one, each once, below 2147483648")
 

@@ -226,10 +226,11 @@ def _digest(content: bytes) -> str:
 
 
 def check_writable(out: Path) -> None:
-    """Makes the folder for runs where it is missing; BadFolder where nothing can be written into it."""
-    probe = _beside(Path(out) / "runs", "probe")
+    """BadFolder where nothing can be written into the folder for runs, or it cannot be made; it is not made yet."""
+    there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
+    probe = _beside(there / "runs", "probe")
     try:
-        probe.mkdir(parents=True)
+        probe.mkdir()
         probe.rmdir()
     except OSError as error:
         raise BadFolder(f"cannot write into the folder {out}: {error.strerror or error}") from error

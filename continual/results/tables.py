@@ -216,7 +216,7 @@ def _listed(value: Any) -> str:
 def _caption(content: _Table, interval: str, full: bool) -> str:
     """What the numbers are: error, number of seeds, unit and sources, with ``full`` what each metric is too."""
     counts = _counts(cell for row in content.cells for cell in row)
-    seeds = f"{_range(counts)} {'seed' if counts in ([], [1]) else 'seeds'}"
+    seeds = f"{_range(counts)} {'seed' if counts == [1] else 'seeds'}" if counts else "no seed, as none came through"
     error = f" ± {INTERVALS[interval]}" if max(counts, default=0) > 1 else ""
     percent = ", in %" if any(one.unit == "%" for one in content.metrics) else ""
     sources = "; ".join(dict.fromkeys(_source(one, full) for one in content.metrics))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from continual.errors import BadOption
 from continual.options import Configured, option
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ class RotatedBenchmark(Benchmark):
 
     scenario: Literal["task", "domain", "class"] = option("domain", "as for a split stream")
     angles: tuple[int, ...] = option((0, 36, 72, 108, 144), "counter-clockwise degrees, one per task", ge=0, lt=360)
+
+    def check(self) -> None:
+        """There is a task."""
+        if not self.angles:
+            raise BadOption("angles: give at least one, such as 0-45-90")
 
     def build(self, data: Data, **options: Any) -> Stream:
         """See :func:`continual.streams.stream.rotated`."""

@@ -1,0 +1,57 @@
+"""Memory aware synapses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from continual.learning.strategy import Batch, Memory, Strategy
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.stream import Stream, Task
+
+
+@dataclass(frozen=True)
+class MAS(Strategy):
+    """Memory aware synapses (Aljundi et al. 2018, "Memory aware synapses: learning what (not) to forget", eq. 2-4).
+
+    loss + λ Σ_i Ω_i (θ_i - θ*_i)², with Ω_i the mean over samples of |∂ ‖F(x)‖² / ∂θ_i|: how much the squared outputs
+    depend on a weight; no label is needed.
+
+    Choices: 1. the absolute value is taken of the mean gradient of ``batch`` samples, 128 as in Hsu et al. 2018; 1 is
+    the paper's, sample by sample; 2. the outputs are the active ones, and their squares are averaged (``outputs=mean``,
+    as Hsu et al.) or added up as in the paper; 3. importances of tasks are added up, with one anchor, the last weights.
+    """
+
+    strength: float = option(1.0, "λ, the weight of the penalty", ge=0)
+    batch_size: int = option(128, "samples whose gradient is averaged before its absolute value is taken", ge=1)
+    mean: bool = option(True, "whether squared outputs are averaged instead of added up")
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """``importance``: Ω; ``anchor``: θ*. (P,) each."""
+        return {"importance": torch.zeros_like(theta), "anchor": theta.clone()}
+
+    def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """λ Σ_i Ω_i (θ_i - θ*_i)²."""
+        return self.strength * (memory["importance"] * (theta - memory["anchor"]).square()).sum()
+
+    def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """Ω takes up the task's."""
+        total = torch.zeros_like(theta)
+        for rows in task.train.split(self.batch_size):
+            x, tasks = task.samples.images(rows, theta.dtype), task.samples.task[rows]
+            live = theta.detach().requires_grad_()
+            mask = task.outputs.mask(task.index, tasks)
+            outputs = net.logits(live, x, tasks)
+            squares = outputs.square() if mask is None else outputs.square() * mask
+            count = outputs.shape[1] if mask is None else mask.sum(-1)
+            norms = squares.sum(1) / count if self.mean else squares.sum(1)
+            (gradient,) = torch.autograd.grad(norms.mean(), live)
+            total += gradient.abs() * len(rows)
+        return theta, {"importance": memory["importance"] + total / len(task.train), "anchor": theta}
