@@ -56,6 +56,8 @@ class Replay(Strategy):
         new, old = len(batch.row), self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
         rows = memory["rows"][batch.key.integers("replay", old, stored)]
+        if self.fill == "balanced" and self.share is None:
+            return batch.join(rows, task)
         rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
         share = old / (new + old) if self.share is None else self.share
         one = torch.ones_like(rows[:1], dtype=theta.dtype)

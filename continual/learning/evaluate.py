@@ -23,32 +23,41 @@ class Evaluation:
     """
 
     def __init__(self, learners: Learners, samples: str, rows: list[list[Tensor]]) -> None:
-        self.learners, self.samples = learners, samples
+        self.learners, self.samples, self.index = learners, samples, -2
         self.tables = learners.tables(samples)
         self.shared = learners.shared and all(_equal(own, rows[0]) for own in rows)
-        lists = [torch.cat(own) for own in rows]
-        self.rows = lists[0] if self.shared or not learners.mapped else torch.stack(lists)
-        counts = torch.tensor([len(part) for part in rows[0]], device=learners.device)
-        task = torch.repeat_interleave(torch.arange(len(counts), device=learners.device), counts)
-        # (N, T): a row's share in the accuracy of its task, so that one product gives all accuracies
-        one_hot = torch.nn.functional.one_hot(task, len(counts)).to(learners.recipe.dtype)
-        self.share = one_hot / counts.clamp_min(1)
-        self.empty = counts == 0
+        alone = self.shared or not learners.mapped
+        self.parts = list(rows[0]) if alone else [torch.stack(parts) for parts in zip(*rows, strict=True)]
+        self.empty = torch.tensor([len(part) == 0 for part in rows[0]], device=learners.device)
 
     def __call__(self, index: int) -> Tensor:
         """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1]."""
+        learners, dtype = self.learners, self.learners.recipe.dtype
+        if index != self.index:
+            self._select(index)
+        result = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
         with torch.no_grad():
-            return self._accuracies(index)
-
-    def _accuracies(self, index: int) -> Tensor:
-        learners = self.learners
-        result = torch.zeros(*learners.theta.shape[:-1], len(self.empty), device=learners.device,
-                             dtype=self.share.dtype)  # fmt: skip
-        # an untrained network has seen nothing: it answers with the outputs that the first task will have
-        self.latest = max(index, 0)
-        for rows, share in zip(self.rows.split(CHUNK, dim=-1), self.share.split(CHUNK), strict=True):
-            result += self._correct(rows) @ share
+            for rows, share in zip(self.rows.split(CHUNK, dim=-1), self.share.split(CHUNK), strict=True):
+                result += self._correct(rows) @ share
         return result.masked_fill(self.empty, torch.nan)
+
+    def _select(self, index: int) -> None:
+        """The rows that can be answered rightly after task ``index``: where no right output is active, none is.
+
+        ``share`` (N, T) is a row's share in the accuracy of its task, so that one product gives all accuracies.
+        """
+        # an untrained network has seen nothing: it answers with the outputs that the first task will have
+        self.index, self.latest = index, max(index, 0)
+        outputs, device = self.learners.streams[0].test_outputs, self.learners.device
+        tasks = torch.arange(len(self.parts), device=device)
+        active = outputs.mask(self.latest, tasks)
+        possible = outputs.units if active is None else outputs.units & active
+        chosen = [j for j, some in enumerate(possible.any(-1).tolist()) if some]
+        self.rows = torch.cat([self.parts[j] for j in chosen], dim=-1)
+        counts = torch.tensor([self.parts[j].shape[-1] for j in chosen], device=device)
+        task = torch.repeat_interleave(tasks[chosen], counts)
+        share = torch.nn.functional.one_hot(task, len(self.parts)).to(self.learners.recipe.dtype)
+        self.share = share / share.sum(0).clamp_min(1)
 
     def _correct(self, rows: Tensor) -> Tensor:
         """Which of the rows are answered rightly, (B,) or (R, B), as 0 and 1."""
@@ -71,7 +80,7 @@ class Evaluation:
         scores = learners.strategy.predict(learners.net, theta, memory, x, told)
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
-        return right.to(self.share.dtype)
+        return right.to(learners.recipe.dtype)
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:

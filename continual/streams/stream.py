@@ -47,7 +47,8 @@ class Samples:
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W)."""
-        x = scaled(self.pixels[self.image[rows]], self.scale, dtype)
+        # index_select is several times faster than indexing on a CPU
+        x = scaled(self.pixels.index_select(0, self.image.index_select(0, rows)), self.scale, dtype)
         for transform in self.transforms:
             x = transform(x, self.task[rows])
         return x + self.shift if self.shift else x

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``x * scale`` in floating point, from ``uint8`` or floating-point values."""
-    # uint8 times a Python number is float32 in one pass over the data
-    return x * scale if dtype == torch.float32 and x.dtype == torch.uint8 else x.to(dtype) * scale
+    # what conversion made anew can be scaled in place
+    return x.to(dtype) * scale if x.dtype == dtype else x.to(dtype).mul_(scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,178 @@
+"""Optimisers and schedules against their published formulas, written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from continual import plugins
+from continual.errors import BadOption
+from continual.learning.optimizers import SGD, Adagrad, Adam, AdamW, Constant, Cosine, Linear, Optimizer, Schedule, Step
+
+SCALE = torch.tensor([0.5, 1.0, 3.0, 10.0], dtype=torch.float64)
+GOAL = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+START = torch.tensor([0.3, 0.7, -1.1, 2.0], dtype=torch.float64)
+STEPS = 20
+Rule = Callable[[Any, torch.Tensor, torch.Tensor, dict[str, torch.Tensor], int, float], torch.Tensor]
+
+
+def gradient(theta: torch.Tensor) -> torch.Tensor:
+    """Of the quadratic ½ Σ s (θ - g)²."""
+    return SCALE * (theta - GOAL)
+
+
+def sgd(
+    o: SGD, theta: torch.Tensor, g: torch.Tensor, state: dict[str, torch.Tensor], t: int, lr: float
+) -> torch.Tensor:
+    g = g + o.weight_decay * theta
+    velocity = o.momentum * state["v"] + g if "v" in state else g
+    state["v"] = velocity
+    return theta - lr * (g + o.momentum * velocity if o.nesterov else velocity)
+
+
+def adam(
+    o: Adam, theta: torch.Tensor, g: torch.Tensor, state: dict[str, torch.Tensor], t: int, lr: float
+) -> torch.Tensor:
+    if isinstance(o, AdamW):
+        theta = theta * (1 - lr * o.weight_decay)
+    else:
+        g = g + o.weight_decay * theta
+    zero = torch.zeros_like(theta)
+    state["m"] = o.beta1 * state.get("m", zero) + (1 - o.beta1) * g
+    state["v"] = o.beta2 * state.get("v", zero) + (1 - o.beta2) * g * g
+    mean, square = state["m"] / (1 - o.beta1**t), state["v"] / (1 - o.beta2**t)
+    return theta - lr * mean / (square.sqrt() + o.eps)
+
+
+def adagrad(
+    o: Adagrad, theta: torch.Tensor, g: torch.Tensor, state: dict[str, torch.Tensor], t: int, lr: float
+) -> torch.Tensor:
+    g = g + o.weight_decay * theta
+    state["s"] = state.get("s", torch.zeros_like(theta)) + g * g
+    return theta - lr * g / (state["s"].sqrt() + o.eps)
+
+
+CASES: list[tuple[Optimizer, Rule, Callable[[list[torch.Tensor]], torch.optim.Optimizer]]] = [
+    (SGD(lr=0.05), sgd, lambda p: torch.optim.SGD(p, 0.05)),
+    (SGD(lr=0.05, momentum=0.9), sgd, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
+    (SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1), sgd,
+     lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    (SGD(lr=0.05, nesterov=True), sgd, lambda p: torch.optim.SGD(p, 0.05)),
+    (SGD(lr=0.05, weight_decay=0.3), sgd, lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.3)),
+    (Adam(lr=0.1), adam, lambda p: torch.optim.Adam(p, 0.1)),
+    (Adam(lr=0.1, beta1=0.5, beta2=0.7, eps=0.01, weight_decay=0.2), adam,
+     lambda p: torch.optim.Adam(p, 0.1, betas=(0.5, 0.7), eps=0.01, weight_decay=0.2)),
+    (Adam(lr=0.1, beta1=0.0), adam, lambda p: torch.optim.Adam(p, 0.1, betas=(0.0, 0.999))),
+    (AdamW(lr=0.1), adam, lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.01)),
+    (AdamW(lr=0.1, weight_decay=0.3, beta2=0.9), adam,
+     lambda p: torch.optim.AdamW(p, 0.1, betas=(0.9, 0.9), weight_decay=0.3)),
+    (Adagrad(lr=0.5), adagrad, lambda p: torch.optim.Adagrad(p, 0.5)),
+    (Adagrad(lr=0.5, eps=0.1, weight_decay=0.2), adagrad,
+     lambda p: torch.optim.Adagrad(p, 0.5, eps=0.1, weight_decay=0.2)),
+]  # fmt: skip
+
+
+def followed(made: torch.optim.Optimizer, leaf: torch.Tensor, rates: list[float]) -> torch.Tensor:
+    """θ after each step: (STEPS, P)."""
+    path = []
+    for rate in rates:
+        leaf.grad = gradient(leaf.detach())
+        made.param_groups[0]["lr"] = rate
+        made.step()
+        path.append(leaf.detach().clone())
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize("varied", [False, True], ids=["constant rate", "changing rate"])
+@pytest.mark.parametrize(
+    ("optimizer", "rule", "reference"), CASES, ids=lambda one: repr(one) if isinstance(one, Optimizer) else ""
+)
+def test_every_step_is_the_formulas_and_pytorchs(
+    optimizer: Optimizer, rule: Rule, reference: Callable[[list[torch.Tensor]], torch.optim.Optimizer], varied: bool
+) -> None:
+    rates = [optimizer.lr * (1 - number / STEPS if varied else 1) for number in range(STEPS)]
+    leaf = START.clone().requires_grad_()
+    got = followed(optimizer.make(leaf), leaf, rates)
+    theta, state, path = START, {}, []
+    for number, rate in enumerate(rates):
+        theta = rule(optimizer, theta, gradient(theta), state, number + 1, rate)
+        path.append(theta)
+    torch.testing.assert_close(got, torch.stack(path), rtol=1e-9, atol=1e-11)
+    plain = START.clone().requires_grad_()
+    torch.testing.assert_close(got, followed(reference([plain]), plain, rates), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("optimizer", [case[0] for case in CASES], ids=repr)
+def test_rows_of_theta_are_followed_each_for_itself(optimizer: Optimizer) -> None:
+    """Seeds are rows of θ: what happens to one row, were it NaN, must not reach another."""
+    alone = START.clone().requires_grad_()
+    wanted = followed(optimizer.make(alone), alone, [optimizer.lr] * STEPS)[-1]
+    group = torch.stack([START, START + torch.nan, START * 2]).requires_grad_()
+    got = followed(optimizer.make(group), group, [optimizer.lr] * STEPS)[-1]
+    torch.testing.assert_close(got[0], wanted)
+    assert got[1].isnan().all() and got[2].isfinite().all()
+
+
+@pytest.mark.parametrize("name", plugins.registered("optimizers"))
+def test_every_registered_optimizer_goes_downhill_and_begins_afresh(name: str) -> None:
+    optimizer = plugins.find("optimizers", name).read({"lr": 0.05})
+    assert isinstance(optimizer, Optimizer)
+    paths = []
+    for _ in range(2):
+        leaf = START.clone().requires_grad_()
+        paths.append(followed(optimizer.make(leaf), leaf, [optimizer.lr] * STEPS))
+    assert torch.equal(*paths), "make gives an optimiser with a fresh state"
+    before, after = ((SCALE * (theta - GOAL).square()).sum() for theta in (START, paths[0][-1]))
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(SGD, {"lr": -1}), (SGD, {"momentum": 1}), (Adam, {"beta1": 1}), (Adam, {"eps": 0}), (AdamW, {"weight_decay": -1}),
+     (Adagrad, {"lr": "nan"}), (Step, {"parts": 0}), (Cosine, {"floor": 1.1})],
+)  # fmt: skip
+def test_what_no_formula_is_made_for_is_refused(cls: type[Optimizer], options: dict[str, Any]) -> None:
+    with pytest.raises(BadOption, match=next(iter(options))):
+        cls.read(options)
+
+
+FACTORS: list[tuple[Schedule, Callable[[int, int], float]]] = [
+    (Constant(), lambda step, steps: 1.0),
+    (Cosine(), lambda step, steps: math.cos(math.pi * step / steps / 2) ** 2),
+    (Cosine(floor=0.2), lambda step, steps: 0.2 + 0.8 * math.cos(math.pi * step / steps / 2) ** 2),
+    (Linear(), lambda step, steps: (steps - step) / steps),
+    (Linear(floor=0.25), lambda step, steps: (steps - 0.75 * step) / steps),
+    (Step(), lambda step, steps: 1.0 if 2 * step < steps else 0.1),
+    (Step(gamma=0.5, parts=4), lambda step, steps: 0.5 ** sum(4 * step >= part * steps for part in (1, 2, 3))),
+    (Step(gamma=0.5, parts=1), lambda step, steps: 1.0),
+    (Step(gamma=0.0, parts=2), lambda step, steps: 1.0 if 2 * step < steps else 0.0),
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    ("schedule", "wanted"), FACTORS, ids=lambda one: repr(one) if isinstance(one, Schedule) else ""
+)
+def test_the_factor_of_every_step(schedule: Schedule, wanted: Callable[[int, int], float], steps: int) -> None:
+    got = [schedule.factor(step, steps) for step in range(steps)]
+    assert got == pytest.approx([wanted(step, steps) for step in range(steps)], abs=1e-12)
+    assert got[0] == 1, "a task begins with the full rate"
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_cosine_and_linear_are_pytorchs(floor: float) -> None:
+    for schedule, make in (
+        (Cosine(floor=floor), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10, eta_min=floor)),
+        (Linear(floor=floor), lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: 1 - (1 - floor) * k / 10)),
+    ):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+        other, rates = make(optimizer), []
+        for _ in range(10):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            other.step()
+        assert [schedule.factor(step, 10) for step in range(10)] == pytest.approx(rates, abs=1e-9)

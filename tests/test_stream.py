@@ -1,0 +1,528 @@
+"""Streams against what numpy and loops say of the same arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import continual as cl
+from continual import plugins
+from continual.errors import BadData, BadStream
+from continual.learning.models import MLP
+from continual.streams.benchmark import Benchmark
+from continual.streams.data import Data
+from continual.streams.rng import key
+from continual.streams.stream import Stream, Task, permuted, place, rotated, split
+
+LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
+COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)
+SCENARIOS = ("task", "domain", "class")
+
+
+def arrays(seed: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
+    """Shuffled images of 3x4 pixels, all different, and their labels: x, y, x_test, y_test."""
+    numbers = np.random.default_rng(seed)
+    parts = []
+    for counts in (COUNTS, TEST_COUNTS):
+        y = numbers.permutation(np.repeat(LABELS, counts))
+        parts += [numbers.integers(0, 256, (len(y), 1, 3, 4), dtype=np.uint8), y]
+    return tuple(parts)
+
+
+X, Y, X_TEST, Y_TEST = arrays()
+
+
+def data(classes: int = 5, size: int = 4, each: int = 6, pixels: int = 0) -> Data:
+    """Square images, ``each`` of every class."""
+    numbers = np.random.default_rng(pixels)
+    y = np.repeat(np.arange(classes), each)
+    x, x_test = numbers.integers(0, 256, (2, len(y), 1, size, size), dtype=np.uint8)
+    return Data.from_arrays(x, y, x_test, y, name="squares")
+
+
+def made(**options: Any) -> Stream:
+    return Stream.from_arrays(X, Y, X_TEST, Y_TEST, **options)
+
+
+def classes_of(task: Task) -> list[int]:
+    return [int(name) for name in task.classes]
+
+
+def pictures(stream: Stream, rows: torch.Tensor, test: bool = False) -> np.ndarray[Any, Any]:
+    samples = stream.test_samples if test else stream.samples
+    return samples.images(rows, torch.float64).numpy()
+
+
+# ---- rows, labels, units
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"order": "seed"}, {"order": (4, 2, 0, 1, 3)}, {"validation": 0.3}], ids=str)
+def test_every_sample_is_in_one_place_with_its_image_and_its_unit(
+    scenario: str, tasks: int, options: dict[str, Any]
+) -> None:
+    stream = made(scenario=scenario, tasks=tasks, seed=3, **options)
+    assert [task.index for task in stream.tasks] == list(range(tasks)) == list(range(stream.tasks[0].count))
+    names = list(itertools.chain(*(classes_of(task) for task in stream.tasks)))
+    assert sorted(names) == sorted(LABELS)
+    for x, y, samples, groups in (
+        (X, Y, stream.samples, [(task.train, task.validation) for task in stream.tasks]),
+        (X_TEST, Y_TEST, stream.test_samples, [(task.test,) for task in stream.tasks]),
+    ):
+        used: Counter[int] = Counter()
+        for task, parts in zip(stream.tasks, groups, strict=True):
+            rows = torch.cat(parts)
+            shown = samples.images(rows, torch.float64).numpy()
+            np.testing.assert_allclose(shown, x[samples.image[rows].numpy()] / 255, rtol=1e-12)
+            for row in rows.tolist():
+                image = int(samples.image[row])
+                used[image] += 1
+                own = classes_of(task)
+                unit = own.index(y[image]) if scenario == "domain" else names.index(y[image])
+                assert int(samples.y[row]) == unit and int(samples.task[row]) == task.index
+        assert used == Counter(range(len(y))), "disjoint and complete"
+
+
+@pytest.mark.parametrize(("tasks", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 1, 1, 1]), (5, [1] * 5)])
+def test_classes_that_do_not_divide_evenly(tasks: int, sizes: list[int]) -> None:
+    stream = made(tasks=tasks)
+    assert [len(task.classes) for task in stream.tasks] == sizes
+    assert list(itertools.chain(*(classes_of(task) for task in stream.tasks))) == list(LABELS), "in natural order"
+    assert stream.units == 5 and made(tasks=tasks, scenario="domain").units == sizes[0]
+    for task in stream.tasks:
+        assert len(task.train) == sum(COUNTS[LABELS.index(label)] for label in classes_of(task))
+        assert len(task.test) == sum(TEST_COUNTS[LABELS.index(label)] for label in classes_of(task))
+        assert len(task.validation) == 0
+
+
+def test_a_given_order() -> None:
+    stream = made(tasks=2, order=(4, 2, 0, 1, 3))
+    assert [classes_of(task) for task in stream.tasks] == [[11, 5, 2], [3, 7]]
+
+
+def test_an_order_drawn_by_the_seed() -> None:
+    def order(seed: int) -> tuple[int, ...]:
+        return tuple(itertools.chain(*(classes_of(task) for task in made(tasks=2, order="seed", seed=seed).tasks)))
+
+    orders = [order(seed) for seed in range(20)]
+    assert orders == [order(seed) for seed in range(20)]
+    assert all(sorted(one) == sorted(LABELS) for one in orders) and len(set(orders)) > 12
+
+
+@pytest.mark.parametrize("active", ["default", "task", "seen", "all"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_active_outputs(scenario: str, active: str, tasks: int) -> None:
+    stream = made(scenario=scenario, tasks=tasks, train_outputs=active)
+    kind = {"task": "task", "class": "seen", "domain": "all"}[scenario] if active == "default" else active
+    sizes = [len(task.classes) for task in stream.tasks]
+    own = [
+        set(range(n)) if scenario == "domain" else {sum(sizes[:t]) + i for i in range(n)} for t, n in enumerate(sizes)
+    ]
+    samples = torch.tensor([0, tasks - 1, 0, 1])
+    scores = key(0).normal("s", 4, stream.units).double()
+    for task in stream.tasks:
+        seen = set.union(*own[: task.index + 1])
+        assert set(task.own_units.nonzero().flatten().tolist()) == own[task.index]
+        assert set(task.seen_units.nonzero().flatten().tolist()) == seen
+        got = task.outputs.apply(scores, task.index, samples)
+        for b, sample_task in enumerate(samples.tolist()):
+            allowed = {"task": own[sample_task], "seen": seen, "all": set(range(stream.units))}[kind]
+            for k in range(stream.units):
+                assert got[b, k] == (scores[b, k] if k in allowed else torch.finfo(torch.float64).min)
+        assert (task.outputs.mask(task.index, samples) is None) == (kind == "all")
+
+
+def test_outputs_in_training_and_in_evaluation_are_chosen_apart() -> None:
+    stream = made(scenario="class", train_outputs="task")
+    assert (stream.tasks[0].outputs.active, stream.test_outputs.active) == ("task", "seen")
+    stream = made(scenario="class", test_outputs="all")
+    assert (stream.tasks[0].outputs.active, stream.test_outputs.active) == ("seen", "all")
+
+
+# ---- validation, limit
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 0.9])
+def test_a_fraction_of_every_class_is_set_aside(fraction: float) -> None:
+    stream = made(tasks=2, validation=fraction)
+    held = np.concatenate([Y[stream.samples.image[task.validation].numpy()] for task in stream.tasks])
+    assert Counter(held.tolist()) == +Counter({a: int(fraction * n) for a, n in zip(LABELS, COUNTS, strict=True)})
+
+
+def test_which_rows_are_set_aside_depends_on_their_own_seed_only() -> None:
+    def held(**options: Any) -> set[int]:
+        stream = made(tasks=5, validation=0.5, **options)
+        return {int(stream.samples.image[row]) for task in stream.tasks for row in task.validation}
+
+    one = held(validation_seed=0)
+    assert one == held(validation_seed=0, seed=7) == held(validation_seed=0, scenario="task", order="seed", seed=2)
+    assert len({frozenset(held(validation_seed=seed)) for seed in range(8)}) == 8
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.5])
+@pytest.mark.parametrize("limit", [1, 4, 5, 100])
+def test_at_most_so_many_training_rows_of_each_class(limit: int, validation: float) -> None:
+    stream, full = (made(tasks=2, validation=validation, limit=given) for given in (limit, None))
+    for task, whole in zip(stream.tasks, full.tasks, strict=True):
+        assert torch.equal(task.validation, whole.validation) and torch.equal(task.test, whole.test)
+        wanted, counts = [], Counter[int]()
+        for row in whole.train.tolist():  # a task's rows are in the data's order
+            counts[int(full.samples.y[row])] += 1
+            if counts[int(full.samples.y[row])] <= limit:
+                wanted.append(int(full.samples.image[row]))
+        assert stream.samples.image[task.train].tolist() == wanted
+
+
+# ---- pixels
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("normalize", ["unit", "standard"])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_normalisation_and_padding_against_numpy(kind: str, normalize: str, pad: int) -> None:
+    x, x_test = (X, X_TEST) if kind == "uint8" else ((X / 100).astype(np.float32), (X_TEST / 100).astype(np.float32))
+    stream = Stream.from_arrays(x, Y, x_test, Y_TEST, tasks=1, normalize=normalize, pad=pad)
+    around = ((0, 0), (0, 0), (pad, pad), (pad, pad))
+    wide, wide_test = (np.pad(part.astype(np.float64), around) for part in (x, x_test))
+    top = 255 if kind == "uint8" else 1
+    shift, scale = (0.0, top) if normalize == "unit" else (wide.mean(), wide.std())
+    (task,) = stream.tasks
+    assert stream.shape == (1, 3 + 2 * pad, 4 + 2 * pad)
+    for shown, raw, image in (
+        (pictures(stream, task.train), wide, stream.samples.image[task.train]),
+        (pictures(stream, task.test, test=True), wide_test, stream.test_samples.image[task.test]),
+    ):
+        np.testing.assert_allclose(shown, (raw[image.numpy()] - shift) / scale, rtol=1e-6, atol=1e-9)
+    single = stream.samples.images(task.train, torch.float32)
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single.numpy(), pictures(stream, task.train), rtol=1e-5, atol=1e-6)
+
+
+def test_standardised_pixels_have_mean_0_and_deviation_1() -> None:
+    stream = made(tasks=1, normalize="standard")
+    shown = pictures(stream, stream.tasks[0].train)
+    assert abs(shown.mean()) < 1e-9 and abs(shown.std() - 1) < 1e-9
+
+
+# ---- permuted
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_permuted_tasks_have_all_classes_and_the_first_shows_images_as_they_are(scenario: str) -> None:
+    source = data()
+    stream = permuted(source, tasks=3, scenario=scenario, seed=1)
+    assert stream.units == (5 if scenario == "domain" else 15)
+    flat, orders = source.x.flatten(1).double() / 255, []
+    for task in stream.tasks:
+        assert task.classes == source.classes and len(task.train) == len(source.y) == len(task.test)
+        image = stream.samples.image[task.train]
+        assert torch.equal(image, torch.arange(len(source.y)))
+        offset = 0 if scenario == "domain" else 5 * task.index
+        assert torch.equal(stream.samples.y[task.train], source.y + offset)
+        shown = torch.from_numpy(pictures(stream, task.train)).flatten(1)
+        # brute force: the source of a pixel is the column that equals it in every image
+        equal = (shown[:, :, None] - flat[:, None, :]).abs().amax(0) < 1e-9
+        assert (equal.sum(0) == 1).all() and (equal.sum(1) == 1).all(), "one order of the pixels for all images"
+        orders.append(tuple(equal.int().argmax(1).tolist()))
+        shown_test = torch.from_numpy(pictures(stream, task.test, test=True)).flatten(1)
+        wanted = source.x_test.flatten(1).double()[:, list(orders[-1])] / 255
+        torch.testing.assert_close(shown_test, wanted, rtol=1e-12, atol=1e-12)
+    assert orders[0] == tuple(range(16)) and len(set(orders)) == 3
+
+
+def test_the_orders_of_pixels_come_from_the_seed_or_from_one_of_their_own() -> None:
+    def table(**options: Any) -> torch.Tensor:
+        return permuted(data(), tasks=3, **options).samples.transforms[0].table
+
+    assert torch.equal(table(seed=1), table(seed=1)) and not torch.equal(table(seed=1), table(seed=2))
+    assert torch.equal(table(seed=1, permutation_seed=5), table(seed=2, permutation_seed=5))
+    assert torch.equal(table(seed=1, permutation_seed=5), table(seed=5))
+
+
+@pytest.mark.parametrize("normalize", ["unit", "standard"])
+def test_padded_images_are_permuted_with_their_padding(normalize: str) -> None:
+    source = data()
+    stream = permuted(source, tasks=2, pad=1, normalize=normalize)
+    assert stream.shape == (1, 6, 6)
+    first, second = (pictures(stream, task.train) for task in stream.tasks)
+    assert first.shape == second.shape == (30, 1, 6, 6)
+    assert not np.allclose(first, second)
+    np.testing.assert_allclose(np.sort(first.reshape(30, -1)), np.sort(second.reshape(30, -1)), atol=1e-9)
+    moved = (second == first.min()).all((0, 1))
+    assert moved.sum() == 20 and not np.array_equal(moved, (first == first.min()).all((0, 1))), "the border moves too"
+
+
+# ---- rotated
+
+
+def test_quarter_turns_are_those_of_rot90() -> None:
+    source = data()
+    stream = rotated(source, angles=(0, 90, 180, 270))
+    wanted = source.x.double() / 255
+    for quarters, task in enumerate(stream.tasks):
+        shown = torch.from_numpy(pictures(stream, task.train))
+        torch.testing.assert_close(shown, torch.rot90(wanted, quarters, (2, 3)), rtol=1e-5, atol=1e-5)
+        shown_test = torch.from_numpy(pictures(stream, task.test, test=True))
+        torch.testing.assert_close(
+            shown_test, torch.rot90(source.x_test.double() / 255, quarters, (2, 3)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("angle", [30, 45, 200])
+def test_a_turn_by_any_angle_is_bilinear_with_black_outside(angle: int) -> None:
+    source = data(size=5)
+    stream = rotated(source, angles=(0, angle))
+    shown = pictures(stream, stream.tasks[1].train)
+    image, a = source.x.numpy() / 255, np.deg2rad(angle)
+
+    def pixel(n: int, i: int, j: int) -> float:
+        return float(image[n, 0, i, j]) if 0 <= i < 5 and 0 <= j < 5 else 0.0
+
+    for n, i, j in itertools.product(range(3), range(5), range(5)):
+        # counter-clockwise with y upwards: the source of a place is the place turned back
+        x, y = j - 2, 2 - i
+        u, v = np.cos(a) * x + np.sin(a) * y + 2, 2 - (-np.sin(a) * x + np.cos(a) * y)
+        left, top = int(np.floor(u)), int(np.floor(v))
+        wanted = sum(
+            pixel(n, top + di, left + dj) * (1 - abs(v - top - di)) * (1 - abs(u - left - dj))
+            for di, dj in itertools.product((0, 1), (0, 1))
+        )
+        assert shown[n, 0, i, j] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_outside_of_a_turned_image_it_is_black_also_when_standardised() -> None:
+    bright = np.full((10, 1, 8, 8), 255, dtype=np.uint8)
+    bright[5:] = 155
+    source = Data.from_arrays(bright, np.arange(10) % 2, bright, np.arange(10) % 2)
+    stream = rotated(source, angles=(0, 45), normalize="standard")
+    shown = pictures(stream, stream.tasks[1].train)
+    mean, deviation = bright.mean(), bright.std()
+    np.testing.assert_allclose(shown[:, 0, 0, 0], -mean / deviation, rtol=1e-6)
+    np.testing.assert_allclose(shown[:, 0, 4, 4], (bright[:, 0, 4, 4] - mean) / deviation, atol=1e-5)
+    assert shown.min() >= -mean / deviation - 1e-6
+
+
+def test_padded_images_are_turned_with_their_padding() -> None:
+    source = data()
+    stream = rotated(source, angles=(0, 90), pad=2)
+    assert stream.shape == (1, 8, 8)
+    wanted = torch.nn.functional.pad(source.x.double() / 255, (2, 2, 2, 2))
+    for quarters, task in enumerate(stream.tasks):
+        shown = torch.from_numpy(pictures(stream, task.train))
+        torch.testing.assert_close(shown, torch.rot90(wanted, quarters, (2, 3)), rtol=1e-5, atol=1e-5)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give tasks=5 or fewer"),
+        ({"tasks": 0}, "task"),
+        ({"tasks": -1}, "task"),
+        ({"order": (0, 1, 2, 3)}, "class order 0-1-2-3: give each of the 5 classes 0 to 4 once"),
+        ({"order": (0, 1, 2, 3, 3)}, "class order 0-1-2-3-3"),
+        ({"order": (1, 2, 3, 4, 5)}, "class order 1-2-3-4-5"),
+        ({"scenario": "clas"}, r"scenario=clas: it takes task\|domain\|class"),
+        ({"train_outputs": "some"}, "train_outputs=some: it takes"),
+        ({"test_outputs": "none"}, "test_outputs=none: it takes"),
+        ({"normalize": "zscore"}, r"normalize=zscore: it takes unit\|standard"),
+        ({"validation": 1.0}, "0 training and"),
+        ({"validation": -0.5}, "validation"),
+        ({"limit": 0}, "0 training and"),
+    ],
+)
+def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadStream, match=told):
+        made(**{"tasks": 5} | options)
+
+
+def test_arrays_and_padding_that_do_not_fit_are_the_datas_fault() -> None:
+    with pytest.raises(BadData, match="arrays: 37 training samples, but 36 training labels"):
+        Stream.from_arrays(X, Y[1:], X_TEST, Y_TEST)
+    with pytest.raises(BadData, match="pad was given -1"):
+        made(pad=-1)
+    with pytest.raises(BadData, match="cannot be padded"):
+        Stream.from_arrays(X.reshape(-1, 12), Y, X_TEST.reshape(-1, 12), Y_TEST, pad=1)
+
+
+def test_samples_without_height_and_width_cannot_be_turned() -> None:
+    with pytest.raises((BadStream, BadData)):
+        rotated(Data.from_arrays(X.reshape(-1, 12), Y, X_TEST.reshape(-1, 12), Y_TEST))
+
+
+def test_a_task_without_rows_is_refused_and_named() -> None:
+    named = ["a", "b", "c"]
+    ten, test = torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.zeros(4, 1, 1, 1, dtype=torch.uint8)
+    y = torch.arange(10) % 2
+    with pytest.raises(BadStream, match=r"task 3 \(c\) has 0 training and 0 test rows"):
+        split(Data.from_arrays(ten, y, test, y[:4], classes=named), tasks=3)
+    without_test = Data.from_arrays(ten, y, test, torch.zeros(4, dtype=torch.int64), classes=named[:2])
+    with pytest.raises(BadStream, match=r"task 2 \(b\) has 5 training and 0 test rows"):
+        split(without_test, tasks=2)
+    assert [len(task.test) for task in split(without_test, tasks=1).tasks] == [4]
+
+
+def test_equal_pixels_cannot_be_standardised() -> None:
+    grey = np.full((4, 1, 2, 2), 7, dtype=np.uint8)
+    with pytest.raises(BadStream, match="use normalize=unit"):
+        Stream.from_arrays(grey, [0, 1, 0, 1], grey, [0, 1, 0, 1], tasks=2, normalize="standard")
+
+
+# ---- seeds, devices, sources
+
+
+def test_a_stream_takes_the_random_numbers_of_a_seed() -> None:
+    stream = made(tasks=2)
+    one, two = stream.stream(4), stream.stream(5)
+    assert [int(task.key.seed) for task in one.tasks] == [4, 4] and [task.key.task for task in one.tasks] == [0, 1]
+    assert not torch.equal(one.tasks[0].key.uniform("a", 9), two.tasks[0].key.uniform("a", 9))
+    assert torch.equal(one.tasks[1].key.uniform("a", 9), key(4, 1).uniform("a", 9))
+    assert one.samples is stream.samples and int(stream.tasks[0].key.seed) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_streams_on_a_device_share_their_pixels_there(device: str) -> None:
+    source = data()
+    streams = [permuted(source, tasks=2, seed=seed) for seed in range(2)]
+    placed = place(streams, device)
+    assert placed[0].samples.pixels is placed[1].samples.pixels
+    assert placed[0].test_samples.pixels is placed[1].test_samples.pixels
+    for before, after in zip(streams, placed, strict=True):
+        tensors = [after.samples.pixels, *after.samples.tables, *after.test_samples.tables, after.test_outputs.units]
+        for task in after.tasks:
+            tensors += [task.train, task.validation, task.test, task.outputs.units, task.key.seed, task.key.step]
+            tensors += list(task.samples.tables)
+        assert {tensor.device.type for tensor in tensors} == {device}
+        assert after.record == before.record and after.shape == before.shape
+        for task, old in zip(after.tasks, before.tasks, strict=True):
+            assert task.samples is after.samples and task.classes == old.classes
+            if device == "cpu":
+                assert torch.equal(task.train, old.train) and torch.equal(task.key.seed, old.key.seed)
+                shown = after.samples.images(task.train, torch.float64)
+                assert torch.equal(shown, before.samples.images(old.train, torch.float64))
+
+
+def test_other_tables_over_the_same_pixels() -> None:
+    one, two = (permuted(data(), tasks=2, seed=seed).samples for seed in range(2))
+    swapped = one.with_tables(two.tables)
+    rows = torch.arange(60)
+    assert torch.equal(swapped.images(rows, torch.float64), two.images(rows, torch.float64))
+    assert not torch.equal(swapped.images(rows, torch.float64), one.images(rows, torch.float64))
+
+
+def test_a_stream_from_datasets_is_the_one_from_arrays() -> None:
+    train, test = (TensorDataset(torch.from_numpy(x), torch.from_numpy(y)) for x, y in ((X, Y), (X_TEST, Y_TEST)))
+    one, two = Stream.from_datasets(train, test, tasks=2, scenario="task"), made(tasks=2, scenario="task")
+    for a, b in zip(one.tasks, two.tasks, strict=True):
+        assert a.classes == b.classes and torch.equal(a.train, b.train) and torch.equal(a.test, b.test)
+    assert torch.equal(one.samples.pixels, two.samples.pixels) and torch.equal(one.samples.y, two.samples.y)
+    assert one.record["name"] == "datasets" and one.record["sha256"] == two.record["sha256"]
+
+
+def test_the_record_tells_data_and_options() -> None:
+    stream = made(tasks=2, order=(4, 3, 2, 1, 0), name="mine")
+    assert {name: stream.record[name] for name in ("name", "tasks", "order")} == {
+        "name": "mine", "tasks": 2, "order": [4, 3, 2, 1, 0],
+    }  # fmt: skip
+    other = Stream.from_arrays(255 - X, Y, X_TEST, Y_TEST, tasks=2)
+    assert len(stream.record["sha256"]) == 64 and stream.record["sha256"] != other.record["sha256"]
+
+
+# ---- benchmarks
+
+
+def registered() -> list[type[Any]]:
+    return [plugins.find("benchmarks", name) for name in plugins.registered("benchmarks")]
+
+
+@pytest.mark.parametrize("cls", registered(), ids=lambda cls: str(cls.__name__))
+def test_every_registered_benchmark_makes_streams_with_its_defaults(cls: type[Benchmark]) -> None:
+    benchmark = cls()
+    stream = benchmark.build(data(classes=10), seed=2, **benchmark.arguments())
+    assert len(stream.tasks) >= 2 and stream.scenario == benchmark.scenario
+    assert all(len(task.train) and len(task.test) and not len(task.validation) for task in stream.tasks)
+    assert {int(task.key.seed) for task in stream.tasks} == {2}
+    shown = torch.cat([stream.samples.images(task.train, torch.float32) for task in stream.tasks])
+    assert shown.min() >= 0 and shown.max() <= 1 + 1e-5 and shown.shape[1:] == stream.shape
+    assert cls.read(benchmark.values()) == benchmark
+
+
+@pytest.mark.parametrize("cls", registered(), ids=lambda cls: str(cls.__name__))
+def test_every_registered_benchmark_takes_all_common_options(cls: type[Benchmark]) -> None:
+    benchmark = cls.read({
+        "scenario": "task", "train_outputs": "seen", "test_outputs": "all", "validation": "0.5", "validation_seed": "3",
+        "normalize": "standard", "pad": "1", "limit": "2",
+    })  # fmt: skip
+    stream = benchmark.build(data(classes=10), seed=2, **benchmark.arguments())
+    net = MLP(layers=()).build(stream.shape, stream.units)
+    for task in stream.tasks:
+        assert (len(task.train), len(task.validation)) == (2 * len(task.classes), 3 * len(task.classes))
+        assert (task.outputs.active, stream.test_outputs.active) == ("seen", "all")
+        shown = stream.samples.images(task.train, torch.float32)
+        assert stream.shape == shown.shape[1:] == (1, 6, 6)
+        assert net.logits(net.initial(key(0), torch.float32), shown).shape == (len(shown), stream.units)
+
+
+def test_split_digits(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    stream = cl.benchmarks.SplitDigits().stream(3, tmp_path)
+    assert [task.classes for task in stream.tasks] == [(str(a), str(a + 1)) for a in range(0, 10, 2)]
+    assert stream.shape == (1, 8, 8) and stream.units == 10
+    images = {image.tobytes(): int(label) for image, label in zip(bunch.images, bunch.target, strict=True)}
+    found: list[bytes] = []
+    for task in stream.tasks:
+        for samples, rows in ((stream.samples, task.train), (stream.test_samples, task.test)):
+            shown = (samples.images(rows, torch.float64) * 16).round().squeeze(1).numpy()
+            for image, y in zip(shown, samples.y[rows].tolist(), strict=True):
+                assert images[image.tobytes()] == y
+                found.append(image.tobytes())
+    assert Counter(found) == Counter(image.tobytes() for image in bunch.images)
+    assert sum(len(task.test) for task in stream.tasks) == 355
+
+
+def test_the_seed_of_a_benchmark_draws_what_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    benchmark = cl.benchmarks.SplitDigits(order="seed", validation=0.1, validation_seed=3)
+    one, again, two = (benchmark.stream(seed, tmp_path) for seed in (0, 0, 1))
+    assert [task.classes for task in one.tasks] == [task.classes for task in again.tasks]
+    assert [task.classes for task in one.tasks] != [task.classes for task in two.tasks]
+    assert one.samples.pixels is two.samples.pixels, "all seeds share their pixels"
+    held = [{int(s.samples.image[row]) for task in s.tasks for row in task.validation} for s in (one, two)]
+    assert held[0] == held[1] and dataclasses.asdict(benchmark)["validation"] == 0.1
+
+
+TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_split_mnist_has_the_published_counts(data_root: Path) -> None:
+    stream = cl.benchmarks.SplitMNIST(scenario="domain", order=(3, 1, 4, 0, 5, 9, 2, 6, 8, 7)).stream(0, data_root)
+    assert [task.classes for task in stream.tasks] == [("3", "1"), ("4", "0"), ("5", "9"), ("2", "6"), ("8", "7")]
+    assert stream.units == 2 and stream.shape == (1, 28, 28)
+    for task in stream.tasks:
+        for samples, rows, counts in ((stream.samples, task.train, TRAIN), (stream.test_samples, task.test, TEST)):
+            got = torch.bincount(samples.y[rows]).tolist()
+            assert got == [counts[int(name)] for name in task.classes]
+    shown = torch.cat([stream.samples.images(task.train, torch.float32) for task in stream.tasks])
+    assert abs(float(shown.mean()) - 0.1307) < 1e-4 and abs(float(shown.std()) - 0.3081) < 1e-4
+
+
+def test_permuted_mnist_on_the_real_data(data_root: Path) -> None:
+    stream = cl.benchmarks.PermutedMNIST(tasks=2, limit=100).stream(1, data_root)
+    assert [len(task.train) for task in stream.tasks] == [1000, 1000]
+    assert [len(task.test) for task in stream.tasks] == [10_000, 10_000]
+    first, second = (stream.test_samples.images(task.test, torch.float32).flatten(1) for task in stream.tasks)
+    assert not torch.equal(first, second) and torch.equal(first.sort(1).values, second.sort(1).values)
