@@ -6,11 +6,13 @@ made-up stream in float64, so that what should be equal is equal to many digits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from continual import config
@@ -185,17 +187,34 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
 # ---- how they look
 
 
-class Asked(TorchDispatchMode):
-    """Notes the operations that would make the host wait for a device."""
+class Asked:
+    """A context that notes, in ``found``, the calls that would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self.muted = False
+        self.modes = contextlib.ExitStack()
+
+    def __enter__(self) -> Asked:
+        self.modes.enter_context(_Operations(self))
+        self.modes.enter_context(_Functions(self))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.modes.close()
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation, whoever calls it."""
 
     WAITING = frozenset({
         "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item",
         "unique_consecutive", "nonzero_numpy",
     })  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Asked) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.asked = asked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See :class:`TorchDispatchMode`."""
@@ -205,9 +224,31 @@ class Asked(TorchDispatchMode):
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         to_host = name == "_to_copy" and args[0].device.type != "cpu" and str(kwargs.get("device")) == "cpu"
-        if name in self.WAITING or boolean or to_host:
-            self.found.add(f"{name} with a boolean index" if boolean else name)
+        if not self.asked.muted and (name in self.WAITING or boolean or to_host):
+            self.asked.found.add(f"{name} with a boolean index" if boolean else name)
         return func(*args, **kwargs)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees what a processor's tensors answer without an operation, or in another one than a GPU's."""
+
+    WAITING = frozenset({"tolist", "numpy", "cpu", "__array__", "bincount", "repeat_interleave", "item"})
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See :class:`TorchFunctionMode`."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in self.WAITING and "output_size" not in kwargs:
+            self.asked.found.add(name)
+        # one_hot checks its classes by their values on a processor only
+        self.asked.muted = name == "one_hot" and (len(args) > 1 or "num_classes" in kwargs)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.asked.muted = False
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from typing import Annotated, Any, Literal, Self
@@ -55,7 +56,8 @@ class Option:
         typed = _limited(self.hint, self.limits)
         try:
             result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
-            if isinstance(result, float) and not math.isfinite(result):
+            numbers = result if isinstance(result, tuple) else (result,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 raise ValueError
             return result
         except (msgspec.ValidationError, ValueError):
@@ -96,9 +98,11 @@ def _untexted(hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
         return value
-    parts = [part for part in value.split("-") if part]
-    is_list = bool(parts) and "-" in value if len(members) > 1 else True
-    return parts if is_list and all(part[0].isdigit() for part in parts) else value
+    # where a number alone is something else, a list is told by its dash
+    alone = len(members) == 1
+    form = r"-|{0}(-{0})*-?" if alone else r"{0}(-{0})+|{0}(-{0})*-"
+    is_list = re.fullmatch(form.format(r"\d[^-]*"), value)
+    return [part for part in value.split("-") if part] if is_list else value
 
 
 def options_of(cls: type) -> dict[str, Option]:

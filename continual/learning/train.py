@@ -206,9 +206,13 @@ class Trace:
             self.marks.append((index, self.count))
 
     def collect(self) -> None:
-        """Copy what was measured in a task."""
+        """Copy what was measured in a task; of a learner that was given up, nothing."""
         if self.pending:
-            self.done.append(torch.stack(self.pending, -2).cpu())
+            measured = torch.stack(self.pending, -2).cpu()
+            for r, alive in enumerate(self.learners.alive):
+                if not alive:
+                    (measured[r] if self.learners.mapped else measured).fill_(torch.nan)
+            self.done.append(measured)
             self.pending = []
 
     def arrays(self) -> dict[str, Tensor]:

@@ -1,0 +1,682 @@
+"""Training: against a plain PyTorch loop, over seeds, between steps, and when a seed's loss is lost."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from continual import plugins
+from continual.conformance import Asked, compare, learners_of, small_stream
+from continual.errors import BadChain, BadOption
+from continual.learning import evaluate, step
+from continual.learning.evaluate import Evaluation
+from continual.learning.models import MLP, Out
+from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.step import Program
+from continual.learning.strategy import Batch, Chain, Memory, Strategy
+from continual.learning.train import Stopped, Training, Watch, schedule, spread, train
+from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
+from continual.streams.data import Data
+from continual.streams.rng import key
+from continual.streams.stream import Stream, Task, permuted
+
+CLASSES, COUNTS, TEST_COUNTS = 6, (10, 13, 9, 12, 11, 14), (5, 3, 6, 4, 5, 4)
+SHAPE = (1, 3, 3)
+HIDDEN = 8
+
+
+def arrays() -> tuple[np.ndarray[Any, Any], ...]:
+    """Uneven classes, each scattered around an image of its own: x, y, x_test, y_test."""
+    numbers = np.random.default_rng(0)
+    centres = numbers.integers(0, 200, (CLASSES, *SHAPE))
+    parts = []
+    for counts in (COUNTS, TEST_COUNTS):
+        y = numbers.permutation(np.repeat(np.arange(CLASSES), counts))
+        parts += [(centres[y] + numbers.integers(0, 56, (len(y), *SHAPE))).astype(np.uint8), y]
+    return tuple(parts)
+
+
+X, Y, X_TEST, Y_TEST = arrays()
+TASKS = [[0, 1], [2, 3], [4, 5]]
+
+
+def uneven(scenario: str = "class", **options: Any) -> Stream:
+    return Stream.from_arrays(X, Y, X_TEST, Y_TEST, tasks=3, scenario=scenario, **options)
+
+
+def permutations(seed: int, validation: float = 0.0) -> Stream:
+    """A stream whose tables differ between seeds, but not its sizes."""
+    data = Data.from_arrays(X, Y, X_TEST, Y_TEST)
+    return permuted(data, seed=seed, tasks=3, scenario="domain", validation=validation)
+
+
+def learners(
+    strategy: Strategy,
+    streams: list[Stream],
+    seeds: list[int],
+    training: Training,
+    optimizer: Optimizer | None = None,
+    rates: Schedule | None = None,
+) -> Learners:
+    net = MLP(layers=(HIDDEN,)).build(streams[0].shape, streams[0].units)
+    keep = training.optimizer_state == "keep"
+    recipe = Recipe(
+        net, strategy, optimizer or SGD(lr=0.1, momentum=0.9), rates or Constant(), keep, training.precision
+    )
+    return Learners(recipe, streams, seeds)
+
+
+def short(**options: Any) -> Training:
+    return Training(**{"seeds": 3, "epochs": 2, "batch": 8, "precision": "float64", "train_samples": 5} | options)
+
+
+def outcome(group: Learners, training: Training) -> dict[str, torch.Tensor]:
+    found, stopped = train(group, training, Watch())
+    assert not stopped
+    return found | {"θ": group.theta.detach().clone()} | {f"memory {k}": v.clone() for k, v in group.memory.items()}
+
+
+# ---- against a plain loop
+
+
+def module(theta: torch.Tensor, units: int) -> torch.nn.Sequential:
+    sizes = [9, HIDDEN, units]
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(*sizes[:2]), torch.nn.ReLU(), torch.nn.Linear(*sizes[1:])
+    ).double()
+    torch.nn.utils.vector_to_parameters(theta.clone(), net.parameters())
+    return net
+
+
+def active_units(scenario: str, task: int, latest: int) -> list[int]:
+    """The outputs that may answer for a sample of a task while another is the latest."""
+    if scenario == "domain":
+        return [0, 1]
+    return TASKS[task] if scenario == "task" else list(itertools.chain(*TASKS[: latest + 1]))
+
+
+def unit(scenario: str, label: int) -> int:
+    return label % 2 if scenario == "domain" else label
+
+
+def plain_loss(net: torch.nn.Module, scenario: str, index: int, images: list[int]) -> torch.Tensor:
+    logits = net(torch.from_numpy(X[images]).double() / 255)
+    active = active_units(scenario, index, index)
+    y = torch.tensor([active.index(unit(scenario, int(label))) for label in Y[images]])
+    return torch.nn.functional.cross_entropy(logits[:, active], y)
+
+
+def plain_accuracy(
+    net: torch.nn.Module, scenario: str, latest: int, images: list[list[int]], test: bool
+) -> list[float]:
+    x, y = (X_TEST, Y_TEST) if test else (X, Y)
+    found = []
+    for task, mine in enumerate(images):
+        right = 0
+        for image in mine:
+            with torch.no_grad():
+                scores = net(torch.from_numpy(x[image : image + 1]).double() / 255)[0]
+            active = active_units(scenario, task, max(latest, 0))
+            right += max(active, key=lambda k: float(scores[k])) == unit(scenario, int(y[image]))
+        found.append(right / len(mine))
+    return found
+
+
+def plain_training(
+    stream: Stream, training: Training, seed: int, theta: torch.Tensor,
+    make: Callable[[Any], torch.optim.Optimizer], rates: Schedule,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tuning as anybody would write it, with the row order of ``schedule``."""
+    scenario = stream.scenario
+    net = module(theta, stream.units)
+    optimizer, losses = make(net.parameters()), []
+    rate = optimizer.param_groups[0]["lr"]
+    tests = [[i for i, label in enumerate(Y_TEST) if label in own] for own in TASKS]
+    every = [[i for i, label in enumerate(Y) if label in own] for own in TASKS]
+    few = [[own[i * len(own) // 5] for i in range(5)] for own in every]
+    rows: dict[str, list[list[float]]] = {"accuracy": [], "training_accuracy": []}
+
+    def measure(latest: int) -> None:
+        rows["accuracy"].append(plain_accuracy(net, scenario, latest, tests, True))
+        rows["training_accuracy"].append(plain_accuracy(net, scenario, latest, few, False))
+
+    measure(-1)
+    for index, task in enumerate(stream.tasks):
+        if index and training.optimizer_state == "reset":
+            optimizer = make(net.parameters())
+        batches = schedule(task.train, training, torch.tensor(seed), index)
+        for number, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = rate * rates.factor(number, len(batches))
+            optimizer.zero_grad()
+            loss = plain_loss(net, scenario, index, stream.samples.image[batch].tolist())
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        measure(index)
+    return rows | {"loss": losses, "θ": torch.nn.utils.parameters_to_vector(net.parameters()).detach()}
+
+
+OPTIMIZERS: dict[str, tuple[Optimizer, Callable[[Any], torch.optim.Optimizer]]] = {
+    "sgd": (SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+    "adam": (Adam(lr=0.02), lambda p: torch.optim.Adam(p, 0.02)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sgd", {}),
+        ("sgd", {"last": "drop"}),
+        ("sgd", {"optimizer_state": "reset"}),
+        ("adam", {}),
+        ("adam", {"optimizer_state": "reset", "last": "drop"}),
+        ("adam", {"iterations": 5, "batch": 16}),
+        ("sgd", {"iterations": 1}),
+        ("sgd", {"batch": 100}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_finetuning_is_a_plain_loop(scenario: str, name: str, options: dict[str, Any]) -> None:
+    stream, training, seed = uneven(scenario), short(**options), 4
+    optimizer, make = OPTIMIZERS[name]
+    rates = Cosine(floor=0.1) if name == "adam" else Constant()
+    alone = learners(Finetune(), [stream], [seed], training, optimizer, rates)
+    theta = alone.theta.clone()
+    got = outcome(alone, training)
+    wanted = plain_training(stream, training, seed, theta, make, rates)
+    np.testing.assert_allclose(got["loss"], wanted["loss"], rtol=1e-7)
+    torch.testing.assert_close(got["θ"], wanted["θ"], rtol=1e-7, atol=1e-9)
+    for rows in ("accuracy", "training_accuracy"):
+        np.testing.assert_allclose(got[rows], wanted[rows], atol=1e-12, err_msg=rows)
+    assert got["accuracy"].shape == (4, 3) and got["stored_samples"].tolist() == [0, 0, 0]
+    assert not torch.equal(theta, got["θ"])
+
+
+def test_state_that_is_kept_or_reset_and_partial_batches_make_a_difference() -> None:
+    found = [
+        outcome(learners(Finetune(), [uneven()], [0], training), training)["loss"]
+        for training in (short(), short(optimizer_state="reset"), short(last="drop"))
+    ]
+    first = short().steps(sum(COUNTS[:2]))
+    assert torch.equal(found[0][:first], found[1][:first]) and not torch.equal(found[0][first:], found[1][first:])
+    assert [len(losses) for losses in found] == [2 * (3 + 3 + 4), 2 * (3 + 3 + 4), 2 * (2 + 2 + 3)]
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("chunk", [4, 2000])
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_evaluation_is_counting(monkeypatch: pytest.MonkeyPatch, scenario: str, chunk: int) -> None:
+    monkeypatch.setattr(evaluate, "CHUNK", chunk)
+    stream = uneven(scenario)
+    group = learners(Finetune(), [stream, stream], [0, 1], short())
+    measured = Evaluation(group, "test_samples", [[task.test for task in stream.tasks]] * 2)
+    tests = [[i for i, label in enumerate(Y_TEST) if label in own] for own in TASKS]
+    for latest in (-1, 0, 1, 2):
+        wanted = [plain_accuracy(module(theta, stream.units), scenario, latest, tests, True) for theta in group.theta]
+        np.testing.assert_allclose(measured(latest), wanted, atol=1e-12)
+
+
+def test_a_task_without_rows_is_nan_and_changes_nothing_else() -> None:
+    stream = uneven()
+    alone = learners(Finetune(), [stream], [0], short())
+    rows = [task.test for task in stream.tasks]
+    full, some = (Evaluation(alone, "test_samples", [r])(2) for r in (rows, [rows[0], rows[1][:0], rows[2]]))
+    assert some[1].isnan() and torch.equal(some[[0, 2]], full[[0, 2]])
+
+
+def test_the_tasks_that_predict_is_told() -> None:
+    told: list[tuple[int, list[int]]] = []
+
+    @dataclass(frozen=True)
+    class Listening(Strategy):
+        def predict(self, net: Any, theta: Any, memory: Memory, x: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+            told.append((int(tasks.min()), tasks.unique().tolist()))
+            return super().predict(net, theta, memory, x, tasks)
+
+    for scenario, wanted in (("task", [0, 1, 2]), ("class", [1]), ("domain", [1])):
+        stream = uneven(scenario)
+        alone = learners(Listening(), [stream], [0], short())
+        Evaluation(alone, "test_samples", [[task.test for task in stream.tasks]])(1)
+        assert told[-1][1] == wanted, scenario
+
+
+def test_the_trace_is_what_training_that_stops_there_gives() -> None:
+    full = short(iterations=5, evaluate_every=2, batch=4)
+    stream = uneven()
+    found = outcome(learners(Finetune(), [stream], [3], full), full)
+    assert found["trace_task"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert found["trace_step"].tolist() == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    for row, at, index in zip(found["trace"], found["trace_step"].tolist(), found["trace_task"].tolist(), strict=True):
+        alone = learners(Finetune(), [stream], [3], full)
+        tests = Evaluation(alone, "test_samples", [[task.test for task in stream.tasks]])
+        done = 0
+        for task in range(index + 1):
+            batches = schedule(alone.begin(task), full, alone.seed, task)
+            program = Program(alone, task, len(batches))
+            for number, rows in enumerate(batches[: at - done]):
+                program(number, rows)
+            done += len(batches)
+            alone.end(task)
+        wanted = tests(index)
+        assert torch.equal(row[: index + 1], wanted[: index + 1]) and row[index + 1 :].isnan().all()
+    torch.testing.assert_close(found["trace"][-1], found["accuracy"][-1])
+
+
+def test_the_trace_can_measure_some_of_the_rows_and_changes_no_training() -> None:
+    stream = uneven()
+    plain = outcome(learners(Finetune(), [stream], [3], short()), short())
+    traced = short(evaluate_every=3, evaluate_samples=4)
+    found = outcome(learners(Finetune(), [stream], [3], traced), traced)
+    compare(found, plain, "measuring should not change training")
+    values = found["trace"][~found["trace"].isnan()] * 4
+    torch.testing.assert_close(values, values.round())
+    assert "trace" not in plain
+
+
+@pytest.mark.parametrize(("rows", "n"), [(10, 3), (10, 10), (10, 12), (7, 1), (5, 0), (9, 4)])
+def test_rows_are_spread_evenly(rows: int, n: int) -> None:
+    got = spread(torch.arange(rows) + 100, n).tolist()
+    assert got == [100 + i * rows // n for i in range(n)] if n < rows else got == list(range(100, 100 + rows))
+
+
+def test_training_and_validation_accuracy_are_of_their_own_rows() -> None:
+    training = short(train_samples=1000)
+    stream = uneven(validation=0.3)
+    alone = learners(Finetune(), [stream], [0], training)
+    found = outcome(alone, training)
+    net = module(found["θ"], stream.units)
+    for name, sets in (
+        ("training_accuracy", [task.train for task in stream.tasks]),
+        ("validation_accuracy", [task.validation for task in stream.tasks]),
+    ):
+        images = [stream.samples.image[rows].tolist() for rows in sets]
+        np.testing.assert_allclose(found[name][-1], plain_accuracy(net, "class", 2, images, False), atol=1e-12)
+        assert found[name].shape == (4, 3)
+    without = short(train_samples=0)
+    bare = outcome(learners(Finetune(), [uneven()], [0], without), without)
+    assert "training_accuracy" not in bare and "validation_accuracy" not in bare
+
+
+def test_validation_rows_are_never_learnt() -> None:
+    stream = uneven(validation=0.3)
+    held = set(torch.cat([task.validation for task in stream.tasks]).tolist())
+    for task in stream.tasks:
+        batches = schedule(task.train, short(), torch.tensor(0), task.index)
+        assert not held & set(torch.cat(batches).tolist())
+
+
+# ---- the schedule
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "sizes"),
+    [
+        (20, {"epochs": 2}, [8, 8, 4] * 2),
+        (20, {"epochs": 3, "last": "drop"}, [8, 8] * 3),
+        (16, {"epochs": 2}, [8, 8] * 2),
+        (16, {"epochs": 2, "last": "drop"}, [8, 8] * 2),
+        (5, {"epochs": 2}, [5, 5]),
+        (5, {"epochs": 2, "last": "drop"}, [5, 5]),
+        (20, {"iterations": 4}, [8, 8, 4, 8]),
+        (20, {"iterations": 5, "last": "drop"}, [8] * 5),
+        (20, {"iterations": 1, "epochs": 9}, [8]),
+        (1, {"epochs": 1}, [1]),
+    ],
+    ids=str,
+)
+def test_the_sizes_of_batches(n: int, options: dict[str, Any], sizes: list[int]) -> None:
+    training = short(**options)
+    batches = schedule(torch.arange(n) + 50, training, torch.tensor(3), 1)
+    assert [len(batch) for batch in batches] == sizes and training.steps(n) == len(sizes)
+    assert all(len(set(batch.tolist())) == len(batch) for batch in batches)
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
+    rows = torch.tensor([3, 9, 27, 81, 5, 7, 11, 13, 17, 19, 23])
+    epochs = torch.cat(schedule(rows, short(epochs=6), torch.tensor(3), 1)).reshape(6, 11).tolist()
+    assert all(sorted(epoch) == sorted(rows.tolist()) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    dropped = torch.stack(schedule(rows, short(epochs=200, last="drop"), torch.tensor(3), 1))
+    left_out = Counter(rows.tolist() * 200) - Counter(dropped.flatten().tolist())
+    assert len(left_out) == 11 and sum(left_out.values()) == 600, "no row is left out for good"
+
+
+def test_the_order_of_rows_depends_on_seed_task_and_nothing_else() -> None:
+    rows = torch.arange(20)
+
+    def order(seed: int, index: int, **options: Any) -> tuple[int, ...]:
+        return tuple(torch.cat(schedule(rows, short(**options), torch.tensor(seed), index)).tolist())
+
+    assert order(3, 1) == order(3, 1) == order(3, 1, batch=5)
+    assert order(3, 1, epochs=3)[:40] == order(3, 1)
+    assert order(3, 1, iterations=2) == order(3, 1)[:16]
+    assert len({order(seed, index) for seed in range(4) for index in range(3)}) == 12
+    group = schedule(rows.expand(4, -1), short(), torch.arange(4), 1)
+    for seed in range(4):
+        assert tuple(torch.cat([batch[seed] for batch in group]).tolist()) == order(seed, 1)
+
+
+@pytest.mark.parametrize("seeds", [0, [], [1, 1], [2**31], "3-3"])
+def test_seeds_that_are_refused(seeds: Any) -> None:
+    with pytest.raises(BadOption, match="seeds"):
+        Training.read({"seeds": seeds})
+    assert Training(seeds=3).seed_list == [0, 1, 2] and Training.read({"seeds": "7-"}).seed_list == [7]
+
+
+# ---- seeds
+
+
+STRATEGIES: list[Strategy] = [
+    Finetune(), EWC(strength=10), L2(), SI(), Joint(), Replay(capacity=7),
+    Replay(capacity=7, fill="reservoir", samples=3),
+    Chain((EWC(), Replay(capacity=6))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", ["shared", "permuted"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_mapped_seeds_are_looped_seeds(strategy: Strategy, shown: str) -> None:
+    seeds, training = [0, 1, 5], short(evaluate_every=4)
+    options = {"validation": 0.2}
+    streams = [uneven(**options).stream(seed) if shown == "shared" else permutations(seed, **options) for seed in seeds]
+    group = learners(strategy, streams, seeds, training)
+    assert group.mapped and group.shared == (shown == "shared")
+    assert bool(group.tables("samples")) == (shown == "permuted")
+    together = outcome(group, training)
+    assert {"trace", "validation_accuracy", "training_accuracy"} <= set(together)
+    for r, seed in enumerate(seeds):
+        alone = outcome(learners(strategy, [streams[r]], [seed], training), training)
+        got = {name: value if name in ("trace_task", "trace_step") else value[r] for name, value in together.items()}
+        compare(got, alone, f"seed {seed} in a group and alone")
+    assert not torch.allclose(together["loss"][0], together["loss"][1])
+
+
+@pytest.mark.parametrize("strategy", [Finetune(), Replay(capacity=7, fill="reservoir")], ids=repr)
+def test_a_seeds_result_does_not_depend_on_the_others(strategy: Strategy) -> None:
+    training, found = short(), {}
+    for seeds in ([0, 1, 2], [2, 0], [1, 2, 7]):
+        together = outcome(learners(strategy, [permutations(seed) for seed in seeds], seeds, training), training)
+        for r, seed in enumerate(seeds):
+            got = {name: value[r] for name, value in together.items()}
+            compare(got, found.setdefault(seed, got), f"seed {seed} among {seeds}")
+
+
+@pytest.mark.parametrize("pooled", [1, 3])
+def test_random_numbers_drawn_in_bulk_change_nothing(monkeypatch: pytest.MonkeyPatch, pooled: int) -> None:
+    strategy, training = Replay(capacity=7, fill="reservoir"), short()
+    streams = [small_stream(seed) for seed in range(2)]
+    usual = outcome(learners(strategy, streams, [0, 1], training), training)
+    monkeypatch.setattr(step, "POOLED_STEPS", pooled)
+    compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "with another pool")
+    monkeypatch.setattr(Program, "_pool", lambda self, number: {})
+    compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "without a pool")
+
+
+def test_seeds_with_tasks_of_other_sizes_cannot_be_mapped() -> None:
+    streams = [uneven(order=order) for order in ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0))]
+    group = learners(Finetune(), streams, [0, 1], short())
+    with pytest.raises(BadChain, match="seeds_as=loop"):
+        group.begin(0)
+
+
+def test_watch_is_told_of_every_step() -> None:
+    told: list[tuple[int, int, int]] = []
+    training = short(iterations=2)
+    train(learners(Finetune(), [uneven()], [0], training), training, Watch(lambda *where: told.append(where)))
+    assert told == [(task, number, 2) for task in range(3) for number in range(2)]
+
+
+# ---- a seed that is lost
+
+
+@dataclass(frozen=True)
+class Failing(Strategy):
+    """Fine-tuning that, for one seed, loses its loss or its θ at one step of one task."""
+
+    seed: int = 1
+    task: int = 1
+    step: int = 2
+    theta_only: bool = False
+
+    def init(self, net: Any, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"bad": stream.tasks[0].key.seed == self.seed}
+
+    def _now(self, memory: Memory, batch: Batch, task: Task) -> torch.Tensor:
+        return memory["bad"] & (batch.key.step == self.step) & (task.index == self.task)
+
+    def loss(self, net: Any, theta: Any, memory: Memory, batch: Batch, out: Out, task: Task) -> torch.Tensor:
+        loss = super().loss(net, theta, memory, batch, out, task)
+        return loss if self.theta_only else loss * torch.where(self._now(memory, batch, task), torch.nan, 1.0)
+
+    def gradient(
+        self, net: Any, theta: Any, memory: Memory, gradient: torch.Tensor, batch: Batch, task: Task
+    ) -> torch.Tensor:
+        if not self.theta_only:
+            return gradient
+        return gradient * torch.where(self._now(memory, batch, task), torch.inf, 1.0)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.02)], ids=repr)
+@pytest.mark.parametrize(("task", "at"), [(0, 0), (1, 2), (2, 1)])
+def test_a_lost_seed_is_named_and_the_others_go_on(task: int, at: int, optimizer: Optimizer) -> None:
+    training, seeds = short(epochs=1, evaluate_every=2), [0, 1, 2]
+    streams = [uneven(validation=0.2).stream(seed) for seed in seeds]
+    group = learners(Failing(task=task, step=at), streams, seeds, training, optimizer)
+    found, stopped = train(group, training, Watch())
+    assert stopped == [Stopped(seed=1, task=task + 1, step=at + 1)]
+    assert group.alive == [True, False, True]
+    for name in ("accuracy", "training_accuracy", "validation_accuracy"):
+        assert found[name][1, : task + 1].isfinite().all(), "it was measured before it was lost"
+        assert found[name][1, task + 1 :].isnan().all(), name
+    for r in (0, 2):
+        whole = learners(Finetune(), [streams[r]], [seeds[r]], training, optimizer)
+        alone, _ = train(whole, training, Watch())
+        got = {name: found[name][r] for name in alone if name not in ("trace_task", "trace_step")}
+        compare(got, {name: alone[name] for name in got}, f"seed {seeds[r]} beside a lost one")
+        assert got["accuracy"].isfinite().all() and got["loss"].isfinite().all()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_trace_of_a_lost_seed_is_nan_from_where_it_was_given_up(mapped: bool) -> None:
+    training = short(epochs=1, evaluate_every=1)
+    seeds = [0, 1] if mapped else [1]
+    streams = [uneven().stream(seed) for seed in seeds]
+    found, _ = train(learners(Failing(task=1, step=2), streams, seeds, training), training, Watch())
+    trace = found["trace"][1] if mapped else found["trace"]
+    later = found["trace_task"] > 1
+    assert later.any() and trace[later].isnan().all(), "nothing of it is used after it was stopped"
+    assert trace[found["trace_task"] == 0, 0].isfinite().all()
+
+
+def test_a_seed_whose_parameters_alone_are_lost_is_given_up_at_the_next_step_or_the_last() -> None:
+    training = short(epochs=1)
+    steps = training.steps(len(uneven().tasks[1].train))
+    for at, named in ((0, 2), (steps - 2, steps), (steps - 1, steps)):
+        streams = [uneven().stream(seed) for seed in (0, 1)]
+        strategy = Failing(task=1, step=at, theta_only=True)
+        found, stopped = train(learners(strategy, streams, [0, 1], training), training, Watch())
+        assert stopped == [Stopped(seed=1, task=2, step=named)]
+        assert found["accuracy"][1, 2:].isnan().all() and found["accuracy"][0].isfinite().all()
+
+
+def test_a_lost_seed_alone_and_a_learning_rate_that_loses_all() -> None:
+    training = short(epochs=1)
+    alone = learners(Failing(), [uneven().stream(1)], [1], training)
+    found, stopped = train(alone, training, Watch())
+    assert stopped == [Stopped(1, 2, 3)]
+    assert found["accuracy"][:2].isfinite().all() and found["accuracy"][2:].isnan().all()
+    wild = learners(Finetune(), [uneven(), uneven()], [4, 7], training, SGD(lr=1e200))
+    found, stopped = train(wild, training, Watch())
+    assert [(one.seed, one.task) for one in stopped] == [(4, 1), (7, 1)]
+    assert found["accuracy"][:, 1:].isnan().all() and found["accuracy"][:, 0].isfinite().all()
+
+
+def test_nothing_of_a_lost_seed_is_passed_to_the_hooks_between_tasks() -> None:
+    seen: list[tuple[int, int]] = []
+
+    @dataclass(frozen=True)
+    class Noting(Failing):
+        def after_task(self, net: Any, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+            assert theta.isfinite().all()
+            seen.append((task.index, int(task.key.seed)))
+            return theta, memory
+
+    training = short(epochs=1)
+    train(learners(Noting(), [uneven().stream(s) for s in (0, 1)], [0, 1], training), training, Watch())
+    assert seen == [(0, 0), (0, 1), (1, 0), (2, 0)]
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("strategy", [Finetune(), EWC(), Replay(capacity=7)], ids=repr)
+def test_bfloat16_is_near_float32_and_float32_near_float64(strategy: Strategy, mapped: bool) -> None:
+    seeds = [0, 1] if mapped else [0]
+    found = {}
+    for precision in ("float64", "float32", "bfloat16"):
+        training = short(precision=precision, epochs=1)
+        streams = [uneven("task").stream(seed) for seed in seeds]
+        group = learners(strategy, streams, seeds, training, SGD(lr=0.05))
+        found[precision] = outcome(group, training)
+        wanted = torch.float64 if precision == "float64" else torch.float32
+        assert group.theta.dtype == found[precision]["loss"].dtype == found[precision]["accuracy"].dtype == wanted
+    exact, single, half = (found[name]["loss"].double() for name in ("float64", "float32", "bfloat16"))
+    torch.testing.assert_close(single, exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.03)
+    assert (half - exact).abs().max() > 10 * (single - exact).abs().max(), "the forward pass is in bfloat16"
+
+
+# ---- a step asks the device for nothing
+
+
+def asked_in_training(group: Learners, training: Training, tasks: int) -> set[str]:
+    """The operations that would wait for a device in the steps of the first tasks."""
+    found: set[str] = set()
+    for index in range(tasks):
+        batches = schedule(group.begin(index), training, group.seed, index)
+        program = Program(group, index, len(batches))
+        with Asked() as asked:
+            for number, rows in enumerate(batches):
+                program(number, rows)
+        found |= asked.found
+        group.end(index)
+    return found
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "mapped"])
+@pytest.mark.parametrize("name", plugins.registered("strategies"))
+def test_no_step_of_a_registered_strategy_waits_for_the_device(name: str, mapped: bool) -> None:
+    strategy: Any = plugins.find("strategies", name)()
+    seeds = [0, 1] if mapped else [0]
+    group = learners_of(strategy, seeds, [small_stream(seed, "task") for seed in seeds])
+    assert asked_in_training(group, short(), 3) == set()
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "mapped"])
+def test_no_step_on_tables_that_differ_and_no_chain_waits_for_the_device(mapped: bool) -> None:
+    seeds = [0, 1] if mapped else [0]
+    strategy = Chain((EWC(), Replay(capacity=6, fill="reservoir"), SI()))
+    group = learners(strategy, [permutations(seed) for seed in seeds], seeds, short())
+    assert asked_in_training(group, short(), 2) == set()
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "mapped"])
+def test_no_evaluation_waits_for_the_device(mapped: bool) -> None:
+    seeds = [0, 1] if mapped else [0]
+    streams = [permutations(seed) for seed in seeds]
+    group = learners(Finetune(), streams, seeds, short())
+    measured = Evaluation(group, "test_samples", [[task.test for task in stream.tasks] for stream in streams])
+    measured(1)  # the first time after a task, it chooses the rows that it looks at
+    with Asked() as asked:
+        measured(1)
+    assert asked.found == set()
+
+
+ASKING: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.sum()),
+    "int": lambda x: int(x[0]),
+    "branch": lambda x: 1 if x.sum() > 0 else 0,
+    "all": lambda x: bool((x > 0).all()),
+    "nonzero": lambda x: x.nonzero(),
+    "where with one argument": lambda x: torch.where(x > 0),
+    "boolean index": lambda x: x[x > 0],
+    "boolean index that is written": lambda x: x.clone().__setitem__(x > 0, torch.ones(2)),
+    "boolean index in a tuple": lambda x: x[None][:, x > 0],
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "unique over a dimension": lambda x: x[None].unique(dim=1),
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "cpu": lambda x: x.cpu(),
+    "bincount": lambda x: x.long().abs().bincount(),
+    "index by a tensor of one number": lambda x: [1, 2, 3][x.long()[0]],
+    "equal": lambda x: torch.equal(x, x + 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(x.long().abs()),
+}
+
+
+@pytest.mark.parametrize("what", ASKING)
+def test_asking_is_noticed(what: str) -> None:
+    x = torch.tensor([1.0, -2.0, 1.0])
+    with Asked() as asked:
+        ASKING[what](x)
+    assert asked.found, what
+
+
+NOT_ASKING: dict[str, Callable[[torch.Tensor], Any]] = {
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "masked_fill": lambda x: x.masked_fill(x > 0, 0.0),
+    "index": lambda x: x[torch.tensor([0, 2])],
+    "slices": lambda x: (x[1], x[:2], x[None, ..., -1]),
+    "index that is written": lambda x: x.clone().index_put((torch.tensor([0]),), torch.tensor(1.0)),
+    "gather and sort": lambda x: x.gather(0, x.sort().indices),
+    "scatter": lambda x: x.scatter(0, torch.tensor([1]), 3.0),
+    "sums": lambda x: (x.sum(), x.mean(), x.argmax(), x @ x),
+    "shape": lambda x: x.shape[0] * len(x),
+    "mapped": torch.vmap(lambda one: torch.where(one > 0, one, 0.0)),
+    "gradient": torch.func.grad(lambda one: one.square().sum()),
+    "one_hot with a number of classes": lambda x: torch.nn.functional.one_hot(x.argsort(), 3),
+    "boolean index that is written with a number": lambda x: x.clone().__setitem__(x > 0, 0.0),
+}
+
+
+@pytest.mark.parametrize("what", NOT_ASKING)
+def test_what_does_not_wait_is_not_accused(what: str) -> None:
+    x = torch.tensor([1.0, -2.0, 1.0])
+    with Asked() as asked:
+        NOT_ASKING[what](x)
+    assert asked.found == set(), what
+
+
+@dataclass(frozen=True)
+class Curious(Strategy):
+    """Fine-tuning that looks at a value in its loss."""
+
+    def loss(self, net: Any, theta: Any, memory: Memory, batch: Batch, out: Out, task: Task) -> torch.Tensor:
+        loss = super().loss(net, theta, memory, batch, out, task)
+        return loss * (1.0 if loss > 0 else 2.0)
+
+
+def test_a_strategy_that_looks_at_its_loss_is_noticed() -> None:
+    assert asked_in_training(learners_of(Curious(), [0]), short(), 1)
+    assert not asked_in_training(learners_of(Finetune(), [0]), short(), 1)
+
+
+def test_a_strategy_object_is_not_changed_by_training() -> None:
+    strategy = Replay(capacity=7)
+    before = replace(strategy)
+    outcome(learners(strategy, [uneven()], [0], short()), short())
+    assert strategy == before and key(0).wanted == set()
