@@ -265,6 +265,8 @@ def split(
     :func:`assemble`.
     """
     classes = len(data.classes)
+    if tasks < 1:
+        raise BadStream(f"tasks={tasks}: a stream has at least 1 task")
     if tasks > classes:
         raise BadStream(f"{data.name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer")
     ordered = class_order(order, classes, seed)
@@ -282,6 +284,7 @@ def permuted(
     The orders are drawn from ``permutation_seed``, by default from the seed of the run.
     """
     source = seed if permutation_seed is None else permutation_seed
+    data = prepared(data, options.pop("pad", 0), options.get("normalize", "unit"))[0]
     pixels = data.x[0].numel()
     orders = [torch.arange(pixels)] + [key(source, task=t).permutation("pixels", pixels) for t in range(1, tasks)]
     everything = [list(range(len(data.classes)))] * tasks
@@ -290,6 +293,9 @@ def permuted(
 
 def rotated(data: Data, *, seed: int = 0, angles: tuple[int, ...] = (0, 36, 72, 108, 144), **options: Any) -> Stream:
     """A stream whose tasks all have every class and turn the images by one angle each, in degrees."""
+    data = prepared(data, options.pop("pad", 0), options.get("normalize", "unit"))[0]
+    if data.x.ndim != 4 or not angles:
+        raise BadStream(f"{data.name}: rotated tasks need images with a height and a width, and at least one angle")
     height, width = data.x.shape[-2:]
     everything = [list(range(len(data.classes)))] * len(angles)
     grids = rotation_grids([float(angle) for angle in angles], height, width)
@@ -321,6 +327,10 @@ def assemble(
     _check_choice("scenario", scenario, ("task", "domain", "class"))
     for name, given in (("train_outputs", train_outputs), ("test_outputs", test_outputs)):
         _check_choice(name, given, ("default", "task", "seen", "all"))
+    if not groups:
+        raise BadStream("tasks=0: a stream has at least 1 task")
+    if not 0 <= validation < 1:
+        raise BadStream(f"validation={validation}: it takes a fraction of at least 0 and below 1")
     _check_choice("normalize", normalize, ("unit", "standard"))
     data, scale, shift = prepared(data, pad, normalize)
     held = set_aside(data.y, validation, validation_seed)
