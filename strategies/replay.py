@@ -56,12 +56,12 @@ class Replay(Strategy):
         new, old = len(batch.row), self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
         rows = memory["rows"][batch.key.integers("replay", old, stored)]
-        if self.fill == "balanced" and self.share is None:
+        if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
-        share = old / (new + old) if self.share is None else self.share
-        one = torch.ones_like(rows[:1], dtype=theta.dtype)
-        weight = torch.cat([one.expand(new) * (1 - share) / new, (one * (stored > 0) * share / old).expand(old)])
+        share = (old / (new + old) if self.share is None else self.share) * (stored > 0).to(theta.dtype)
+        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
         return batch.join(rows, task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:

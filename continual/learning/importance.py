@@ -53,8 +53,9 @@ def label_weights(p: Tensor, y: Tensor, label: Label, key: Key) -> Tensor:
         active = (p > 0).any(0).nonzero().squeeze(1)
         return torch.diag_embed(p.sqrt()).movedim(1, 0)[active]
     if label == "sampled":
-        u = key.uniform("label", len(p)).to(p.dtype) * p.sum(-1)
-        y = (p.cumsum(-1) <= u[:, None]).sum(-1).clamp_max(units - 1)
+        cumulative = p.cumsum(-1)
+        u = key.uniform("label", len(p)).to(p.dtype)[:, None] * cumulative[:, -1:]
+        y = (cumulative <= u).sum(-1)
     elif label == "argmax":
         y = p.argmax(-1)
     return torch.nn.functional.one_hot(y, units).to(p.dtype)[None]

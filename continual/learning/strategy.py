@@ -220,8 +220,8 @@ class Chain(Strategy):
 
     def _owner(self, hook: str, memory: Memory) -> tuple[Strategy, Memory]:
         """The part that has a hook of which there can be one, or the first part."""
-        parts = [(part, own) for _, part, own in self._each(memory)]
-        return next((pair for pair in parts if pair[0].has(hook)), parts[0])
+        parts = list(self._each(memory))
+        return next((each for each in parts if each[1].has(hook)), parts[0])
 
     def suits(self, stream: Stream, net: Net) -> None:
         """See :meth:`Strategy.suits`."""
@@ -237,7 +237,9 @@ class Chain(Strategy):
         """A hook that gives θ and memory, through the parts in their order."""
         after: Memory = {}
         for prefix, part, own in self._each(memory):
-            theta, kept = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
+            kept = own
+            if part.has(hook):
+                theta, kept = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
             after |= {prefix + name: value for name, value in kept.items()}
         return theta, after
 
@@ -247,35 +249,35 @@ class Chain(Strategy):
 
     def rows(self, memory: Memory, task: Task) -> Tensor:
         """See :meth:`Strategy.rows`."""
-        part, own = self._owner("rows", memory)
+        _, part, own = self._owner("rows", memory)
         return part.rows(own, task)
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """See :meth:`Strategy.batch`."""
         for prefix, part, own in self._each(memory):
             if part.has("batch"):
-                batch = part.batch(net, theta, own, _keyed(batch, prefix), task)._replace(key=batch.key)
+                batch = part.batch(net, theta, own, _keyed(batch, prefix), _keyed(task, prefix))._replace(key=batch.key)
         return batch
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """See :meth:`Strategy.loss`."""
-        part, own = self._owner("loss", memory)
-        return part.loss(net, theta, own, batch, out, task)
+        prefix, part, own = self._owner("loss", memory)
+        return part.loss(net, theta, own, _keyed(batch, prefix), out, _keyed(task, prefix))
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """See :meth:`Strategy.penalty`."""
         terms = [
-            part.penalty(net, theta, own, _keyed(batch, prefix), out, task)
+            part.penalty(net, theta, own, _keyed(batch, prefix), out, _keyed(task, prefix))
             for prefix, part, own in self._each(memory)
             if part.has("penalty")
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else theta.new_zeros(())
 
     def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
         """See :meth:`Strategy.gradient`."""
         for prefix, part, own in self._each(memory):
             if part.has("gradient"):
-                gradient = part.gradient(net, theta, own, gradient, _keyed(batch, prefix), task)
+                gradient = part.gradient(net, theta, own, gradient, _keyed(batch, prefix), _keyed(task, prefix))
         return gradient
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
@@ -288,7 +290,7 @@ class Chain(Strategy):
 
     def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
         """See :meth:`Strategy.predict`."""
-        part, own = self._owner("predict", memory)
+        _, part, own = self._owner("predict", memory)
         return part.predict(net, theta, own, x, tasks)
 
 
