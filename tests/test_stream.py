@@ -338,9 +338,9 @@ def test_padded_images_are_turned_with_their_padding() -> None:
         ({"train_outputs": "some"}, "train_outputs=some: it takes"),
         ({"test_outputs": "none"}, "test_outputs=none: it takes"),
         ({"normalize": "zscore"}, r"normalize=zscore: it takes unit\|standard"),
-        ({"validation": 1.0}, "validation=1.0"),
+        ({"validation": 1.0}, "validation"),
         ({"validation": -0.5}, "validation"),
-        ({"limit": 0}, "validation=1.0"),
+        ({"limit": 0}, "validation"),
     ],
 )
 def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None:
