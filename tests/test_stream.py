@@ -340,7 +340,7 @@ def test_padded_images_are_turned_with_their_padding() -> None:
         ({"normalize": "zscore"}, r"normalize=zscore: it takes unit\|standard"),
         ({"validation": 1.0}, "validation"),
         ({"validation": -0.5}, "validation"),
-        ({"limit": 0}, "validation"),
+        ({"limit": 0}, "0 training and"),
     ],
 )
 def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None:
