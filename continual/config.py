@@ -189,8 +189,19 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML where a name that is given twice is a mistake; PyYAML takes the last silently."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            """See :class:`yaml.SafeLoader`."""
+            names = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
+            for name in names:
+                if names.count(name) > 1:
+                    raise BadOption(f"{path}: '{name}' is given twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(plugins.read_text(path))
+        found = yaml.load(plugins.read_text(path), Loader)
     except yaml.YAMLError as error:
         raise BadOption(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

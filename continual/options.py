@@ -43,7 +43,7 @@ class Option:
     @property
     def kind(self) -> str:
         """The type and the limits, as a person reads them: ``float >= 0``, ``task|seen|all``."""
-        limits = " and ".join(f"{LIMITS[name]} {bound:g}" for name, bound in self.limits.items())
+        limits = " and ".join(f"{LIMITS[name]} {bound}" for name, bound in self.limits.items())
         return f"{_kind(self.hint)} {limits}".strip()
 
     @property
@@ -61,13 +61,19 @@ class Option:
                 raise ValueError
             return result
         except (msgspec.ValidationError, ValueError):
-            words = typing.get_args(self.hint) if typing.get_origin(self.hint) is Literal else ()
-            hint = nearest(str(value), [str(word) for word in words])
+            hint = nearest(str(value), _words(self.hint))
             raise BadOption(f"{owner}: option {self.name} was given {value!r}; it takes {self.kind}{hint}") from None
 
 
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that a type takes."""
+    if _is_union(hint):
+        return [word for member in typing.get_args(hint) for word in _words(member)]
+    return [str(word) for word in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
 
 
 def _kind(hint: Any) -> str:

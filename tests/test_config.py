@@ -292,6 +292,7 @@ def test_a_file_is_a_mapping(tmp_path: Path) -> None:
         (b"3\n", "a run's file is a mapping"),
         (b"1: 5\n", "a run's file is a mapping"),
         (b"a: [1\n", "is not YAML: .*line 2"),
+        (b"seeds: 3\nmodel: mlp\nseeds: 4\n", "'seeds' is given twice"),
         (b"x: !!python/object:os.system [ls]\n", "is not YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],

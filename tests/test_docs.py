@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shlex
 import subprocess
@@ -70,7 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def typed(line: str, *more: str) -> Result:
     """A line of a page, in this process."""
-    words = [word for word in shlex.split(line) if word != "PYTHONPATH=."]
+    words = shlex.split(line)
     assert words.pop(0) == "continual"
     return CliRunner().invoke(main, [*words, *more])
 
@@ -95,11 +94,8 @@ def test_an_example_is_short_and_passes_the_suite(
 
 def test_the_example_is_checked_from_a_shell_as_the_page_says(folder: Path) -> None:
     line = next(line for line in commands(PAGE) if "continual check" in line)
-    command = line.removeprefix("PYTHONPATH=. ").replace("continual", f"{Path(sys.executable).parent}/continual", 1)
-    done = subprocess.run(
-        shlex.split(command), check=False, capture_output=True, text=True, cwd=folder,
-        env=os.environ | ({"PYTHONPATH": "."} if line.startswith("PYTHONPATH=. ") else {}),
-    )  # fmt: skip
+    command = line.replace("continual", f"{Path(sys.executable).parent}/continual", 1)
+    done = subprocess.run(shlex.split(command), check=False, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok ") == len(CHECKS)
 

@@ -116,7 +116,7 @@ def test_linear_layers_give_what_goes_in_and_comes_out(sizes: tuple[int, ...]) -
     net = LinearNet(sizes)
     theta, x = theta_of(net), images(5)
     p = net.parameters(theta)
-    layers = net.linear_layers(p, x)
+    layers = net.linear_layers(theta, x)
     h = x.reshape(5, -1)
     assert [name for name, _, _ in layers] == [name.removesuffix(".weight") for name in net.shapes if "weight" in name]
     for name, given, got in layers:
@@ -124,7 +124,7 @@ def test_linear_layers_give_what_goes_in_and_comes_out(sizes: tuple[int, ...]) -
         torch.testing.assert_close(got, torch.einsum("oi,bi->bo", p[f"{name}.weight"], h) + p[f"{name}.bias"])
         h = got.clamp_min(0)
     assert torch.equal(layers[-1][2], net.logits(theta, x))
-    assert Net({"w": (2,)}).linear_layers({}, x) is None
+    assert Net({"w": (2,)}).linear_layers(x, x) is None
 
 
 def test_initial_parameters_are_uniform_within_pytorchs_bounds() -> None:

@@ -77,7 +77,7 @@ class Evaluation:
         own = samples.task[rows]
         told = own if stream.scenario == "task" else torch.full_like(own, self.latest)
         x = samples.images(rows, learners.recipe.dtype)
-        scores = learners.strategy.predict(learners.net, theta, memory, x, told)
+        scores = learners.strategy.predict(learners.network(memory), theta, memory, x, told)
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
         return right.to(learners.recipe.dtype)

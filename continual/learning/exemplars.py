@@ -24,17 +24,34 @@ def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Ten
     Every sample that ever came by is stored with the same probability. ``stored`` (capacity,), ``seen`` (), ``rows``
     (B,); a program for the device, whose cost beyond a copy of the memory does not depend on the capacity.
     """
-    capacity, count = len(stored), len(rows)
-    order = seen + torch.arange(count, device=rows.device)
-    drawn = key.integers("reservoir", count, order + 1)
-    slot = torch.where(order < capacity, order, drawn)
-    # a later sample of the batch overwrites an earlier one; writes that lose or miss go to one slot more, cut off
-    later = torch.ones(count, count, dtype=torch.bool, device=rows.device).triu(1)
-    lost = ((slot[:, None] == slot[None, :]) & later).any(1) | (slot >= capacity)
-    target = torch.where(lost, capacity, slot)
-    value = torch.where(lost, -1, rows)
-    padded = torch.cat([stored, stored.new_full((1,), -1)])
-    return padded.scatter(0, target, value)[:capacity], seen + count
+    slots = reservoir_slots(len(stored), seen, len(rows), key)
+    return put(stored, slots, rows), seen + len(rows)
+
+
+def reservoir_slots(capacity: int, seen: Tensor, count: int, key: Key) -> Tensor:
+    """Where a reservoir stores each of ``count`` samples: slots (count,), ``capacity`` for one that is not stored."""
+    order = seen + torch.arange(count, device=seen.device)
+    slots = torch.where(order < capacity, order, key.integers("reservoir", count, order + 1))
+    return last_writes(capacity, slots)
+
+
+def last_writes(capacity: int, slots: Tensor) -> Tensor:
+    """The slots (B,), with ``capacity`` where a later sample of the batch has the same slot, or the slot is no slot."""
+    later = torch.ones(len(slots), len(slots), dtype=torch.bool, device=slots.device).triu(1)
+    lost = ((slots[:, None] == slots[None, :]) & later).any(1) | (slots >= capacity)
+    return torch.where(lost, capacity, slots)
+
+
+def put(stored: Tensor, slots: Tensor, values: Tensor) -> Tensor:
+    """The table ``stored`` (capacity, ...) with ``values`` (B, ...) in their slots; slot ``capacity`` is nowhere.
+
+    Slots other than ``capacity`` must differ from each other.
+    """
+    # what is stored nowhere is written to one row more, all the same there, which is cut off
+    nowhere = (slots == len(stored)).reshape(-1, *(1,) * (values.ndim - 1))
+    values = torch.where(nowhere, torch.zeros_like(values), values).to(stored.dtype)
+    padded = torch.cat([stored, torch.zeros_like(stored[:1])])
+    return padded.index_copy(0, slots, values)[:-1]
 
 
 def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: int | None = None) -> Tensor:
@@ -48,5 +65,7 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     kinds, kind = torch.stack([samples.task[candidates], samples.y[candidates]]).unique(dim=1, return_inverse=True)
     count = kinds.shape[1]
     each = max(1, len(stored) // count) if quota is None else quota
-    kept = torch.cat([candidates[kind == which][:each] for which in range(count)])[: len(stored)]
+    kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
+    if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
+        kept = kept[key.permutation("classes", len(kept))][: len(stored)]
     return torch.cat([kept, empty(len(stored) - len(kept), stored)])

@@ -30,7 +30,7 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
     for number, chunk in enumerate(rows.split(CHUNK if batch == 1 else batch)):
         x, tasks = task.samples.images(chunk, theta.dtype), task.samples.task[chunk]
         key = task.key.child(f"fisher {number}")
-        layers = net.linear_layers(net.parameters(live), x)
+        layers = net.linear_layers(live, x, tasks)
         logits = net.logits(live, x, tasks) if layers is None else layers[-1][2]
         log_p = torch.nn.functional.log_softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
         weights = label_weights(log_p.detach().exp(), task.samples.y[chunk], label, key)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from continual.errors import BadChain
 from continual.options import Configured, option
 from continual.streams.rng import Key
 
@@ -31,15 +33,20 @@ class Net:
     ``net.logits(theta, x)``.
     """
 
-    head: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
+    head: tuple[str, ...] = ("head.weight", "head.bias")
+    hidden: tuple[int, ...] = ()
+    """Units of each hidden layer that can be gated."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes.values()]
         self.size = sum(self.sizes)
 
-    def apply(self, p: dict[str, Tensor], x: Tensor) -> Out:
-        """The forward pass of a batch ``x`` (B, ...) through parameters by name."""
+    def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
+        """The forward pass of a batch ``x`` (B, ...) through parameters by name.
+
+        ``gates`` (B, H) for each hidden layer, where the network has ``hidden`` layers, multiply its activations.
+        """
         raise NotImplementedError
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
@@ -78,7 +85,9 @@ class Net:
             self.parameters(marked)[name][units] = True
         return marked
 
-    def linear_layers(self, p: dict[str, Tensor], x: Tensor) -> list[tuple[str, Tensor, Tensor]] | None:
+    def linear_layers(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> list[tuple[str, Tensor, Tensor]] | None:
         """For networks made of linear layers alone: (name, input, output) of each, for exact sums over samples.
 
         None where the network has other layers with parameters.
@@ -95,19 +104,30 @@ class LinearNet(Net):
         for name, (inputs, outputs) in zip(self.names, itertools.pairwise(sizes), strict=True):
             shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
         super().__init__(shapes)
+        self.hidden = sizes[1:-1]
 
-    def linear_layers(self, p: dict[str, Tensor], x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
-        """See :meth:`Net.linear_layers`."""
+    def layers(
+        self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None
+    ) -> list[tuple[str, Tensor, Tensor]]:
+        """(name, input, output) of each layer."""
         h, layers = x.flatten(1), []
-        for name in self.names:
+        for number, name in enumerate(self.names):
             out = torch.nn.functional.linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
             layers.append((name, h, out))
             h = torch.nn.functional.relu(out)
+            if gates is not None and number < len(gates):
+                h = h * gates[number]
         return layers
 
-    def apply(self, p: dict[str, Tensor], x: Tensor) -> Out:
+    def linear_layers(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> list[tuple[str, Tensor, Tensor]] | None:
+        """See :meth:`Net.linear_layers`."""
+        return self.layers(self.parameters(theta), x, None)
+
+    def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
         """See :meth:`Net.apply`."""
-        _, features, logits = self.linear_layers(p, x)[-1]
+        _, features, logits = self.layers(p, x, gates)[-1]
         return Out(logits, features)
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
@@ -118,6 +138,37 @@ class LinearNet(Net):
             drawn = key.uniform(name, outputs * (inputs + 1)).to(dtype)
             parts.append((2 * drawn - 1) / math.sqrt(inputs))
         return torch.cat(parts)
+
+
+class Gated(Net):
+    """A network whose hidden units are multiplied by gates that depend on each sample's task.
+
+    ``extra`` are shapes of parameters beside the network's own, for gates that are learnt.
+    """
+
+    def __init__(self, inner: Net, extra: dict[str, tuple[int, ...]] | None = None) -> None:
+        if isinstance(inner, Gated):
+            raise BadChain("two strategies with gates cannot be chained: the network has gates already")
+        super().__init__(inner.shapes | (extra or {}))
+        self.inner, self.head, self.hidden, self.extra = inner, inner.head, inner.hidden, extra or {}
+
+    def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
+        """The gates (B, H) of each hidden layer for samples of ``tasks`` (B,)."""
+        raise NotImplementedError
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        """See :meth:`Net.forward`; the tasks have to be given."""
+        if tasks is None:
+            raise BadChain(
+                "this network's gates open by task: call net.logits(theta, x, tasks) with each sample's task"
+            )
+        p = self.parameters(theta)
+        return self.inner.apply(p, x, self.gates(p, tasks))
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """The inner network's θ, and standard normal numbers for what is beside it."""
+        extra = [key.normal(name, math.prod(shape)).to(dtype) for name, shape in self.extra.items()]
+        return torch.cat([self.inner.initial(key, dtype), *extra])
 
 
 @dataclass(frozen=True)

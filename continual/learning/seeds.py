@@ -49,7 +49,8 @@ class Learners:
 
     def __init__(self, recipe: Recipe, streams: list[Stream], seeds: list[int]) -> None:
         self.recipe, self.streams, self.seeds = recipe, streams, seeds
-        self.net, self.strategy = recipe.net, recipe.strategy
+        self.strategy = recipe.strategy
+        self.net = self.strategy.extend(recipe.net, streams[0])
         self.mapped = len(streams) > 1
         self.device = streams[0].samples.pixels.device
         self.alive = [True] * len(streams)
@@ -108,6 +109,10 @@ class Learners:
         columns = zip(*(getattr(stream, samples).tables for stream in self.streams), strict=True)
         return tuple(torch.stack(column) for column in columns)
 
+    def network(self, memory: Memory) -> Net:
+        """The network that a learner's hooks are given."""
+        return self.strategy.network(self.net, memory) if self.strategy.has("network") else self.net
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Where the forward pass is in the run's precision."""
         if self.recipe.precision != "bfloat16":
@@ -122,7 +127,8 @@ class Learners:
             new_theta, new_memory = theta, memory
             if self.alive[r]:
                 task = self.streams[r].tasks[index]
-                new_theta, new_memory = getattr(self.strategy, hook)(self.net, theta.clone(), memory, task)
+                net = self.network(memory)
+                new_theta, new_memory = getattr(self.strategy, hook)(net, theta.clone(), memory, task)
             thetas.append(new_theta.detach())
             memories.append({name: value.detach() for name, value in new_memory.items()})
         self.theta.copy_(self._stack(thetas))

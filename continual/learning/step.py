@@ -78,7 +78,7 @@ class Program:
     ) -> dict[str, Any]:
         """One learner: the batch, its forward pass, the data term and the penalty."""
         recipe = self.learners.recipe
-        net, strategy = recipe.net, recipe.strategy
+        net, strategy = self.learners.network(memory), recipe.strategy
         task, theta = self._task(context), net.attach(flat, parts)
         batch = Batch(rows, task.samples.y[rows], task.samples.task[rows], task.key, own=rows.shape[-1])
         if "batch" in self.hooks:
@@ -133,7 +133,7 @@ class Program:
         def hook(theta: Tensor, memory: Memory, gradient: Tensor, batch: dict[str, Tensor], context: Context) -> Tensor:
             task = self._task(context)
             return learners.strategy.gradient(
-                learners.net, theta, memory, gradient, Batch(**batch, key=task.key, own=self.own), task
+                learners.network(memory), theta, memory, gradient, Batch(**batch, key=task.key, own=self.own), task
             )
 
         learners.total.copy_(learners.map(hook, learners.theta, learners.memory, learners.total, batch, context))
@@ -150,7 +150,7 @@ class Program:
             nonlocal moved
             task = self._task(context)
             step = Step(Batch(**batch, key=task.key, own=self.own), out, self.noted, **known)
-            after, memory = learners.strategy.after_step(learners.net, theta, memory, step, task)
+            after, memory = learners.strategy.after_step(learners.network(memory), theta, memory, step, task)
             moved = after is not theta
             return after, memory
 

@@ -3,8 +3,8 @@
 A strategy is a frozen dataclass of options with hooks. Every hook is optional, pure and about ONE learner: θ is a
 vector (P,), ``memory`` a flat dict of tensors whose shapes never change. Hooks change nothing in place; they return
 what is new. The hooks of a step (``batch``, ``loss``, ``penalty``, ``gradient``, ``after_step``, and ``predict``) are
-programs for the device: they branch on no tensor and never ask for a tensor's value. Those between tasks
-(``init``, ``before_task``, ``rows``, ``after_task``) are plain Python, one learner at a time.
+programs for the device: they branch on no tensor and never ask for a tensor's value, and so is ``network``. Those
+between tasks (``init``, ``before_task``, ``rows``, ``after_task``) are plain Python, one learner at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 else:
     Memory = dict  # the annotation is not evaluated, so that strategies can be listed without importing torch
 HOOKS = (
-    "init", "before_task", "rows", "batch", "loss", "penalty", "gradient", "after_step", "after_task", "predict",
+    "extend", "network", "init", "before_task", "rows", "batch", "loss", "penalty", "gradient", "after_step",
+    "after_task", "predict",
 )  # fmt: skip
 
 
@@ -55,7 +56,15 @@ class Batch(NamedTuple):
         """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
         y, tasks = task.samples.y[row], task.samples.task[row]
         rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight)
+        x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x)
+
+    def join_images(self, x: Tensor, y: Tensor, tasks: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
+        """This batch with made-up images ``x`` (n, C, H, W) behind it, their labels and tasks (n,); row -1 each."""
+        own = task.samples.images(self.row, x.dtype) if self.x is None else self.x
+        rows = torch.cat([self.row, torch.full_like(y, -1)])
+        ys, all_tasks = torch.cat([self.y, y]), torch.cat([self.task, tasks])
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]))
 
     @property
     def images(self) -> Tensor:
@@ -101,6 +110,14 @@ class Strategy(Configured):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network."""
+
+    def extend(self, net: Net, stream: Stream) -> Net:
+        """Once, before θ is made: the network that is trained, which may have parameters of the strategy's own."""
+        return net
+
+    def network(self, net: Net, memory: Memory) -> Net:
+        """Before every other hook: the network as memory makes it (gates that open by task), given to all of them."""
+        return net
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """Once, before the first task: the memory, with every tensor in the shape that it keeps."""
@@ -218,7 +235,7 @@ class Chain(Strategy):
             own = {name.removeprefix(prefix): value for name, value in memory.items() if name.startswith(prefix)}
             yield prefix, part, own
 
-    def _owner(self, hook: str, memory: Memory) -> tuple[Strategy, Memory]:
+    def _owner(self, hook: str, memory: Memory) -> tuple[str, Strategy, Memory]:
         """The part that has a hook of which there can be one, or the first part."""
         parts = list(self._each(memory))
         return next((each for each in parts if each[1].has(hook)), parts[0])
@@ -227,6 +244,19 @@ class Chain(Strategy):
         """See :meth:`Strategy.suits`."""
         for part in self.parts:
             part.suits(stream, net)
+
+    def extend(self, net: Net, stream: Stream) -> Net:
+        """See :meth:`Strategy.extend`."""
+        for part in self.parts:
+            net = part.extend(net, stream)
+        return net
+
+    def network(self, net: Net, memory: Memory) -> Net:
+        """See :meth:`Strategy.network`."""
+        for _, part, own in self._each(memory):
+            if part.has("network"):
+                net = part.network(net, own)
+        return net
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """See :meth:`Strategy.init`."""

@@ -36,7 +36,7 @@ class Benchmark(Configured):
     )
     test_outputs: Literal["default", "task", "seen", "all"] = option("default", "outputs active in evaluation")
     validation: float = option(0.0, "fraction of each class's training rows set aside for validation", ge=0, lt=1)
-    validation_seed: int = option(0, "which rows are set aside", ge=0)
+    validation_seed: int = option(0, "which rows are set aside", ge=0, lt=2**31)
     normalize: Literal["unit", "standard"] = option("unit", "pixels to [0, 1], or to mean 0 and deviation 1")
     pad: int = option(0, "black pixels added on each side", ge=0, le=64)
     limit: int | None = option(None, "at most so many training rows of each class", ge=1)
@@ -76,7 +76,9 @@ class PermutedBenchmark(Benchmark):
 
     scenario: Literal["task", "domain", "class"] = option("domain", "as for a split stream")
     tasks: int = option(10, "number of tasks", ge=1)
-    permutation_seed: int | None = option(None, "where the orders are drawn from; none: the seed of the run", ge=0)
+    permutation_seed: int | None = option(
+        None, "where the orders are drawn from; none: the seed of the run", ge=0, lt=2**31
+    )
 
     def build(self, data: Data, **options: Any) -> Stream:
         """See :func:`continual.streams.stream.permuted`."""

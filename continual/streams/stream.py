@@ -214,6 +214,8 @@ def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[i
         return list(range(classes))
     if order == "seed":
         return cast(list[int], key(seed).permutation("class order", classes).tolist())
+    if isinstance(order, str):
+        raise BadStream(f"order={order}: it takes natural, seed, or the classes in their order")
     given = [int(label) for label in order]
     if sorted(given) != list(range(classes)):
         raise BadStream(f"class order {'-'.join(map(str, given))}: give each of the {classes} classes 0 to "
