@@ -1,4 +1,4 @@
-"""The command line: ``continual run``, ``list``, ``show``, ``check``."""
+"""The command line: ``continual run``, ``list``, ``show``, ``check``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from continual.errors import BadOption, Mistake, choices, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
 
-KINDS = (*plugins.KINDS, "metrics")
+KINDS = (*plugins.KINDS, "metrics", "tables")
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
@@ -180,7 +180,7 @@ class Bar(Progress):
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def list_(kind: str | None, as_json: bool) -> None:
-    """List benchmarks, strategies, models, optimizers, schedules or metrics, with their options."""
+    """List benchmarks, strategies, models, optimizers, schedules, metrics or tables, with their options."""
     if kind is not None and kind not in KINDS:
         raise unknown("list", kind, KINDS)
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
@@ -206,6 +206,9 @@ def cards(kind: str) -> list[dict[str, Any]]:
         from continual.results.metrics import METRICS
 
         return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
+    if kind == "tables":
+        sources = {name: config.read_file(path).get("source", "") for name, path in plugins.config_files(kind).items()}
+        return [{"name": name, "meaning": source, "options": []} for name, source in sources.items()]
     return [_card(kind, name) for name in plugins.registered(kind)]
 
 
@@ -257,6 +260,55 @@ def check(strategy: str) -> None:
         failed += problem is not None
     if failed:
         raise Mistake(f"{strategy} fails {failed} of the checks above")
+
+
+@main.command()
+@click.argument("table", metavar="TABLE")
+@click.option("--row", "rows", multiple=True, metavar="NAME", help="only this row; may be repeated")
+@click.option("--column", "columns", multiple=True, metavar="NAME", help="only this column; may be repeated")
+@click.option("--seeds", metavar="INT|INTS JOINED BY '-'", help="how many, or which [default: as many as published]")
+@click.option("--jobs", default=1, metavar="INT", help="runs at a time, each in a process of its own [default: 1]")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
+@click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
+@click.option("--out", metavar="DIR", help="where runs are stored, and looked for [default: reproductions/TABLE]")
+@click.option("--format", "style", default="table", metavar="table|markdown|json", help="[default: table]")
+@click.option("--quiet", is_flag=True, help="no progress")
+def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs: int, **given: Any) -> None:
+    """Run the cells of a published table again and hold them against what was published.
+
+    TABLE is a name (continual list tables) or a YAML file. What is stored already is not run again, so an interrupted
+    reproduction goes on where it was. Exit status 1 where a cell that ran differs from what was published.
+    """
+    if given["style"] not in ("table", "markdown", "json"):
+        raise BadOption(f"--format {given['style']}: it takes table|markdown|json")
+    if jobs < 1:
+        raise BadOption(f"--jobs {jobs}: give at least 1")
+    if given["out"] == "":
+        raise BadOption("--out is empty; give a folder")
+    from continual import reproduction
+
+    whole = reproduction.read(table)
+    chosen = whole.select(rows, columns)
+    from tqdm import tqdm
+
+    from continual.learning.train import Training
+    from continual.results import tables
+
+    asked = Training.read({"seeds": given["seeds"] or whole.seeds}, owner="reproduce").seed_list
+    place = reproduction.Place(
+        Path(given["out"] or f"reproductions/{whole.name}"), given["data"], given["device"], jobs
+    )
+    with tqdm(total=chosen.runs(asked, place), disable=given["quiet"] or not sys.stderr.isatty(), leave=False) as bar:
+
+        def done(cell: reproduction.Cell) -> None:
+            bar.set_description(f"{cell.row}, {cell.column}", refresh=False)
+            bar.update()
+
+        reproduction.run(chosen, asked, place, done)
+    lines = reproduction.outcome(whole, asked, place)
+    click.echo(tables.reproduction(whole.source, whole.metric, lines, given["style"]))
+    if any(line.comparison.verdict == "differs" for line in lines):
+        raise SystemExit(1)
 
 
 def script(benchmark: str) -> None:

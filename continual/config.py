@@ -180,7 +180,7 @@ def _base(benchmark: Any) -> dict[str, Any]:
     """What the packaged file of the benchmark's name says, but for the benchmark itself."""
     if not isinstance(benchmark, Configured):
         return {}
-    path = plugins.config_file("runs", plugins.name_of("benchmarks", type(benchmark)))
+    path = plugins.config_files("runs").get(plugins.name_of("benchmarks", type(benchmark)))
     found = read_file(path) if path else {}
     return {name: value for name, value in found.items() if name != "benchmark"}
 

@@ -87,10 +87,10 @@ def _source_hint(error: Exception) -> str:
     )
 
 
-def config_file(kind: str, name: str) -> Path | None:
-    """The packaged file ``configs/<kind>/<name>.yaml``, if there is one."""
-    path = Path(str(importlib.resources.files("continual.configs"))) / kind / f"{name}.yaml"
-    return path if path.is_file() else None
+def config_files(kind: str) -> dict[str, Path]:
+    """The packaged files ``configs/<kind>/<name>.yaml`` by name."""
+    folder = Path(str(importlib.resources.files("continual.configs"))) / kind
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_text(path: Path) -> str:

@@ -75,6 +75,50 @@ def matrix(result: Result) -> str:
     return "\n".join([result.name, "", _tabulated(head, rows, "simple"), "", *notes])
 
 
+def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "table") -> str:
+    """Cells of a published table beside ours; each line has a ``cell`` (row, column, published) and a ``comparison``.
+
+    Formats: table, markdown, json.
+    """
+    if format == "json":
+        cells = [
+            {"row": line.cell.row, "column": line.cell.column, "published": asdict(line.cell.published)}
+            | {"ours": _without_nan(asdict(line.comparison)), "verdict": line.comparison.verdict}
+            for line in lines
+        ]
+        return json.dumps({"source": source, "metric": metric, "cells": cells}, indent=2, ensure_ascii=False)
+    head = ["row", "column", "ours", "n", "published", "difference", "95 % interval", "verdict"]
+    rows = [_reproduced(line) for line in lines]
+    verdicts = [line.comparison.verdict for line in lines]
+    count = ", ".join(f"{each} {verdicts.count(each)}" for each in sorted(set(verdicts), reverse=True))
+    notes = [
+        f"{METRICS[metric].title} in %, mean ± standard deviation (n-1). Published: {source}.",
+        "Verdict: Welch's two-sided t-test at 5 %; reproduced where the interval of the difference has 0 in it.",
+        f"Of {_count(len(lines), 'cell')}: {count}.",
+        *(f"{line.cell.row}, {line.cell.column}: {line.cell.note}" for line in lines if line.cell.note),
+    ]
+    if format == "markdown":
+        escaped = [[_escaped_markdown(value) for value in row] for row in rows]
+        return "\n\n".join([_tabulated(head, escaped, "github"), *map(_escaped_markdown, notes)])
+    return "\n".join([_tabulated(head, rows, "simple"), "", *(textwrap.fill(note, WIDTH) for note in notes)])
+
+
+def _reproduced(line: Any) -> list[str]:
+    """One cell of a published table as text."""
+    ours, theirs = line.comparison, line.cell.published
+    published = f"{_number(theirs.mean, 2)} ± {_number(theirs.sd, 2)}"
+    if not ours.n:
+        return [line.cell.row, line.cell.column, "–", "0", published, "–", "–", ours.verdict]
+    error = f" ± {_number(ours.sd, 2)}" if ours.n > 1 else ""
+    interval = f"{_signed(ours.low)} to {_signed(ours.high)}"
+    return [line.cell.row, line.cell.column, f"{_number(ours.mean, 2)}{error}", str(ours.n), published,
+            _signed(ours.difference), interval, ours.verdict]  # fmt: skip
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
 # ---- what a table holds
 
 
