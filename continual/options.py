@@ -101,6 +101,8 @@ def _untexted(hint: Any, value: Any) -> Any:
     """What a command line writes for a list or for nothing, as the list or the nothing; other values as they are."""
     if _is_union(hint) and value == "none":
         return None
+    if isinstance(value, bool) and str(value).lower() in _words(hint):
+        return str(value).lower()  # YAML reads the word true as a truth value
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
         return value

@@ -20,6 +20,7 @@ from continual.learning.strategy import HOOKS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "write-a-strategy.md"
+TABLES = CHECKOUT / "docs" / "reproduce-a-table.md"
 README = CHECKOUT / "README.md"
 QUICK = ("--seeds", "1", "--epochs", "1", "--batch", "128", "--quiet")
 
@@ -137,12 +138,12 @@ def test_the_page_names_every_hook_with_its_arguments_and_every_check() -> None:
         assert f"| {name} |" in text
 
 
-@pytest.mark.parametrize("line", commands(README) if README.is_file() else [])
-def test_the_command_lines_of_the_readme_are_understood(
+@pytest.mark.parametrize("line", [*commands(README), *commands(TABLES)])
+def test_the_command_lines_of_a_page_are_understood(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are typed with everything but the training itself."""
-    from continual import runner
+    from continual import reproduction, runner
     from continual.results import store
 
     for number, (name, code) in enumerate(examples(README)):
@@ -161,8 +162,22 @@ def test_the_command_lines_of_the_readme_are_understood(
         raise Understood
 
     monkeypatch.setattr(runner, "run_plan", understood)
+    monkeypatch.setattr(reproduction, "run", understood)
     said = typed(line)
     assert said.exit_code == 0 or isinstance(said.exception, Understood), (said.output, said.exception)
+
+
+def test_the_example_of_a_table_is_one(tmp_path: Path) -> None:
+    from continual import reproduction
+
+    (text,) = blocks(TABLES, "yaml")
+    path = tmp_path / "table.yaml"
+    path.write_text(text, encoding="utf-8")
+    table = reproduction.read(str(path))
+    assert {(cell.row, cell.column) for cell in table.cells} == {
+        (row, column) for row in ("fine-tuning", "EWC") for column in ("task", "class")
+    }
+    assert [cell.published.sd for cell in table.cells] == [0.94, 0.02, 0.22, 0.06]
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:

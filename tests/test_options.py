@@ -254,3 +254,11 @@ def test_anything_else_is_read_or_refused(name: str, value: Any) -> None:
     with contextlib.suppress(BadOption):
         made = Thing.read({name: value})
         assert Thing.read(made.values()) == made
+
+
+def test_the_word_true_is_a_word_where_yaml_has_made_it_a_truth_value() -> None:
+    from continual.strategies import EWC
+
+    assert EWC.read({"label": True}).label == "true"
+    with pytest.raises(BadOption, match="label was given False"):
+        EWC.read({"label": False})
