@@ -229,7 +229,7 @@ def test_list_a_kind(kind: str) -> None:
     assert cards
     for card in cards:
         assert f"  {card['name']} " in text and card["meaning"] in text
-        assert card["meaning"].strip().endswith(".") or kind == "metrics"
+        assert card["meaning"].strip().endswith(".") or kind in ("metrics", "tables")
         for known in card["options"]:
             assert known["meaning"] and f"{known['name']}: {known['type']} = " in text
 
@@ -295,7 +295,7 @@ def test_check_a_faulty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # ---- mistakes: (what is typed, what the message says)
 
 MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "command": ("rn", ("no command is named 'rn'; did you mean 'run'?", "check, list, run, show")),
+    "command": ("rn", ("no command is named 'rn'; did you mean 'run'?", "check, list, reproduce, run, show")),
     "benchmark": ("run split-digit", ("no benchmark is named 'split-digit'; did you mean 'split-digits'?",)),
     "strategy as benchmark": ("run ewc", ("no benchmark is named 'ewc'", "split-digits")),
     "strategy": ("run split-digits ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?", "shared-trunk")),

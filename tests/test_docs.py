@@ -139,9 +139,7 @@ def test_the_page_names_every_hook_with_its_arguments_and_every_check() -> None:
 
 
 @pytest.mark.parametrize("line", [*commands(README), *commands(TABLES)])
-def test_the_command_lines_of_a_page_are_understood(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_lines_of_a_page_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are typed with everything but the training itself."""
     from continual import reproduction, runner
     from continual.results import store
