@@ -25,14 +25,17 @@ class Replay(Strategy):
     Choices: 1. ``balanced`` stores, after each task, equally many random samples of each class of each task;
     ``reservoir`` stores a uniform sample of all that came by, at every step, the current task's included; 2. the
     stored samples that join a batch are drawn with replacement; 3. every sample of the joined batch weighs the same,
-    or the stored ones weigh ``share`` in all; 4. as long as nothing is stored, a batch is learnt alone.
+    or the stored ones weigh ``share`` in all, which ``share=task`` makes 1 - 1/t in the t-th task (van de Ven et al.
+    2022); 4. as long as nothing is stored, a batch is learnt alone.
     """
 
     capacity: int = option(500, "samples that are stored", ge=1)
     per_class: bool = option(False, "whether the capacity is for each class instead of in all")
     fill: Literal["balanced", "reservoir"] = option("balanced", "how samples are chosen for storage")
     samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1)
-    share: float | None = option(None, "the stored samples' part of the loss; none: all samples alike", ge=0, le=1)
+    share: float | Literal["task"] | None = option(
+        None, "the stored samples' part of the loss; task: 1 - 1/t in task t; none: all samples alike", ge=0, le=1
+    )
 
     @property
     def first_task_like_finetuning(self) -> bool:  # type: ignore[override]
@@ -59,10 +62,16 @@ class Replay(Strategy):
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
-        share = (old / (new + old) if self.share is None else self.share) * (stored > 0).to(theta.dtype)
+        share = self._share(task, new, old) * (stored > 0).to(theta.dtype)
         known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
         return batch.join(rows, task, weight)
+
+    def _share(self, task: Task, new: int, old: int) -> float:
+        """The part of the loss that the stored samples of a batch have."""
+        if self.share is None:
+            return old / (new + old)
+        return task.index / (task.index + 1) if self.share == "task" else self.share
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""

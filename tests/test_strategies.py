@@ -371,14 +371,14 @@ def loss_of(strategy: Strategy, memory: Memory, batch: Batch, task: Task, theta:
     return strategy.loss(NET, theta, memory, batch, out, task)
 
 
-SHARES = [None, 0.0, 0.25, 1.0]
+SHARES: list[Any] = [None, 0.0, 0.25, 1.0, "task"]
 FILLS = ["balanced", "reservoir"]
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("samples", [None, 1, 9])
 @pytest.mark.parametrize("fill", FILLS)
-def test_stored_samples_join_behind_the_batch(fill: Any, samples: int | None, share: float | None) -> None:
+def test_stored_samples_join_behind_the_batch(fill: Any, samples: int | None, share: Any) -> None:
     strategy, task = Replay(capacity=6, fill=fill, samples=samples, share=share), STREAM.tasks[2]
     memory, own = stored_memory(strategy, STORED), task.train[:5]
     batch = joined(strategy, memory, task, own)
@@ -391,7 +391,8 @@ def test_stored_samples_join_behind_the_batch(fill: Any, samples: int | None, sh
     # the loss by hand
     theta = vector(3)
     each = active_loss(module(theta, 6), STREAM, batch.row, 3)
-    wanted = each.mean() if share is None else (1 - share) * each[:5].mean() + share * each[5:].mean()
+    part = 2 / 3 if share == "task" else share
+    wanted = each.mean() if part is None else (1 - part) * each[:5].mean() + part * each[5:].mean()
     torch.testing.assert_close(loss_of(strategy, memory, batch, task, theta), wanted.detach())
     if batch.weight is not None:
         assert batch.weight.dtype == torch.float64 and batch.weight.shape == batch.row.shape
@@ -409,7 +410,7 @@ def test_stored_samples_are_drawn_with_replacement_and_equally_often(fill: Any) 
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_balanced_replay_learns_the_first_task_alone(share: float | None) -> None:
+def test_balanced_replay_learns_the_first_task_alone(share: Any) -> None:
     strategy, task = Replay(capacity=6, share=share), STREAM.tasks[0]
     batch = joined(strategy, strategy.init(NET, vector(0), STREAM), task, task.train[:5])
     assert batch.row.tolist() == task.train[:5].tolist() and batch.weight is None
@@ -447,9 +448,9 @@ def test_a_reservoir_takes_each_step_s_own_samples_once() -> None:
     assert rows[:72].tolist() == wanted.tolist() and (rows[72:] == -1).all() and int(alone.memory["seen"]) == 72
 
 
-@pytest.mark.parametrize("share", [None, 0.3])
+@pytest.mark.parametrize("share", [None, 0.3, "task"])
 @pytest.mark.parametrize("fill", FILLS)
-def test_replay_in_training_is_a_plain_loop(fill: Any, share: float | None) -> None:
+def test_replay_in_training_is_a_plain_loop(fill: Any, share: Any) -> None:
     """The rows that joined are taken from training; what is learnt from them is computed by hand."""
     JOINED.clear()
     replay = Replay(capacity=8, fill=fill, share=share, samples=4)
@@ -468,7 +469,8 @@ def test_replay_in_training_is_a_plain_loop(fill: Any, share: float | None) -> N
             elif share is None:
                 loss = each.mean()
             else:
-                loss = (1 - share) * new.mean() + share * old.mean()
+                part = index / (index + 1) if share == "task" else share
+                loss = (1 - part) * new.mean() + part * old.mean()
             losses.append(loss.item())
             descend(net, loss)
             if fill == "balanced" and index:
