@@ -158,12 +158,25 @@ class Gated(Net):
 
     def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
         """See :meth:`Net.forward`; the tasks have to be given."""
+        p = self.parameters(theta)
+        return self.inner.apply(p, x, self.gates(p, self._given(tasks)))
+
+    def linear_layers(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> list[tuple[str, Tensor, Tensor]] | None:
+        """See :meth:`Net.linear_layers`: behind its gates a linear layer is still linear in what it is given."""
+        if self.extra or not isinstance(self.inner, LinearNet):
+            return None
+        p = self.parameters(theta)
+        return self.inner.layers(p, x, self.gates(p, self._given(tasks)))
+
+    @staticmethod
+    def _given(tasks: Tensor | None) -> Tensor:
         if tasks is None:
             raise BadChain(
                 "this network's gates open by task: call net.logits(theta, x, tasks) with each sample's task"
             )
-        p = self.parameters(theta)
-        return self.inner.apply(p, x, self.gates(p, tasks))
+        return tasks
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """The inner network's θ, and standard normal numbers for what is beside it."""

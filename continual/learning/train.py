@@ -55,10 +55,10 @@ class Training(Configured):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     def steps(self, rows: int) -> int:
-        """The steps of a task of so many rows."""
+        """The steps of a task of so many rows; none where there is nothing to go through."""
         whole, rest = divmod(rows, self.batch)
         per_epoch = whole + (rest > 0 and (self.last == "keep" or whole == 0))
-        return self.iterations or self.epochs * per_epoch
+        return (self.iterations or self.epochs * per_epoch) if rows else 0
 
 
 @dataclass

@@ -1,0 +1,88 @@
+"""Dark experience replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from continual.learning import distill, exemplars
+from continual.learning.strategy import Batch, Memory, Step, Strategy
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.stream import Stream, Task
+
+
+@dataclass(frozen=True)
+class DER(Strategy):
+    """Dark experience replay (Buzzega et al. 2020, "Dark experience for general continual learning",
+    algorithm 1).
+
+    loss + α E ‖z - h_θ(x)‖², over samples x of a reservoir with the logits z that the network gave when x was stored.
+
+    Choices: 1. the squared error is averaged over the outputs too, as in the authors' code and in avalanche-lib; the
+    paper's norm is their sum (``error=sum``); 2. over all outputs, as theirs, or over those of the tasks seen when x
+    was stored; 3. z are the logits of the forward pass that x was learnt in, as in algorithm 1; avalanche-lib fills a
+    class-balanced memory after each task, with the logits of the learnt network; 4. stored samples are drawn with
+    replacement; the authors' code draws without; 5. the reservoir is replayed from the second step on, in the first
+    task too; avalanche-lib begins with the second task.
+    """
+
+    first_task_like_finetuning: ClassVar[bool] = False
+
+    alpha: float = option(0.5, "α, the weight of the logits' error", ge=0)
+    capacity: int = option(500, "samples that are stored", ge=1)
+    samples: int | None = option(None, "stored samples in a draw; none: as many as a batch has", ge=1)
+    error: Literal["mean", "sum"] = option("mean", "what is taken of the squared errors of a sample's outputs")
+    over: Literal["all", "seen"] = option("all", "the outputs: all, or those of the tasks seen when it was stored")
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """``rows`` (capacity,), -1 where empty; their ``logits`` (capacity, K); ``seen``: samples that came by."""
+        return {
+            "rows": exemplars.empty(self.capacity, theta),
+            "logits": theta.new_zeros(self.capacity, stream.units),
+            "seen": torch.zeros_like(theta[0], dtype=torch.int64),
+        }
+
+    def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """α E ‖z - h_θ(x)‖², over one draw."""
+        slots = self._draw("logits", memory, batch)
+        rows = self._rows(slots, memory, batch)
+        logits = net.logits(theta, task.samples.images(rows, theta.dtype), task.samples.task[rows])
+        return self._known(memory, theta) * self._distance(logits, slots, rows, memory, task)
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """The reservoir sees the step's own samples, with their logits from before the step."""
+        own = step.batch.own
+        slots = exemplars.reservoir_slots(self.capacity, memory["seen"], own, step.batch.key)
+        return theta, {
+            "rows": exemplars.put(memory["rows"], slots, step.batch.row[:own]),
+            "logits": exemplars.put(memory["logits"], slots, step.out.logits[:own]),
+            "seen": memory["seen"] + own,
+        }
+
+    def _draw(self, purpose: str, memory: Memory, batch: Batch) -> Tensor:
+        """Slots of the memory, drawn with replacement."""
+        stored = memory["seen"].clamp_max(self.capacity)
+        return batch.key.integers(purpose, self.samples or batch.own, stored)
+
+    def _rows(self, slots: Tensor, memory: Memory, batch: Batch) -> Tensor:
+        """Their rows; as long as nothing is stored a row of the batch, which :meth:`_known` leaves out."""
+        rows = memory["rows"][slots]
+        return torch.where(rows >= 0, rows, batch.row[0])
+
+    def _known(self, memory: Memory, theta: Tensor) -> Tensor:
+        """1 if something is stored, else 0."""
+        return (memory["seen"] > 0).to(theta.dtype)
+
+    def _distance(self, logits: Tensor, slots: Tensor, rows: Tensor, memory: Memory, task: Task) -> Tensor:
+        """α E ‖z - h‖² of the logits h (n, K)."""
+        seen = None
+        if self.over == "seen":
+            seen = (task.outputs.units.cumsum(0) > 0)[task.samples.task[rows]]
+        return self.alpha * distill.squared_error(logits, memory["logits"][slots], seen, self.error)

@@ -1,0 +1,158 @@
+"""Deep generative replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from continual.learning import distill
+from continual.learning.models import LinearNet
+from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.stream import Samples, Stream, Task
+
+
+@dataclass(frozen=True)
+class GenerativeReplay(Strategy):
+    """Deep generative replay (Shin et al. 2017, "Continual learning with deep generative replay", eq. 1).
+
+    r E[loss(x, y)] + (1 - r) E[loss(x', y')], with images x' from the generator as it was after the previous task and
+    labels y' that the network gave them then. The generator learns from the same x and x', weighed the same.
+
+    Choices: 1. it is a variational autoencoder, a multi-layer perceptron either way, as in van de Ven et al. 2022,
+    where the paper has a GAN; its loss is the negative bound on log p(x) over the number of pixels, with pixels in
+    [0, 1] and a Bernoulli decoder whose mean is the image; 2. it takes one step of Adam after each step of the
+    network; its moments are kept from task to task; 3. r is 1/t in task t, as van de Ven et al. have it (``ratio``);
+    4. y' are the network's answers, or (``soft``) its probabilities, distilled as by van de Ven et al. ("DGR+distill"),
+    over the active outputs with 0 for the new ones; 5. y' is among the outputs of the earlier tasks, and x' counts as
+    a sample of the latest of them. Where a task's own outputs alone are active (task scenario) a soft y' is one
+    distribution for each earlier task, and the loss is their mean; a hard one belongs to one earlier task drawn for
+    each x', the same in expectation; 6. avalanche-lib trains the generator in a run of its own after each task, with
+    squared errors and a deviation σ = e^(log σ²) / 2 for the latent variables, where σ = e^(log σ² / 2), joins x' with
+    the weight of x, and has y' among all outputs.
+    """
+
+    layers: tuple[int, ...] = option((400, 400), "units of each hidden layer of the generator's encoder", ge=1)
+    latent: int = option(100, "latent variables of the generator", ge=1)
+    lr: float = option(0.001, "the generator's learning rate", gt=0)
+    samples: int | None = option(None, "generated images that join a batch; none: as many as it has", ge=1)
+    ratio: float | None = option(None, "r, the new task's part of the losses; none: 1/t", ge=0, le=1)
+    soft: bool = option(False, "whether labels are distilled instead of the network's answer")
+    temperature: float = option(2.0, "by which logits are divided where labels are distilled", gt=0)
+    squared: bool = option(False, "whether the distillation is multiplied by the temperature's square")
+    top: float | None = option(
+        None, "the pixel value that stands for 1; none: as normalize=unit has it, else 255", gt=0
+    )
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """``generator`` (G,), Adam's moments and ``steps``; from the task before, ``previous`` and ``teacher``."""
+        encoder, decoder = self._nets(stream.samples)
+        key = stream.tasks[0].key
+        parts = [part.initial(key.child(name), theta.dtype) for name, part in (("to", encoder), ("from", decoder))]
+        start = torch.cat(parts)
+        moments = {name: torch.zeros_like(start) for name in ("first", "second")}
+        steps = theta.new_zeros(())
+        return {"generator": start, "previous": start.clone(), "teacher": theta.clone(), "steps": steps} | moments
+
+    def has(self, hook: str) -> bool:
+        """The data term is the usual one where labels are hard."""
+        return super().has(hook) and (hook != "loss" or self.soft)
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """The batch and generated images behind it, with what the network would have answered."""
+        if task.index == 0:
+            return batch
+        n, like = self.samples or batch.own, memory["previous"]
+        x = self._generate(memory["previous"], batch.key.normal("latent", n, self.latent).to(like.dtype), task.samples)
+        if task.outputs.active == "task":
+            tasks = batch.key.integers("task", n, task.index)
+            active = task.outputs.units[tasks]
+        else:
+            tasks = batch.row.new_full((n,), task.index - 1)
+            active = task.outputs.units[: task.index].any(0)
+        logits = net.logits(memory["teacher"], x, tasks)
+        y = torch.where(active, logits, torch.finfo(logits.dtype).min).argmax(-1)
+        known = torch.ones_like(batch.row, dtype=like.dtype) if batch.weight is None else batch.weight
+        r = self._ratio(task)
+        weight = torch.cat([r * known / known.sum(), known.new_full((n,), (1 - r) / n)])
+        return batch.join_images(x, y, tasks, task, weight)
+
+    def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """r cross-entropy of the samples + (1 - r) distillation on the generated ones, where ``soft``."""
+        if not self.soft or task.index == 0 or batch.weight is None:
+            return super().loss(net, theta, memory, batch, out, task)
+        logits, made = task.outputs.apply(out.logits, task.index, batch.task), batch.row < 0
+        new = cross_entropy(logits, batch.y, batch.weight.masked_fill(made, 0))
+        joined = slice(batch.own, None)
+        teacher = net.logits(memory["teacher"], batch.images[joined], batch.task[joined])
+        old = distill.soft_targets(
+            out.logits[joined], teacher, distill.old_outputs(task.outputs, task.index), self.temperature,
+            squared=self.squared, among=distill.active_outputs(task.outputs, task.index),
+            weight=made[joined].to(theta.dtype),
+        )  # fmt: skip
+        return self._ratio(task) * new + (1 - self._ratio(task)) * old
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """The generator takes a step of Adam (Kingma and Ba 2015, algorithm 1) on the batch that was learnt."""
+        x, made = self._unit(step.batch.images, task.samples), step.batch.row < 0
+        noise = step.batch.key.normal("noise", len(x), self.latent).to(x.dtype)
+        r = self._ratio(task)
+        weight = torch.where(made, (1 - r) / made.sum().clamp_min(1), r / (~made).sum().clamp_min(1)).to(x.dtype)
+        gradient = torch.func.grad(self._bound)(memory["generator"], x, noise, weight, task.samples)
+        steps = memory["steps"] + 1
+        first = 0.9 * memory["first"] + 0.1 * gradient
+        second = 0.999 * memory["second"] + 0.001 * gradient.square()
+        deviation = (second / (1 - 0.999**steps)).sqrt() + 1e-8
+        generator = memory["generator"] - self.lr * first / (1 - 0.9**steps) / deviation
+        return theta, memory | {"generator": generator, "first": first, "second": second, "steps": steps}
+
+    def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """Generator and network are what the next task replays."""
+        return theta, memory | {"previous": memory["generator"], "teacher": theta}
+
+    def _ratio(self, task: Task) -> float:
+        """r, in task t; in the first task there is nothing else."""
+        return 1 / (task.index + 1) if self.ratio is None or task.index == 0 else self.ratio
+
+    def _nets(self, samples: Samples) -> tuple[LinearNet, LinearNet]:
+        """The encoder, which gives means and log-variances of the latent variables, and the decoder, its mirror."""
+        pixels = samples.pixels[0].numel()
+        return (
+            LinearNet((pixels, *self.layers, 2 * self.latent)),
+            LinearNet((self.latent, *reversed(self.layers), pixels)),
+        )
+
+    def _range(self, samples: Samples) -> float:
+        """How far the image of a pixel that stands for 1 is from that of one that stands for 0."""
+        if self.top is None:
+            return samples.scale * 255 if samples.shift else 1.0
+        return samples.scale * self.top
+
+    def _unit(self, x: Tensor, samples: Samples) -> Tensor:
+        """Images with their pixels in [0, 1]: (B, pixels)."""
+        return ((x.flatten(1) - samples.shift) / self._range(samples)).clamp(0, 1)
+
+    def _generate(self, generator: Tensor, latent: Tensor, samples: Samples) -> Tensor:
+        """The images (n, C, H, W), normalised, of latent variables (n, latent)."""
+        encoder, decoder = self._nets(samples)
+        pixels = torch.sigmoid(decoder.logits(generator[encoder.size :], latent))
+        shape = samples.pixels.shape[1:]
+        images: Tensor = (pixels * self._range(samples) + samples.shift).unflatten(1, shape)
+        return images
+
+    def _bound(self, generator: Tensor, x: Tensor, noise: Tensor, weight: Tensor, samples: Samples) -> Tensor:
+        """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
+        encoder, decoder = self._nets(samples)
+        mean, log_variance = encoder.logits(generator[: encoder.size], x).chunk(2, dim=-1)
+        logits = decoder.logits(generator[encoder.size :], mean + (0.5 * log_variance).exp() * noise)
+        missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
+        bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]
+        return bound
