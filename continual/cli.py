@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,13 @@ from typing import Any
 import click
 
 from continual import config, plugins
-from continual.errors import BadOption, Mistake, choices, unknown
+from continual.errors import BadOption, Mistake, Notice, choices, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
 
 KINDS = (*plugins.KINDS, "metrics", "tables")
+HELP = {"help_option_names": ["-h", "--help"]}
+USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
@@ -45,14 +50,28 @@ class Commands(Told, click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(name="continual", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="continual", cls=Commands, context_settings=HELP)
 @click.version_option(package_name="continual")
 def main() -> None:
     """Continual learning: train strategies on a stream of tasks and measure what is forgotten.
 
     Start with 'continual run'.
     """
+    _at_home()
+
+
+def _at_home() -> None:
+    """What holds for every command, however it was started."""
     sys.path.append(str(Path.cwd()))  # my_file:Mine names a class of the current folder, as for python itself
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, Notice):
+            click.echo(f"continual: {message}", err=True)
+        else:
+            usual(message, category, *rest, **named)
+
+    warnings.showwarning = show
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +105,9 @@ def run(what: tuple[str, ...], **given: Any) -> None:
     """Run strategies on a benchmark and print the forgetting table.
 
     WHAT is a benchmark and strategies, or a YAML file and perhaps strategies: NAME[:option=value,...], strategies
-    chained with +. Nothing: the main job, five strategies on Split Digits.
+    chained with +. Nothing: the main job, the classic strategies on Split Digits.
+
+    The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has).
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
@@ -113,8 +134,9 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         return
     click.echo(tables.table(results))
     folder = store.folder(Path(places["out"]), results[0].record).parent
-    click.echo(f"\nStored in {folder}. Next:\n  continual show {folder} --metrics all\n"
-               f"  continual run {_suggestion(plan)}\n  continual list strategies")  # fmt: skip
+    again = "".join(f" --{name} {shlex.quote(places[name])}" for name in ("data", "out") if places[name] not in USUAL)
+    click.echo(f"\nStored in {folder}. Next:\n  continual show {shlex.quote(str(folder))} --metrics all\n"
+               f"  continual run {_suggestion(plan)}{again}\n  continual list strategies")  # fmt: skip
 
 
 def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
@@ -152,7 +174,7 @@ class Bar(Progress):
 
         if group == 0:
             self.bar = tqdm(total=float(groups * tasks), disable=self.silent, leave=False, desc=title,
-                            bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}, {remaining} left")  # fmt: skip
+                            bar_format="{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}")  # fmt: skip
         self.group, self.groups, self.tasks, self.samples = group, groups, tasks, samples
         self.learnt, self.began = 0, time.perf_counter()
 
@@ -191,7 +213,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         click.secho(each, bold=True)
         width = max(len(card["name"]) for card in entries)
         for card in entries:
-            click.echo(f"  {card['name']:<{width}}  {card['meaning']}")
+            click.echo(_entry(card["name"], card["meaning"], width))
             if kind is not None:
                 for known in card["options"]:
                     click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
@@ -212,8 +234,15 @@ def cards(kind: str) -> list[dict[str, Any]]:
     return [_card(kind, name) for name in plugins.registered(kind)]
 
 
-def _first_line(documented: str | None) -> str:
-    return (documented or "").strip().partition("\n")[0].replace("``", "")
+def _entry(name: str, meaning: str, width: int) -> str:
+    """A name and what it means, in lines of the terminal's width."""
+    columns = max(60, min(120, shutil.get_terminal_size((120, 24)).columns))
+    indent = " " * (width + 4)
+    return click.wrap_text(meaning, columns, f"  {name:<{width}}  ", indent)
+
+
+def _first_paragraph(documented: str | None) -> str:
+    return " ".join((documented or "").strip().partition("\n\n")[0].replace("``", "").split())
 
 
 def _card(kind: str, name: str) -> dict[str, Any]:
@@ -225,7 +254,7 @@ def _card(kind: str, name: str) -> dict[str, Any]:
         {"name": known.name, "type": known.kind, "default": known.default, "meaning": known.meaning}
         for known in options_of(cls).values()
     ]
-    return {"name": name, "meaning": _first_line(cls.__doc__), "options": options}
+    return {"name": name, "meaning": _first_paragraph(cls.__doc__), "options": options}
 
 
 @main.command()
@@ -317,11 +346,16 @@ def script(benchmark: str) -> None:
     ``:option=value,...`` as the first argument are the benchmark's options, ``--benchmark NAME`` another of the family.
     """
 
-    @click.command(cls=Told, help=f"continual run {benchmark} ...; ':option=value,...' first are its options.")
+    @click.command(
+        cls=Told,
+        context_settings=HELP,
+        help=f"continual run {benchmark} ...; ':option=value,...' first are its options.",
+    )
     @click.argument("what", nargs=-1)
     @click.option("--benchmark", "usual", default=benchmark, help=f"[default: {benchmark}]")
     def command(what: tuple[str, ...], usual: str, **given: Any) -> None:
         execute(what, given, usual)
 
     command.params += [parameter for parameter in run.params if parameter.name != "what"]
+    _at_home()
     command()

@@ -53,6 +53,8 @@ def make(kind: str, given: Any) -> Configured:
     """The object that a text, a mapping with ``name`` and options, or a ready object describes."""
     if isinstance(given, Configured):
         return given
+    if isinstance(given, type):
+        raise BadOption(f"{given.__name__} is a class; make an object of it: {given.__name__}()")
     name, options = read(given)
     cls = plugins.find(kind, name)
     if not hasattr(cls, METHODS[kind]):
@@ -158,8 +160,9 @@ def plan(given: dict[str, Any]) -> Plan:
     from continual.learning.train import Training
 
     benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
-    made = benchmark if hasattr(benchmark, "stream") else make("benchmarks", benchmark)
-    merged = _base(made) | {name: value for name, value in given.items() if value is not None}
+    ready = hasattr(benchmark, "stream") and not isinstance(benchmark, type)
+    made = benchmark if ready else make("benchmarks", benchmark)
+    merged = _base(made, given) | {name: value for name, value in given.items() if value is not None}
     allowed = {"benchmark", "strategies", *NAMED, *options_of(Training)}
     for name in merged:
         if name not in allowed:
@@ -176,13 +179,15 @@ def plan(given: dict[str, Any]) -> Plan:
     )
 
 
-def _base(benchmark: Any) -> dict[str, Any]:
-    """What the packaged file of the benchmark's name says, but for the benchmark itself."""
+def _base(benchmark: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What the packaged file of the benchmark's name says, but for the benchmark itself and what ``given`` replaces."""
     if not isinstance(benchmark, Configured):
         return {}
     path = plugins.config_files("runs").get(plugins.name_of("benchmarks", type(benchmark)))
     found = read_file(path) if path else {}
-    return {name: value for name, value in found.items() if name != "benchmark"}
+    lengths = ("epochs", "iterations")
+    replaced = ("benchmark", *lengths) if any(given.get(name) is not None for name in lengths) else ("benchmark",)
+    return {name: value for name, value in found.items() if name not in replaced}
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class BadFolder(Mistake):
     """A folder or file that cannot be read or written, or does not hold what it should."""
 
 
+class Notice(UserWarning):
+    """Something that a user should know and that stops nothing; the command line prints it in one line."""
+
+
 def choices(names: Iterable[str]) -> str:
     """The names in one line, sorted."""
     return ", ".join(sorted(names)) or "none"

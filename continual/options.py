@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import re
 import types
 import typing
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
@@ -121,6 +123,11 @@ def options_of(cls: type) -> dict[str, Option]:
 @functools.cache
 def _options_of(cls: type) -> dict[str, Option]:
     hints = typing.get_type_hints(cls)
+    if "__dataclass_fields__" not in vars(cls):
+        # without the decorator its own options would be silently left out
+        missed = [name for name in inspect.get_annotations(cls) if typing.get_origin(hints[name]) is not ClassVar]
+        if missed:
+            raise BadOption(f"{cls.__name__} has options ({choices(missed)}) but no @dataclass(frozen=True) above it")
     return {
         field.name: Option(
             field.name,
@@ -134,9 +141,25 @@ def _options_of(cls: type) -> dict[str, Option]:
     }
 
 
+def _check_names(cls: type, values: Iterable[str], owner: str) -> None:
+    """:class:`BadOption` for a name that is no option."""
+    known = options_of(cls)
+    for name in values:
+        if name not in known:
+            allowed = f"it has {choices(known)}" if known else "it has none"
+            raise BadOption(f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})")
+
+
 @dataclasses.dataclass(frozen=True)
 class Configured:
     """A frozen dataclass whose fields are options; making one checks every value (:class:`BadOption`)."""
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Names that are no options are refused here, with a better message than Python's."""
+        maker = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        if dataclasses.is_dataclass(maker) and "__dataclass_params__" in vars(maker):
+            _check_names(cls, named, "")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, known in options_of(type(self)).items():
@@ -150,10 +173,7 @@ class Configured:
     def read(cls, values: dict[str, Any], owner: str = "") -> Self:
         """An object of this class from named values (text or typed); unknown names raise :class:`BadOption`."""
         known = options_of(cls)
-        for name in values:
-            if name not in known:
-                allowed = f"it has {choices(known)}" if known else "it has none"
-                raise BadOption(f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})")
+        _check_names(cls, values, owner)
         return cls(**{name: known[name].read(owner or cls.__name__, value) for name, value in values.items()})
 
     def values(self) -> dict[str, Any]:

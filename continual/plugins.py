@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -30,6 +31,7 @@ KINDS = {
 }
 
 
+OWN = ("continual", "builtins", "typing")
 _names: dict[tuple[str, type], str] = {}
 
 
@@ -74,6 +76,19 @@ def name_of(kind: str, cls: type) -> str:
         return _names[kind, cls]
     path = f"{cls.__module__}:{cls.__qualname__}"
     return next((name for name, point in registered(kind).items() if point.value == path), path)
+
+
+def code_of(cls: type) -> dict[str, str | None]:
+    """The SHA-256 of each file that a foreign class and its bases are written in, by module; none where there is none.
+
+    Built-in classes have the package's version instead.
+    """
+    modules = {base.__module__ for base in cls.__mro__ if base.__module__.partition(".")[0] not in OWN}
+    found: dict[str, str | None] = {}
+    for name in sorted(modules):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
+    return found
 
 
 def _source_hint(error: Exception) -> str:

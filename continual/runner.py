@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual import config
+from continual import config, plugins
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
@@ -74,23 +74,33 @@ def run_plan(
     folder = Path(out) if out is not None else None
     if folder is not None:
         store.check_writable(folder)
-    streams: list[Stream] = []
+    records = [new_record(plan, strategy, target) for strategy in plan.strategies]
+    there = [_stored(folder, record, told) if folder and not again else None for record in records]
+    missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
+    if missing:
+        root = data_root(data)
+        streams = place([plan.benchmark.stream(seed, root) for seed in plan.training.seed_list], target)
+        net: Net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
+        mapped = mapping(plan.training, streams, net)
+        for strategy in missing:  # what cannot run is refused before anything is trained
+            strategy.suits(streams[0], net)
     results = []
-    for strategy in plan.strategies:
-        record = new_record(plan, strategy, target)
-        stored = store.lookup(folder, record) if folder is not None and not again else None
-        if stored is None:
-            if not streams:
-                root = data_root(data)
-                built = [plan.benchmark.stream(seed, root) for seed in plan.training.seed_list]
-                streams = place(built, target)
-            stored = run_strategy(plan, strategy, streams, record, told)
-            if folder is not None:
-                store.save(stored, folder, replace=again)
-        else:
-            told.say(f"{record['title']}: already there, not run again (--again runs it)")
-        results.append(stored)
+    for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
+        result = stored or run_strategy(plan, strategy, streams, net, mapped, record, told)
+        if folder is not None and stored is None:
+            store.save(result, folder, replace=again or bool(record["code"]))
+        results.append(result)
     return results
+
+
+def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:
+    """The same run, if it was stored."""
+    stored = store.lookup(folder, record)
+    if stored is not None:
+        told.say(f"{record['title']}: already there, not run again (--again runs it)")
+    elif store.folder(folder, record).exists():
+        told.say(f"{record['title']}: there, but {', '.join(record['code'])} may have changed since; run again")
+    return stored
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,6 +124,11 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str
         "protocol": plan.protocol(),
         "device": {"type": device.type, "name": device_name(device)},
         "versions": versions(),
+        "code": {
+            module: digest
+            for made in (*strategy.parts, plan.benchmark, plan.model, plan.optimizer, plan.schedule)
+            for module, digest in plugins.code_of(type(made)).items()
+        },
     }
 
 
@@ -131,13 +146,16 @@ def versions() -> dict[str, str]:
 
 
 def run_strategy(
-    plan: Plan, strategy: Strategy, streams: list[Stream], record: dict[str, Any], told: Progress
+    plan: Plan,
+    strategy: Strategy,
+    streams: list[Stream],
+    net: Net,
+    mapped: bool,
+    record: dict[str, Any],
+    told: Progress,
 ) -> Result:
     """Train one strategy on all seeds, in one group or one by one."""
-    net: Net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
-    strategy.suits(streams[0], net)
     seeds = plan.training.seed_list
-    mapped = mapping(plan.training, streams, net)
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     recipe = Recipe(
         net,
@@ -154,7 +172,8 @@ def run_strategy(
         for number, group in enumerate(groups):
             learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
             told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
-            arrays, lost = train(learners, plan.training, Watch(told.step))
+            with _blamed(record):
+                arrays, lost = train(learners, plan.training, Watch(told.step))
             told.end()
             parts.append(arrays)
             stopped += lost
@@ -171,6 +190,17 @@ def run_strategy(
         "stopped": [vars(one) | {"why": "loss or parameters not finite"} for one in stopped],
     }
     return Result(full, join(parts, mapped))
+
+
+@contextlib.contextmanager
+def _blamed(record: dict[str, Any]) -> Iterator[None]:
+    """What is raised within it names the command that finds out what is wrong with a strategy of the user's."""
+    try:
+        yield
+    except Exception as error:
+        if record["code"]:
+            error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
+        raise
 
 
 @contextlib.contextmanager

@@ -47,9 +47,6 @@ class GenerativeReplay(Strategy):
     soft: bool = option(False, "whether labels are distilled instead of the network's answer")
     temperature: float = option(2.0, "by which logits are divided where labels are distilled", gt=0)
     squared: bool = option(False, "whether the distillation is multiplied by the temperature's square")
-    top: float | None = option(
-        None, "the pixel value that stands for 1; none: as normalize=unit has it, else 255", gt=0
-    )
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``generator`` (G,), Adam's moments and ``steps``; from the task before, ``previous`` and ``teacher``."""
@@ -131,9 +128,7 @@ class GenerativeReplay(Strategy):
 
     def _range(self, samples: Samples) -> float:
         """How far the image of a pixel that stands for 1 is from that of one that stands for 0."""
-        if self.top is None:
-            return samples.scale * 255 if samples.shift else 1.0
-        return samples.scale * self.top
+        return samples.scale * samples.top
 
     def _unit(self, x: Tensor, samples: Samples) -> Tensor:
         """Images with their pixels in [0, 1]: (B, pixels)."""

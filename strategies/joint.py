@@ -23,6 +23,7 @@ class Restarted(Strategy):
     """What bounds share that begin each task with the untrained network of the run and a fresh optimiser."""
 
     restarts_optimizer: ClassVar[bool] = True
+    starts_over: ClassVar[bool] = True
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``start``: the untrained θ."""

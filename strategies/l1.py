@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class L1(Pull):
     """L1 regularisation: loss + λ Σ |θ - θ*|, with θ* the last task's weights, or zero.
 
-    Most weights stay exactly where the last task left them (Tibshirani 1996, for θ* = 0). The gradient at θ = θ* is 0.
+    Every weight is pulled with the same force, however near it is (Tibshirani 1996, for θ* = 0): little for one that a
+    task moves far, much for one that need not move. Gradient steps bring such a weight near θ*, and around it, not
+    onto it. The gradient at θ = θ* is 0.
     """
 
     strength: float = option(0.001, "λ, the weight of the penalty", ge=0)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from continual.errors import BadData, BadFolder, UnknownName
+from continual.errors import BadData, BadFolder, Notice, UnknownName
 from continual.streams.data import SETS, Data, data_root, load
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -344,10 +344,24 @@ def test_a_failure_while_packing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(BadFolder, match=r"No space left on device.*--data"):
-            load("digits", tmp_path)
+        with pytest.warns(Notice, match=r"No space left on device.*--data .*digits is read anew at every start"):
+            unpacked = load("digits", tmp_path)
     assert not list((tmp_path / "packed").iterdir())
-    load("digits", tmp_path)
+    assert same(unpacked, load("digits", tmp_path)) and list((tmp_path / "packed").iterdir())
+
+
+def test_a_download_that_fails_leaves_no_folder_that_was_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> Any:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    (tmp_path / "mine").mkdir()
+    for root in (tmp_path / "mine" / "a" / "b", tmp_path / "mine"):
+        with pytest.raises(BadData, match="mnist is not there and was not downloaded"):
+            load("mnist", root)
+        assert not list((tmp_path / "mine").iterdir())
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])

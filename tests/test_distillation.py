@@ -582,13 +582,13 @@ def test_soft_labels_are_distilled(scenario: str, squared: bool) -> None:
     close(strategy.loss(net, theta, memory, batch, out, task), 0.2 * data + 0.8 * (9 if squared else 1) * old)
 
 
-def test_pixels_can_be_told_their_top() -> None:
-    """Where images are standardised the value that stands for 1 is 255, or what is given."""
+def test_pixels_are_told_their_top() -> None:
+    """Where images are standardised the value that stands for 1 is the data's."""
     samples = normalised(STREAM, True).samples
     x = samples.images(torch.arange(4), torch.float64)
     pixels = samples.pixels[samples.image[:4]].flatten(1).double()
     close(GenerativeReplay()._unit(x, samples), pixels / 255)
-    close(GenerativeReplay(top=100)._unit(x, samples), (pixels / 100).clamp(0, 1))
+    close(GenerativeReplay()._unit(x, dataclasses.replace(samples, top=100.0)), (pixels / 100).clamp(0, 1))
     plain = STREAM.samples.images(torch.arange(4), torch.float64)
     close(GenerativeReplay()._unit(plain, STREAM.samples), plain.flatten(1))
 

@@ -61,7 +61,6 @@ CASES: list[tuple[Optimizer, Rule, Callable[[list[torch.Tensor]], torch.optim.Op
     (SGD(lr=0.05, momentum=0.9), sgd, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
     (SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1), sgd,
      lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
-    (SGD(lr=0.05, nesterov=True), sgd, lambda p: torch.optim.SGD(p, 0.05)),
     (SGD(lr=0.05, weight_decay=0.3), sgd, lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.3)),
     (Adam(lr=0.1), adam, lambda p: torch.optim.Adam(p, 0.1)),
     (Adam(lr=0.1, beta1=0.5, beta2=0.7, eps=0.01, weight_decay=0.2), adam,

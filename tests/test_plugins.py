@@ -138,9 +138,9 @@ def test_a_name_that_is_nearly_right(kind: str, given: str, near: str) -> None:
 
 
 def test_nothing_is_proposed_for_a_name_that_is_near_to_none() -> None:
-    with pytest.raises(UnknownName, match=r"^no strategy is named 'zzz' \(known: ewc, finetune") as caught:
+    with pytest.raises(UnknownName, match=r"^no strategy is named 'zzz' \(known: ") as caught:
         plugins.find("strategies", "zzz")
-    assert "did you mean" not in str(caught.value)
+    assert str(caught.value).endswith(f"(known: {', '.join(sorted(plugins.registered('strategies')))})")
 
 
 # ---- paths

@@ -20,7 +20,21 @@ from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
 from continual.learning.train import Training, Watch, schedule, train
-from continual.strategies import EWC, L1, L2, MAS, SI, Finetune, Joint, OnlineEWC, Replay, SharedTrunk
+from continual.strategies import (
+    EWC,
+    L1,
+    L2,
+    MAS,
+    SI,
+    Cumulative,
+    Finetune,
+    FromScratch,
+    Joint,
+    OnlineEWC,
+    PackNet,
+    Replay,
+    SharedTrunk,
+)
 from continual.streams.stream import Stream, Task
 
 HIDDEN = 6
@@ -724,7 +738,7 @@ class OwnPredict(Strategy):
     [
         ((SharedTrunk(), OwnLoss()), ("SharedTrunk", "OwnLoss"), "loss"),
         ((OwnLoss(), EWC(), OwnLoss()), ("OwnLoss",), "loss"),
-        ((Joint(), Replay(), Joint()), ("Joint",), "rows"),
+        ((Cumulative(), Replay(), Cumulative()), ("Cumulative",), "rows"),
         ((OwnPredict(), OwnPredict()), ("OwnPredict",), "predict"),
     ],
     ids=["loss", "loss apart", "rows", "predict"],
@@ -735,6 +749,51 @@ def test_two_losses_rows_or_predictions_are_refused(
     with pytest.raises(BadChain, match=f"'{hook}'") as refused:
         Chain(parts)
     assert all(name in str(refused.value) for name in names)
+
+
+@pytest.mark.parametrize("one", [Joint(), FromScratch()])
+def test_what_begins_each_task_with_another_network_is_not_chained(one: Strategy) -> None:
+    for parts in ((one, EWC()), (Replay(), one)):
+        with pytest.raises(BadChain, match=f"{type(one).__name__} begins each task with a network of its own.*alone"):
+            Chain(parts)
+    assert Chain((one,)).parts == (one,)
+
+
+@pytest.mark.parametrize("part", ["ewc", EWC, None], ids=str)
+def test_a_chain_is_made_of_strategies(part: Any) -> None:
+    with pytest.raises(BadChain, match=r"a chain is made of strategies, not of .*'ewc\+replay'"):
+        Chain((Replay(), part))
+
+
+def test_a_method_whose_name_is_nearly_a_hooks_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Mine.penalti is no hook.*did you mean 'penalty'\?"):
+        type("Mine", (Strategy,), {"penalti": lambda self: 0})
+    for name in ("befor_task", "after_tasks", "gradients"):
+        with pytest.raises(TypeError, match="is no hook"):
+            type("Mine", (Strategy,), {name: lambda self: 0})
+    type("Mine", (Strategy,), {"_penalti": lambda self: 0, "herd": lambda self: 0, "batch_size": 3})
+
+
+class Bending(Strategy):
+    """A gradient hook beside a hook that reads the data term's gradient, and no penalty."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"read": torch.zeros_like(theta), "given": torch.zeros_like(theta)}
+
+    def gradient(self, net: Any, theta: Any, memory: Any, gradient: Any, batch: Any, task: Any) -> torch.Tensor:
+        return 3 * gradient
+
+    def after_step(self, net: Any, theta: Any, memory: Memory, step: Step, task: Any) -> tuple[Any, Memory]:
+        moved = (step.before - theta) / 0.1
+        return theta, {"read": memory["read"] + step.gradient, "given": memory["given"] + moved}
+
+
+def test_the_gradient_that_a_step_tells_is_not_the_bent_one() -> None:
+    alone = learner(Bending(), optimizer=SGD(lr=0.1))
+    trained(alone)
+    memory = alone.memory
+    torch.testing.assert_close(memory["given"], 3 * memory["read"])
+    assert memory["read"].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -750,9 +809,10 @@ def test_the_one_loss_prediction_and_rows_hold_wherever_they_stand(first: bool) 
     predicting = chain(OwnPredict())
     scores = predicting.predict(NET, theta, predicting.init(NET, theta, STREAM), batch.images, batch.task)
     assert torch.equal(scores, out.logits + 5)
-    joint = chain(Joint())
-    memory = learnt(joint, [vector(1)])
-    assert joint.rows(memory, task).tolist() == list(range(48)) and joint.restarts_optimizer
+    cumulative = chain(Cumulative())
+    memory = learnt(cumulative, [vector(1)])
+    assert cumulative.rows(memory, task).tolist() == list(range(48)) and not cumulative.restarts_optimizer
+    assert chain(PackNet()).restarts_optimizer
     assert not chain(Replay(fill="reservoir")).first_task_like_finetuning
     assert chain(Replay()).first_task_like_finetuning
 
@@ -760,7 +820,9 @@ def test_the_one_loss_prediction_and_rows_hold_wherever_they_stand(first: bool) 
 def test_a_chain_without_a_penalty_has_none() -> None:
     """As a single strategy without the hook: a zero."""
     theta = vector(3)
-    single, chain = (penalty_of(one, theta, {}, STREAM.tasks[0]) for one in (Finetune(), Chain((Finetune(), Joint()))))
+    single, chain = (
+        penalty_of(one, theta, {}, STREAM.tasks[0]) for one in (Finetune(), Chain((Finetune(), Cumulative())))
+    )
     assert float(single) == float(chain) == 0
 
 
@@ -854,7 +916,7 @@ class DrawingLoss(Drawing):
 @pytest.mark.parametrize("hook", ["batch", "penalty", "gradient", "after_step"])
 def test_parts_of_a_chain_draw_other_numbers(hook: str, source: str) -> None:
     DRAWN.clear()
-    trained(learner(Chain((Drawing(), Drawing()))), replace(TRAINING, iterations=1))
+    trained(learner(Chain((Drawing(), Drawing()))), replace(TRAINING, epochs=1, iterations=1))
     a, b = DRAWN[hook, source][:2]
     assert a != b, f"both parts draw {a} in {hook}, from the key of the {source}"
 
@@ -865,7 +927,7 @@ def test_a_part_of_a_chain_draws_the_same_for_one_purpose_in_every_hook_of_a_ste
     """As it does alone."""
     for strategy in (DrawingLoss(), Chain((EWC(), DrawingLoss()))):
         DRAWN.clear()
-        trained(learner(strategy), replace(TRAINING, iterations=1))
+        trained(learner(strategy), replace(TRAINING, epochs=1, iterations=1))
         wanted = DRAWN["batch", "batch"][0]
         assert DRAWN[hook, source][0] == wanted, f"{strategy}: {hook} draws another number than batch"
 

@@ -15,12 +15,12 @@ from torch.utils.data import TensorDataset
 
 import continual as cl
 from continual import plugins
-from continual.errors import BadData, BadStream
+from continual.errors import BadData, BadOption, BadStream
 from continual.learning.models import MLP
 from continual.streams.benchmark import Benchmark
 from continual.streams.data import Data
 from continual.streams.rng import key
-from continual.streams.stream import Stream, Task, permuted, place, rotated, split
+from continual.streams.stream import Stream, Task, permuted, place, rotated, set_aside, split
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
 COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)
@@ -329,19 +329,9 @@ def test_padded_images_are_turned_with_their_padding() -> None:
     ("options", "told"),
     [
         ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give tasks=5 or fewer"),
-        ({"tasks": 0}, "task"),
-        ({"tasks": -1}, "task"),
-        ({"order": "abc"}, r"order=abc: it takes natural"),
         ({"order": (0, 1, 2, 3)}, "class order 0-1-2-3: give each of the 5 classes 0 to 4 once"),
         ({"order": (0, 1, 2, 3, 3)}, "class order 0-1-2-3-3"),
         ({"order": (1, 2, 3, 4, 5)}, "class order 1-2-3-4-5"),
-        ({"scenario": "clas"}, r"scenario=clas: it takes task\|domain\|class"),
-        ({"train_outputs": "some"}, "train_outputs=some: it takes"),
-        ({"test_outputs": "none"}, "test_outputs=none: it takes"),
-        ({"normalize": "zscore"}, r"normalize=zscore: it takes unit\|standard"),
-        ({"validation": 1.0}, "validation"),
-        ({"validation": -0.5}, "validation"),
-        ({"limit": 0}, "0 training and"),
     ],
 )
 def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None:
@@ -349,11 +339,31 @@ def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None
         made(**{"tasks": 5} | options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"taks": 2}, r"a split stream has no option 'taks'; did you mean 'tasks'\?"),
+        ({"tasks": 0}, "tasks was given 0; it takes int >= 1"),
+        ({"tasks": 2.5}, "tasks was given 2.5"),
+        ({"order": "abc"}, r"order was given 'abc'; it takes natural\|seed\|ints joined by '-'"),
+        ({"scenario": "clas"}, r"scenario was given 'clas'; it takes task\|domain\|class; did you mean 'class'\?"),
+        ({"train_outputs": "some"}, "train_outputs was given 'some'; it takes"),
+        ({"test_outputs": "none"}, "test_outputs was given 'none'; it takes"),
+        ({"normalize": "zscore"}, r"normalize was given 'zscore'; it takes unit\|standard"),
+        ({"validation": 1.0}, "validation was given 1.0; it takes float >= 0 and < 1"),
+        ({"validation": -0.5}, "validation"),
+        ({"limit": 0}, "limit was given 0"),
+        ({"pad": -1}, "pad was given -1"),
+    ],
+)
+def test_options_that_are_not_allowed(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadOption, match=told):
+        made(**options)
+
+
 def test_arrays_and_padding_that_do_not_fit_are_the_datas_fault() -> None:
     with pytest.raises(BadData, match="arrays: 37 training samples, but 36 training labels"):
         Stream.from_arrays(X, Y[1:], X_TEST, Y_TEST)
-    with pytest.raises(BadData, match="pad was given -1"):
-        made(pad=-1)
     with pytest.raises(BadData, match="cannot be padded"):
         Stream.from_arrays(X.reshape(-1, 12), Y, X_TEST.reshape(-1, 12), Y_TEST, pad=1)
 
@@ -390,7 +400,20 @@ def test_a_stream_takes_the_random_numbers_of_a_seed() -> None:
     assert [int(task.key.seed) for task in one.tasks] == [4, 4] and [task.key.task for task in one.tasks] == [0, 1]
     assert not torch.equal(one.tasks[0].key.uniform("a", 9), two.tasks[0].key.uniform("a", 9))
     assert torch.equal(one.tasks[1].key.uniform("a", 9), key(4, 1).uniform("a", 9))
-    assert one.samples is stream.samples and int(stream.tasks[0].key.seed) == 0
+    assert one.samples.pixels is stream.samples.pixels and int(stream.tasks[0].key.seed) == 0
+
+
+def test_a_stream_draws_anew_for_each_seed_what_is_drawn_by_the_seed() -> None:
+    by_seed, given = made(tasks=5, order="seed"), made(tasks=5, order=(4, 2, 0, 1, 3))
+    assert len({tuple(task.classes for task in by_seed.stream(seed).tasks) for seed in range(9)}) > 5
+    assert [task.classes for task in by_seed.stream(3).tasks] == [
+        task.classes for task in made(tasks=5, order="seed", seed=3).tasks
+    ]
+    assert [task.classes for task in given.stream(3).tasks] == [task.classes for task in given.tasks]
+    shown = [permuted(data(), tasks=2).stream(seed) for seed in range(2)]
+    assert not torch.equal(*(stream.samples.transforms[0].table for stream in shown))
+    fixed = [permuted(data(), tasks=2, permutation_seed=1).stream(seed) for seed in range(2)]
+    assert torch.equal(*(stream.samples.transforms[0].table for stream in fixed))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -439,6 +462,21 @@ def test_the_record_tells_data_and_options() -> None:
     }  # fmt: skip
     other = Stream.from_arrays(255 - X, Y, X_TEST, Y_TEST, tasks=2)
     assert len(stream.record["sha256"]) == 64 and stream.record["sha256"] != other.record["sha256"]
+    records = [make(data(), tasks=2).record for make in (split, permuted)] + [rotated(data()).record]
+    assert [record["stream"] for record in records] == ["split", "permuted", "rotated"]
+    assert records[2]["angles"] == [0, 36, 72, 108, 144] and all(len(record["sha256"]) == 64 for record in records)
+
+
+def test_names_and_top_of_arrays() -> None:
+    stream = Stream.from_arrays(X // 16, Y // 3 % 2, X_TEST // 16, Y_TEST // 3 % 2, tasks=2, classes=["a", "b"], top=15)
+    assert [task.classes for task in stream.tasks] == [("a",), ("b",)]
+    assert stream.samples.top == 15 and float(stream.samples.images(torch.arange(9), torch.float64).max()) == 1.0
+
+
+def test_a_fraction_is_taken_as_it_is_written() -> None:
+    """0.29 * 100 is 28.999999999999996 in binary."""
+    y = torch.zeros(100, dtype=torch.int64)
+    assert int(set_aside(y, 0.29, 0).sum()) == 29 and int(set_aside(y, 0.295, 0).sum()) == 29
 
 
 # ---- benchmarks
@@ -451,7 +489,7 @@ def registered() -> list[type[Any]]:
 @pytest.mark.parametrize("cls", registered(), ids=lambda cls: str(cls.__name__))
 def test_every_registered_benchmark_makes_streams_with_its_defaults(cls: type[Benchmark]) -> None:
     benchmark = cls()
-    stream = benchmark.build(data(classes=10), seed=2, **benchmark.arguments())
+    stream = benchmark.build(data(classes=10), seed=2)
     assert len(stream.tasks) >= 2 and stream.scenario == benchmark.scenario
     assert all(len(task.train) and len(task.test) and not len(task.validation) for task in stream.tasks)
     assert {int(task.key.seed) for task in stream.tasks} == {2}
@@ -466,7 +504,7 @@ def test_every_registered_benchmark_takes_all_common_options(cls: type[Benchmark
         "scenario": "task", "train_outputs": "seen", "test_outputs": "all", "validation": "0.5", "validation_seed": "3",
         "normalize": "standard", "pad": "1", "limit": "2",
     })  # fmt: skip
-    stream = benchmark.build(data(classes=10), seed=2, **benchmark.arguments())
+    stream = benchmark.build(data(classes=10), seed=2)
     net = MLP(layers=()).build(stream.shape, stream.units)
     for task in stream.tasks:
         assert (len(task.train), len(task.validation)) == (2 * len(task.classes), 3 * len(task.classes))

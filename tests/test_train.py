@@ -75,7 +75,8 @@ def learners(
 
 
 def short(**options: Any) -> Training:
-    return Training(**{"seeds": 3, "epochs": 2, "batch": 8, "precision": "float64", "train_samples": 5} | options)
+    length = {} if "iterations" in options else {"epochs": 2}
+    return Training(**{"seeds": 3, "batch": 8, "precision": "float64", "train_samples": 5} | length | options)
 
 
 def outcome(group: Learners, training: Training) -> dict[str, torch.Tensor]:
@@ -330,7 +331,7 @@ def test_validation_rows_are_never_learnt() -> None:
         (5, {"epochs": 2, "last": "drop"}, [5, 5]),
         (20, {"iterations": 4}, [8, 8, 4, 8]),
         (20, {"iterations": 5, "last": "drop"}, [8] * 5),
-        (20, {"iterations": 1, "epochs": 9}, [8]),
+        (20, {"iterations": 1}, [8]),
         (1, {"epochs": 1}, [1]),
     ],
     ids=str,
@@ -551,7 +552,8 @@ def test_bfloat16_is_near_float32_and_float32_near_float64(strategy: Strategy, m
         group = learners(strategy, streams, seeds, training, SGD(lr=0.05))
         found[precision] = outcome(group, training)
         wanted = torch.float64 if precision == "float64" else torch.float32
-        assert group.theta.dtype == found[precision]["loss"].dtype == found[precision]["accuracy"].dtype == wanted
+        assert group.theta.dtype == found[precision]["loss"].dtype == wanted
+        assert found[precision]["accuracy"].dtype == torch.float64, "counts divided by counts"
     exact, single, half = (found[name]["loss"].double() for name in ("float64", "float32", "bfloat16"))
     torch.testing.assert_close(single, exact, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(half, exact, rtol=0.05, atol=0.03)

@@ -28,36 +28,36 @@ class Evaluation:
         self.shared = learners.shared and all(_equal(own, rows[0]) for own in rows)
         alone = self.shared or not learners.mapped
         self.parts = list(rows[0]) if alone else [torch.stack(parts) for parts in zip(*rows, strict=True)]
-        self.empty = torch.tensor([len(part) == 0 for part in rows[0]], device=learners.device)
+        counts = [len(part) for part in rows[0]]
+        self.counts = torch.tensor(counts, dtype=torch.float64, device=learners.device)
+        self.outputs = learners.streams[0].test_outputs.to("cpu")
 
     def __call__(self, index: int) -> Tensor:
         """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1]."""
         learners, dtype = self.learners, self.learners.recipe.dtype
         if index != self.index:
-            self._select(index)
-        result = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
+            self.select(index)
+        right = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
         with torch.no_grad():
-            for rows, share in zip(self.rows.split(CHUNK, dim=-1), self.share.split(CHUNK), strict=True):
-                result += self._correct(rows) @ share
-        return result.masked_fill(self.empty, torch.nan)
+            for rows, member in zip(self.rows.split(CHUNK, dim=-1), self.member.split(CHUNK), strict=True):
+                right += self._correct(rows) @ member
+        # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
+        return right.double() / self.counts
 
-    def _select(self, index: int) -> None:
+    def select(self, index: int) -> None:
         """The rows that can be answered rightly after task ``index``: where no right output is active, none is.
 
-        ``share`` (N, T) is a row's share in the accuracy of its task, so that one product gives all accuracies.
+        ``member`` (N, T) says which task a row is of, so that one product counts what is right in each.
         """
         # an untrained network has seen nothing: it answers with the outputs that the first task will have
         self.index, self.latest = index, max(index, 0)
-        outputs, device = self.learners.streams[0].test_outputs, self.learners.device
-        tasks = torch.arange(len(self.parts), device=device)
-        active = outputs.mask(self.latest, tasks)
-        possible = outputs.units if active is None else outputs.units & active
-        chosen = [j for j, some in enumerate(possible.any(-1).tolist()) if some]
+        active = self.outputs.mask(self.latest, torch.arange(len(self.parts)))
+        possible = self.outputs.units if active is None else self.outputs.units & active
+        chosen = possible.any(-1).nonzero().squeeze(1)
         self.rows = torch.cat([self.parts[j] for j in chosen], dim=-1)
-        counts = torch.tensor([self.parts[j].shape[-1] for j in chosen], device=device)
-        task = torch.repeat_interleave(tasks[chosen], counts)
-        share = torch.nn.functional.one_hot(task, len(self.parts)).to(self.learners.recipe.dtype)
-        self.share = share / share.sum(0).clamp_min(1)
+        task = torch.repeat_interleave(chosen, torch.tensor([self.parts[j].shape[-1] for j in chosen]))
+        member = torch.nn.functional.one_hot(task, len(self.parts)).to(self.learners.recipe.dtype)
+        self.member = member.to(self.learners.device)
 
     def _correct(self, rows: Tensor) -> Tensor:
         """Which of the rows are answered rightly, (B,) or (R, B), as 0 and 1."""

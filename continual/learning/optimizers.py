@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from continual.errors import BadOption
 from continual.options import Configured, option
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ class SGD(Optimizer):
     momentum: float = option(0.0, "momentum", ge=0, lt=1)
     nesterov: bool = option(False, "Nesterov's form of momentum")
 
+    def check(self) -> None:
+        """Nesterov's form is one of momentum."""
+        if self.nesterov and not self.momentum:
+            raise BadOption("sgd: nesterov=true without momentum does nothing; give momentum, such as 0.9")
+
     def make(self, theta: Tensor) -> torch.optim.Optimizer:
         """See :class:`Optimizer`."""
-        nesterov = self.nesterov and self.momentum > 0
-        return torch.optim.SGD([theta], self.lr, self.momentum, 0, self.weight_decay, nesterov, fused=True)
+        return torch.optim.SGD([theta], self.lr, self.momentum, 0, self.weight_decay, self.nesterov, fused=True)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ class Program:
         learners, loss = self.learners, found["loss"].sum()
         if "penalty" not in found:
             self._gradient(loss, out=learners.total)
-            return learners.total if "gradient" in self.read else None
+            if "gradient" not in self.read:
+                return None
+            return learners.total.clone() if "gradient" in self.hooks else learners.total  # a hook changes the total
         penalty = found["penalty"].sum()
         if "gradient" not in self.read:
             self._gradient(loss + penalty, out=learners.total)

@@ -9,6 +9,7 @@ between tasks (``init``, ``before_task``, ``rows``, ``after_task``) are plain Py
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -107,6 +108,20 @@ class Strategy(Configured):
     """Whether the first task must come out as under fine-tuning; the conformance suite holds the strategy to it."""
     restarts_optimizer: ClassVar[bool] = False
     """Whether every task begins with a fresh optimiser, whatever the run says (for one that replaces θ)."""
+    starts_over: ClassVar[bool] = False
+    """Whether every task begins with another θ than the last one ended with: such a strategy cannot be chained."""
+    is_finetuning: ClassVar[bool] = False
+    """Whether it does nothing on purpose; any other strategy that does nothing fails the conformance suite."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Refuse a method whose name is nearly a hook's: it would never be called."""
+        super().__init_subclass__(**given)
+        for name, value in vars(cls).items():
+            own = name.startswith("_") or name in vars(Strategy) or not callable(value)
+            close = [] if own else difflib.get_close_matches(name, HOOKS, 1, 0.85)
+            if close:
+                raise TypeError(f"{cls.__name__}.{name} is no hook, and would never be called; did you mean "
+                                f"'{close[0]}'? Give a method of your own another name, such as '_{name}'")  # fmt: skip
 
     def suits(self, stream: Stream, net: Net) -> None:
         """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network."""
@@ -163,7 +178,7 @@ class Strategy(Configured):
         return net.logits(theta, x, tasks)
 
     def has(self, hook: str) -> bool:
-        """Whether the strategy has a hook of its own."""
+        """Whether the strategy has a hook of its own; where it says no, the hook must do what the usual one does."""
         return getattr(type(self), hook) is not getattr(Strategy, hook)
 
     @property
@@ -192,12 +207,20 @@ class Chain(Strategy):
     def __init__(self, parts: tuple[Strategy, ...]) -> None:
         if not parts:
             raise BadChain("a chain needs at least one strategy")
+        for given in parts:
+            if not isinstance(given, Strategy):
+                raise BadChain(f"a chain is made of strategies, not of {given!r}; make one, such as EWC(), or give the "
+                               "chain as text: 'ewc+replay'")  # fmt: skip
         object.__setattr__(self, "_parts", tuple(part for given in parts for part in given.parts))
         for hook in ("loss", "rows", "predict"):
             owners = [type(part).__name__ for part in self.parts if part.has(hook)]
             if len(owners) > 1:
                 raise BadChain(f"{' and '.join(owners)} cannot be chained: each has a '{hook}' of its own, and only "
                                "one can hold")  # fmt: skip
+        over = [type(part).__name__ for part in self.parts if part.starts_over]
+        if over and len(self.parts) > 1:
+            raise BadChain(f"{' and '.join(over)} begins each task with a network of its own, so there is nothing that "
+                           "another strategy could hold; run it alone")  # fmt: skip
 
     @property
     def parts(self) -> tuple[Strategy, ...]:
@@ -223,6 +246,11 @@ class Chain(Strategy):
     def restarts_optimizer(self) -> bool:  # type: ignore[override]
         """Whether one part says so."""
         return any(part.restarts_optimizer for part in self.parts)
+
+    @property
+    def is_finetuning(self) -> bool:  # type: ignore[override]
+        """Whether all parts say so."""
+        return all(part.is_finetuning for part in self.parts)
 
     def has(self, hook: str) -> bool:
         """See :meth:`Strategy.has`."""
@@ -279,8 +307,8 @@ class Chain(Strategy):
 
     def rows(self, memory: Memory, task: Task) -> Tensor:
         """See :meth:`Strategy.rows`."""
-        _, part, own = self._owner("rows", memory)
-        return part.rows(own, task)
+        prefix, part, own = self._owner("rows", memory)
+        return part.rows(own, _keyed(task, prefix))
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """See :meth:`Strategy.batch`."""

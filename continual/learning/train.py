@@ -43,7 +43,9 @@ class Training(Configured):
     )
 
     def check(self) -> None:
-        """There are seeds, none of them twice."""
+        """There are seeds, none of them twice, and one measure of how long a task is."""
+        if self.iterations and self.epochs != 1:
+            raise BadOption(f"epochs={self.epochs} and iterations={self.iterations}: give one of the two")
         if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
             raise BadOption(f"seeds={self.seeds}: that many seeds are not run at once; give at most {MOST_SEEDS}")
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list) or max(self.seed_list) >= 2**31:
@@ -131,6 +133,7 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
                              dtype=learners.recipe.dtype)  # fmt: skip
         program = Program(learners, index, len(batches))
+        traced.begin(index)
         rate = learners.recipe.optimizer.lr
         for number, rows in enumerate(batches):
             watch.step(index, number, len(batches))
@@ -197,6 +200,11 @@ class Trace:
                 ])
                 for seen in range(count)
             ]  # fmt: skip
+
+    def begin(self, index: int) -> None:
+        """A task begins: what is to be measured is laid out before its steps."""
+        if self.every:
+            self.evaluations[index].select(index)
 
     def after(self, index: int, number: int, steps: int) -> None:
         """After a step: measure if it is time, and always after a task's last step."""

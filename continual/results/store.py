@@ -405,6 +405,12 @@ def find(path: Path) -> list[Result]:
 
 
 def lookup(out: Path, record: dict[str, Any]) -> Result | None:
-    """The result of the same run (strategy and protocol) if it is under ``out``; BadFolder where it is damaged."""
+    """The result of the same run (strategy and protocol) if it is under ``out``; BadFolder where it is damaged.
+
+    It is not the same where ``code``, the digests of files that are not the framework's own, differs or is not known.
+    """
     path = folder(out, record)
-    return load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found, code = load(path), record.get("code", {})
+    return found if None not in code.values() and found.record.get("code", {}) == code else None

@@ -20,8 +20,9 @@ import os
 import sys
 import tempfile
 import uuid
+import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.errors import BadData, BadFolder, unknown
+from continual.errors import BadData, BadFolder, Notice, unknown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,6 +69,11 @@ class Data:
         kind, shape = str(self.x.dtype).removeprefix("torch."), tuple(self.x.shape[1:])
         rows = f"{len(self.y)} + {len(self.y_test)} test samples"
         return f"Data({self.name!r}: {rows} {shape} {kind}, {len(self.classes)} classes)"
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The SHA-256 over all samples and labels, in hexadecimal."""
+        return _digest({}, {part: getattr(self, part) for part in PARTS})
 
     def pad(self, pixels: int) -> Data:
         """The same images with ``pixels`` zeros added on each side, (N, C, H + 2 pixels, W + 2 pixels).
@@ -171,7 +177,8 @@ def load(name: str, root: str | Path | None = None, download: bool = True, progr
     """A registered data set: read from its published files the first time, from the packed file ever after.
 
     The tensors are memory-mapped from ``<root>/packed/<name>.safetensors`` and their checksum is verified at every
-    call. torchvision and scikit-learn are imported only where there is no packed file yet.
+    call. torchvision and scikit-learn are imported only where there is no packed file yet. Where the root cannot be
+    written the data is read anew each time, which a :class:`~continual.errors.Notice` says.
 
     Args:
         name: one of :data:`SETS`.
@@ -188,8 +195,16 @@ def load(name: str, root: str | Path | None = None, download: bool = True, progr
         raise unknown("data set", name, SETS)
     root = data_root(root)
     file = root / "packed" / f"{name}.safetensors"
-    if not os.path.exists(file):
-        _pack(SETS[name](name, root, download, progress), file)
+    if os.path.exists(file):
+        return _unpack(name, file)
+    data = SETS[name](name, root, download, progress)
+    try:
+        _pack(data, file)
+    except BadFolder as error:
+        if isinstance(error.__cause__, (FileExistsError, NotADirectoryError)):
+            raise  # it is no folder
+        warnings.warn(Notice(f"{error}; until then {name} is read anew at every start"), stacklevel=2)
+        return data
     return _unpack(name, file)
 
 
@@ -361,7 +376,7 @@ def _pack(data: Data, file: Path) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _unusable(file.parent, "written", error) from None
+        raise _unusable(file.parent, "written", error) from error
 
 
 def _unpack(name: str, file: Path) -> Data:
@@ -484,8 +499,7 @@ def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], dow
     root = folder.parent.parent
     bars = sys.stderr if progress else io.StringIO()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+        with _folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
             try:
                 with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
                     partial(temporary, download=True)
@@ -496,6 +510,19 @@ def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], dow
                 os.replace(file, folder / file.name)
     except OSError as error:
         raise _unusable(root, "written", error) from None
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Within it the folder is there; what had to be made for it goes again where nothing was put into it."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):  # it holds something now
+                one.rmdir()
 
 
 def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], reason: str) -> BadData:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from continual.errors import BadStream
+from continual.errors import BadOption, BadStream
+from continual.options import Configured, option
 from continual.streams.rng import Key, key
 from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
 
@@ -34,7 +35,7 @@ class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
 
     ``pixels`` (M, C, H, W); for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,)
-    int64 each. A pixel value v is shown as ``v * scale + shift``.
+    int64 each. A pixel value v is shown as ``v * scale + shift``; ``top`` is the value that stands for 1.
     """
 
     pixels: Tensor
@@ -43,6 +44,7 @@ class Samples:
     task: Tensor
     scale: float
     shift: float
+    top: float
     transforms: tuple[Transform, ...] = ()
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,14 +122,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A sequence of tasks; ``record`` describes it fully for a run's record."""
+    """A sequence of tasks; ``data`` and ``options`` are what it was made of."""
 
     scenario: Scenario
     samples: Samples
     test_samples: Samples
     tasks: tuple[Task, ...]
     test_outputs: Outputs
-    record: dict[str, Any]
+    data: Data
+    options: StreamOptions
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,30 +142,41 @@ class Stream:
         """The number K of output units."""
         return self.test_outputs.units.shape[1]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run's record says of it: the data with its checksum, the kind of stream, every option."""
+        made = {"name": self.data.name, "sha256": self.data.sha256, "stream": type(self.options).__name__.lower()}
+        return made | self.options.values()
+
     @classmethod
-    def from_arrays(cls, x: Any, y: Any, x_test: Any, y_test: Any, name: str = "arrays", **options: Any) -> Stream:
+    def from_arrays(
+        cls, x: Any, y: Any, x_test: Any, y_test: Any, name: str = "arrays", classes: Sequence[str] | None = None,
+        top: float | None = None, seed: int = 0, **options: Any,
+    ) -> Stream:  # fmt: skip
         """A split stream from arrays, tensors or lists: images (N, ...) and integer labels (N,).
 
-        ``options`` are those of :func:`split` (``tasks``, ``scenario``, ``order``, ...). Raises
-        :class:`~continual.errors.BadData` for arrays that don't fit, :class:`~continual.errors.BadStream` for tasks
-        that cannot be made of them.
+        ``classes`` and ``top`` as in :meth:`continual.streams.data.Data.from_arrays`; ``options`` are those of
+        :class:`Split` (``tasks``, ``scenario``, ``order``, ...). Raises :class:`~continual.errors.BadData` for arrays
+        that don't fit, :class:`~continual.errors.BadOption` for options that are not allowed,
+        :class:`~continual.errors.BadStream` for tasks that cannot be made of them.
         """
         from continual.streams.data import Data
 
-        data = Data.from_arrays(x, y, x_test, y_test, name=name)
-        return data_stream(data, **options)
+        return split(Data.from_arrays(x, y, x_test, y_test, name, classes, top), seed=seed, **options)
 
     @classmethod
-    def from_datasets(cls, train: Any, test: Any, name: str = "datasets", **options: Any) -> Stream:
+    def from_datasets(
+        cls, train: Any, test: Any, name: str = "datasets", classes: Sequence[str] | None = None,
+        top: float | None = None, seed: int = 0, **options: Any,
+    ) -> Stream:  # fmt: skip
         """The same from two map-style ``torch.utils.data.Dataset`` objects that give (image, label)."""
         from continual.streams.data import Data
 
-        return data_stream(Data.from_datasets(train, test, name=name), **options)
+        return split(Data.from_datasets(train, test, name, classes, top), seed=seed, **options)
 
     def stream(self, seed: int, root: Any = None) -> Stream:
-        """Itself with the random numbers of a seed: a stream can stand where a benchmark can."""
-        tasks = tuple(dataclasses.replace(task, key=key(seed, task.index)) for task in self.tasks)
-        return dataclasses.replace(self, tasks=tasks)
+        """The same stream for another seed of a run: a stream can stand where a benchmark can."""
+        return self.options.build(self.data, seed)
 
 
 def place(streams: Sequence[Stream], device: torch.device | str) -> list[Stream]:
@@ -198,24 +212,12 @@ def place(streams: Sequence[Stream], device: torch.device | str) -> list[Stream]
     return [one(stream) for stream in streams]
 
 
-def data_stream(data: Data, **options: Any) -> Stream:
-    """A split stream from a data set, its record naming the data by a checksum."""
-    digest = hashlib.sha256()
-    for part in (data.x, data.y, data.x_test, data.y_test):
-        digest.update(part.contiguous().numpy().tobytes())
-    stream = split(data, **options)
-    described = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    return dataclasses.replace(stream, record={"name": data.name, "sha256": digest.hexdigest(), **described})
-
-
 def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:
     """The order in which classes come: ``natural``, ``seed`` (drawn anew for each seed) or given."""
     if order == "natural":
         return list(range(classes))
     if order == "seed":
         return cast(list[int], key(seed).permutation("class order", classes).tolist())
-    if isinstance(order, str):
-        raise BadStream(f"order={order}: it takes natural, seed, or the classes in their order")
     given = [int(label) for label in order]
     if sorted(given) != list(range(classes)):
         raise BadStream(f"class order {'-'.join(map(str, given))}: give each of the {classes} classes 0 to "
@@ -229,7 +231,8 @@ def set_aside(y: Tensor, fraction: float, seed: int) -> Tensor:
     for label in y.unique().tolist():
         rows = (y == label).nonzero().squeeze(1)
         shuffled = rows[key(seed, task=label).permutation("validation", len(rows))]
-        chosen[shuffled[: int(fraction * len(rows))]] = True
+        # the fraction as it is written: 0.29 of 100 rows are 29, where 0.29 * 100 is a little less
+        chosen[shuffled[: int(Fraction(str(fraction)) * len(rows))]] = True
     return chosen
 
 
@@ -253,121 +256,137 @@ def prepared(data: Data, pad: int, normalize: str) -> tuple[Data, float, float]:
     return data, float(1 / deviation), float(-mean / deviation)
 
 
-def split(
-    data: Data,
-    *,
-    seed: int = 0,
-    tasks: int = 5,
-    order: str | tuple[int, ...] = "natural",
-    **options: Any,
-) -> Stream:
-    """A stream whose tasks divide the classes; where they don't divide evenly the first tasks have one class more.
+@dataclass(frozen=True)
+class StreamOptions(Configured):
+    """What all streams can be asked for; a subclass says which classes each task has."""
 
-    Raises :class:`~continual.errors.BadStream` where there are fewer classes than tasks. ``options`` as
-    :func:`assemble`.
-    """
-    classes = len(data.classes)
-    if tasks < 1:
-        raise BadStream(f"tasks={tasks}: a stream has at least 1 task")
-    if tasks > classes:
-        raise BadStream(f"{data.name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer")
-    ordered = class_order(order, classes, seed)
-    sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
-    starts = [sum(sizes[:t]) for t in range(tasks)]
-    groups = [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-    return assemble(data, groups, (), seed=seed, **options)
-
-
-def permuted(
-    data: Data, *, seed: int = 0, tasks: int = 10, permutation_seed: int | None = None, **options: Any
-) -> Stream:
-    """A stream whose tasks all have every class and show the pixels in an order of their own (the first: as they are).
-
-    The orders are drawn from ``permutation_seed``, by default from the seed of the run.
-    """
-    source = seed if permutation_seed is None else permutation_seed
-    data = prepared(data, options.pop("pad", 0), options.get("normalize", "unit"))[0]
-    pixels = data.x[0].numel()
-    orders = [torch.arange(pixels)] + [key(source, task=t).permutation("pixels", pixels) for t in range(1, tasks)]
-    everything = [list(range(len(data.classes)))] * tasks
-    return assemble(data, everything, (Permute(torch.stack(orders)),), seed=seed, **options)
-
-
-def rotated(data: Data, *, seed: int = 0, angles: tuple[int, ...] = (0, 36, 72, 108, 144), **options: Any) -> Stream:
-    """A stream whose tasks all have every class and turn the images by one angle each, in degrees."""
-    data = prepared(data, options.pop("pad", 0), options.get("normalize", "unit"))[0]
-    if data.x.ndim != 4 or not angles:
-        raise BadStream(f"{data.name}: rotated tasks need images with a height and a width, and at least one angle")
-    height, width = data.x.shape[-2:]
-    everything = [list(range(len(data.classes)))] * len(angles)
-    grids = rotation_grids([float(angle) for angle in angles], height, width)
-    return assemble(data, everything, (Rotate(grids),), seed=seed, **options)
-
-
-def assemble(
-    data: Data,
-    groups: list[list[int]],
-    transforms: tuple[Transform, ...],
-    *,
-    seed: int = 0,
-    scenario: str = "class",
-    train_outputs: str = "default",
-    test_outputs: str = "default",
-    validation: float = 0.0,
-    validation_seed: int = 0,
-    normalize: str = "unit",
-    pad: int = 0,
-    limit: int | None = None,
-) -> Stream:
-    """A stream from the classes of each task: the options that all streams have.
-
-    ``scenario`` task, domain or class; active outputs in training and in testing ``task``, ``seen`` or ``all``
-    (default: task in the task scenario, seen in class, all in domain); ``validation`` the fraction of each class's
-    training rows set aside, by ``validation_seed``; ``normalize`` unit or standard; ``pad`` pixels of black on each
-    side; ``limit`` at most so many training rows of each class.
-    """
-    _check_choice("scenario", scenario, ("task", "domain", "class"))
-    for name, given in (("train_outputs", train_outputs), ("test_outputs", test_outputs)):
-        _check_choice(name, given, ("default", "task", "seen", "all"))
-    if not groups:
-        raise BadStream("tasks=0: a stream has at least 1 task")
-    if not 0 <= validation < 1:
-        raise BadStream(f"validation={validation}: it takes a fraction of at least 0 and below 1")
-    _check_choice("normalize", normalize, ("unit", "standard"))
-    data, scale, shift = prepared(data, pad, normalize)
-    held = set_aside(data.y, validation, validation_seed)
-    units, starts = _units(groups, scenario)
-    train = _table(data.x, data.y, groups, starts, scale, shift, transforms)
-    test = _table(data.x_test, data.y_test, groups, starts, scale, shift, transforms)
-    outputs = [
-        Outputs(ACTIVE[scenario] if given == "default" else cast(Active, given), units)
-        for given in (train_outputs, test_outputs)
-    ]
-    kept = ~held & _first(data.y, held, limit)
-    tasks = tuple(
-        Task(
-            index=index,
-            count=len(groups),
-            classes=tuple(data.classes[label] for label in labels),
-            train=_rows(train, index, kept),
-            validation=_rows(train, index, held),
-            test=_rows(test, index),
-            samples=train,
-            outputs=outputs[0],
-            key=key(seed, index),
-        )
-        for index, labels in enumerate(groups)
+    scenario: Scenario = option(
+        "class", "task: the task is told at test time; domain: all tasks share their outputs; class: nothing is told"
     )
-    for task in tasks:
-        if not len(task.train) or not len(task.test):
-            raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
-                            f"training and {len(task.test)} test rows; every task needs some of both")  # fmt: skip
-    return Stream(cast(Scenario, scenario), train, test, tasks, outputs[1], record={"name": data.name})
+    train_outputs: Literal["default", "task", "seen", "all"] = option(
+        "default", "outputs active in training; default: task in the task scenario, seen in class, all in domain"
+    )
+    test_outputs: Literal["default", "task", "seen", "all"] = option("default", "outputs active in evaluation")
+    validation: float = option(0.0, "fraction of each class's training rows set aside for validation", ge=0, lt=1)
+    validation_seed: int = option(0, "which rows are set aside", ge=0, lt=2**31)
+    normalize: Literal["unit", "standard"] = option("unit", "pixels to [0, 1], or to mean 0 and deviation 1")
+    pad: int = option(0, "black pixels added on each side", ge=0, le=64)
+    limit: int | None = option(None, "at most so many training rows of each class", ge=1)
+
+    def build(self, data: Data, seed: int = 0) -> Stream:
+        """The stream of a seed from loaded data; :class:`~continual.errors.BadStream` where it cannot be made."""
+        raise NotImplementedError
+
+    def assemble(self, data: Data, groups: list[list[int]], seed: int, *transforms: Transform) -> Stream:
+        """The stream whose tasks have these classes."""
+        source, (data, scale, shift) = data, prepared(data, self.pad, self.normalize)
+        held = set_aside(data.y, self.validation, self.validation_seed)
+        units, starts = _units(groups, self.scenario)
+        table = functools.partial(_table, groups=groups, starts=starts, shown=(scale, shift, data.top, transforms))
+        train, test = table(data.x, data.y), table(data.x_test, data.y_test)
+        outputs = [
+            Outputs(ACTIVE[self.scenario] if given == "default" else given, units)
+            for given in (self.train_outputs, self.test_outputs)
+        ]
+        kept = ~held & _first(data.y, held, self.limit)
+        tasks = tuple(
+            Task(
+                index=index,
+                count=len(groups),
+                classes=tuple(data.classes[label] for label in labels),
+                train=_rows(train, index, kept),
+                validation=_rows(train, index, held),
+                test=_rows(test, index),
+                samples=train,
+                outputs=outputs[0],
+                key=key(seed, index),
+            )
+            for index, labels in enumerate(groups)
+        )
+        for task in tasks:
+            if not len(task.train) or not len(task.test):
+                raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
+                                f"training and {len(task.test)} test rows; every task needs some of both")  # fmt: skip
+        return Stream(self.scenario, train, test, tasks, outputs[1], source, self)
 
 
-def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise BadStream(f"{name}={given}: it takes {'|'.join(allowed)}")
+@dataclass(frozen=True)
+class Split(StreamOptions):
+    """Tasks that divide the classes; where they don't divide evenly the first tasks have one class more."""
+
+    tasks: int = option(5, "number of tasks", ge=1)
+    order: Literal["natural", "seed"] | tuple[int, ...] = option(
+        "natural", "class order: natural, drawn anew for each seed, or given as in 3-1-4-0-2", ge=0
+    )
+
+    def build(self, data: Data, seed: int = 0) -> Stream:
+        """See :meth:`StreamOptions.build`."""
+        classes, tasks = len(data.classes), self.tasks
+        if tasks > classes:
+            raise BadStream(
+                f"{data.name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer"
+            )
+        ordered = class_order(self.order, classes, seed)
+        sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
+        starts = [sum(sizes[:t]) for t in range(tasks)]
+        groups = [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        return self.assemble(data, groups, seed)
+
+
+@dataclass(frozen=True)
+class Permuted(StreamOptions):
+    """Tasks that all have every class, each with its own order of the pixels (the first task: as they are)."""
+
+    scenario: Scenario = option("domain", "as for a split stream")
+    tasks: int = option(10, "number of tasks", ge=1)
+    permutation_seed: int | None = option(
+        None, "where the orders are drawn from; none: the seed of the run", ge=0, lt=2**31
+    )
+
+    def build(self, data: Data, seed: int = 0) -> Stream:
+        """See :meth:`StreamOptions.build`."""
+        source = seed if self.permutation_seed is None else self.permutation_seed
+        pixels = prepared(data, self.pad, self.normalize)[0].x[0].numel()
+        drawn = [key(source, task=t).permutation("pixels", pixels) for t in range(1, self.tasks)]
+        everything = [list(range(len(data.classes)))] * self.tasks
+        return self.assemble(data, everything, seed, Permute(torch.stack([torch.arange(pixels), *drawn])))
+
+
+@dataclass(frozen=True)
+class Rotated(StreamOptions):
+    """Tasks that all have every class, each with the images turned by one angle."""
+
+    scenario: Scenario = option("domain", "as for a split stream")
+    angles: tuple[int, ...] = option((0, 36, 72, 108, 144), "counter-clockwise degrees, one per task", ge=0, lt=360)
+
+    def check(self) -> None:
+        """There is a task."""
+        if not self.angles:
+            raise BadOption("angles: give at least one, such as 0-45-90")
+
+    def build(self, data: Data, seed: int = 0) -> Stream:
+        """See :meth:`StreamOptions.build`."""
+        if data.x.ndim != 4:
+            raise BadStream(f"{data.name}: rotated tasks need images with a height and a width")
+        height, width = prepared(data, self.pad, self.normalize)[0].x.shape[-2:]
+        everything = [list(range(len(data.classes)))] * len(self.angles)
+        grids = rotation_grids([float(angle) for angle in self.angles], height, width)
+        return self.assemble(data, everything, seed, Rotate(grids))
+
+
+def split(data: Data, *, seed: int = 0, **options: Any) -> Stream:
+    """A stream whose tasks divide the classes; ``options`` are those of :class:`Split`."""
+    return Split.read(options, "a split stream").build(data, seed)
+
+
+def permuted(data: Data, *, seed: int = 0, **options: Any) -> Stream:
+    """A stream whose tasks show the pixels in orders of their own; ``options`` are those of :class:`Permuted`."""
+    return Permuted.read(options, "a permuted stream").build(data, seed)
+
+
+def rotated(data: Data, *, seed: int = 0, **options: Any) -> Stream:
+    """A stream whose tasks turn the images; ``options`` are those of :class:`Rotated`."""
+    return Rotated.read(options, "a rotated stream").build(data, seed)
 
 
 def _units(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
@@ -381,8 +400,8 @@ def _units(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
 
 
 def _table(
-    x: Tensor, y: Tensor, groups: list[list[int]], starts: list[int], scale: float, shift: float,
-    transforms: tuple[Transform, ...],
+    x: Tensor, y: Tensor, groups: list[list[int]], starts: list[int],
+    shown: tuple[float, float, float, tuple[Transform, ...]],
 ) -> Samples:  # fmt: skip
     """The rows of all tasks, in the tasks' order and within a task in the data's order."""
     image, unit, task = [], [], []
@@ -394,7 +413,7 @@ def _table(
         image.append(mine)
         unit.append(position[y[mine]])
         task.append(torch.full_like(mine, t))
-    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(task), scale, shift, transforms)
+    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(task), *shown)
 
 
 def _rows(samples: Samples, task: int, images: Tensor | None = None) -> Tensor:
