@@ -7,6 +7,7 @@ from continual.strategies.cumulative import Cumulative
 from continual.strategies.cwr import CWRStar
 from continual.strategies.der import DER
 from continual.strategies.der_pp import DERPlusPlus
+from continual.strategies.er_ace import ERACE
 from continual.strategies.ewc import EWC
 from continual.strategies.fdr import FDR
 from continual.strategies.finetune import Finetune
@@ -35,6 +36,7 @@ from continual.strategies.xdg import XdG
 __all__ = [
     "AGEM",
     "DER",
+    "ERACE",
     "EWC",
     "FDR",
     "GEM",

@@ -1,0 +1,86 @@
+"""Experience replay with an asymmetric cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from continual.learning import exemplars
+from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
+from continual.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.models import Net, Out
+    from continual.streams.stream import Stream, Task
+
+
+@dataclass(frozen=True)
+class Online(Strategy):
+    """What methods share that store at every step, a reservoir by default, and replay from the second step on."""
+
+    first_task_like_finetuning: ClassVar[bool] = False
+
+    capacity: int = option(500, "samples that are stored", ge=1)
+    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1)
+
+    def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
+        """``rows``: the stored rows (capacity,), -1 where there is none yet; ``seen``: samples that came by."""
+        return {"rows": exemplars.empty(self.capacity, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """The batch and stored samples behind it, drawn with replacement."""
+        stored = (memory["rows"] >= 0).sum()
+        slots = batch.key.integers("replay", self.samples or batch.own, stored)
+        return self.joined(batch, memory["rows"][slots], theta, task)
+
+    def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
+        """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
+        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        weight = torch.cat([known / known.mean(), (rows >= 0).to(theta.dtype)])
+        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+
+    def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
+        """The reservoir sees the step's own samples."""
+        own = step.batch.row[: step.batch.own]
+        rows, seen = exemplars.reservoir(memory["rows"], memory["seen"], own, step.batch.key)
+        return theta, {"rows": rows, "seen": seen}
+
+
+@dataclass(frozen=True)
+class ERACE(Online):
+    """ER-ACE (Caccia et al. 2022, "New insights on reducing abrupt representation change in online continual
+    learning").
+
+    L_ace(X_bf ∪ X_in) = L_ce(X_bf, C_old ∪ C_curr) + L_ce(X_in, C_curr): replayed samples X_bf are told from all
+    classes seen, incoming ones X_in only from those that come with them, so that new ones do not push old ones away.
+
+    Choices: 1. C_curr are the classes in the incoming batch, or all of its task (``current``); the authors' code adds
+    outputs that nothing has been learnt for yet, which are not active as long as ``train_outputs`` is ``seen``; 2. the
+    two losses are added, as in the equation, or averaged, as in avalanche-lib (``combine``); as long as nothing is
+    stored the incoming one stands alone; 3. stored samples are a reservoir of all that came by, replayed from the
+    second step on, in the first task too and those of the current task as well, as in the authors' code; avalanche-lib
+    stores all classes of a task equally before it begins, and replays from the second task on; 4. they are drawn with
+    replacement, by the others without.
+    """
+
+    current: Literal["batch", "task"] = option("batch", "C_curr: the classes of the incoming batch, or of the task")
+    combine: Literal["sum", "mean"] = option("sum", "what is made of the two losses")
+
+    def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
+        """L_ace."""
+        own, weight = batch.own, batch.weight
+        assert weight is not None, "the weights come with the stored samples"
+        logits = task.outputs.apply(out.logits, task.index, batch.task)
+        present = task.own_units
+        if self.current == "batch":
+            present = torch.nn.functional.one_hot(batch.y[:own], logits.shape[1]).any(0)
+        among = logits[:own].masked_fill(~present, torch.finfo(logits.dtype).min)
+        incoming = cross_entropy(among, batch.y[:own], weight[:own])
+        replayed = cross_entropy(logits[own:], batch.y[own:], weight[own:])
+        if self.combine == "sum":
+            return incoming + replayed
+        return (incoming + replayed) / (1 + (weight[own:].sum() > 0).to(logits.dtype))
