@@ -12,6 +12,7 @@ from continual.strategies.ewc import EWC
 from continual.strategies.fdr import FDR
 from continual.strategies.finetune import Finetune
 from continual.strategies.from_scratch import FromScratch
+from continual.strategies.gdumb import GDumb
 from continual.strategies.gem import GEM
 from continual.strategies.generative_replay import GenerativeReplay
 from continual.strategies.hat import HAT
@@ -55,6 +56,7 @@ __all__ = [
     "DERPlusPlus",
     "Finetune",
     "FromScratch",
+    "GDumb",
     "GenerativeReplay",
     "ICaRL",
     "Joint",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
 from continual.conformance import check, small_stream
+from continual.errors import BadChain
 from continual.learning.models import MLP, Out
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.strategies.er_ace import ERACE
+from continual.strategies.gdumb import GDumb, greedily
 from continual.streams.rng import key
 from continual.streams.stream import Stream, Task
 
@@ -182,3 +185,146 @@ def test_er_ace_averaged_is_the_criterion_of_avalanche() -> None:
     wanted = criterion(out[:5], batch.y[:5], out[5:], batch.y[5:])
     close(loss_of(ERACE(combine="mean"), theta, batch, task), wanted)
     close(loss_of(ERACE(), theta, batch, task), 2 * wanted)
+
+
+# ---- GDumb
+
+
+def uneven(seed: int = 0) -> Stream:
+    """Six classes with 9, 2, 7, 8, 5 and 30 training rows in three tasks."""
+    y = torch.tensor([k for k, count in enumerate((9, 2, 7, 8, 5, 30)) for _ in range(count)])
+    x = torch.zeros(len(y), 1, 3, 3, dtype=torch.uint8)
+    return Stream.from_arrays(x, y, x, y, tasks=3).stream(seed)
+
+
+def greedy_sampler(stored: list[int], task: Task, k: int) -> list[int]:
+    """Algorithm 1, sample by sample, as a list without an order of its own."""
+    n, label = len(task.train), task.samples.y.tolist()
+    lots = task.key.bits("dropped", 2 * n).tolist()
+    for number, index in enumerate(task.key.permutation("came", n).tolist()):
+        row, classes = int(task.train[index]), list(dict.fromkeys(label[row] for row in stored))
+        counts = Counter(label[row] for row in stored)
+        y = label[row]
+        if y in classes and counts[y] >= k / len(classes):
+            continue
+        if len(stored) >= k:
+            largest = [one for one in classes if counts[one] == max(counts.values())]
+            gone = largest[lots[2 * number] * len(largest) >> 32]
+            members = [row for row in stored if label[row] == gone]
+            stored = [row for row in stored if row != members[lots[2 * number + 1] * len(members) >> 32]]
+        stored = [*stored, row]
+    return stored
+
+
+@pytest.mark.parametrize("capacity", [6, 7, 13, 20, 61, 200])
+@pytest.mark.parametrize("make", [uneven, small_stream], ids=["uneven", "even"])
+def test_gdumb_stores_as_its_algorithm_does(make: Any, capacity: int) -> None:
+    for seed in range(4):
+        stream = make(seed)
+        memory, wanted = GDumb(capacity=capacity).init(NET, vector(0), stream), []
+        for task in stream.tasks:
+            before = memory["rows"].clone()
+            theta, after = GDumb(capacity=capacity).before_task(NET, vector(1), memory, task)
+            assert torch.equal(theta, vector(0)), "the network starts again"
+            assert torch.equal(memory["rows"], before), "what is given stays"
+            memory, kept = after, [row for row in after["rows"].tolist() if row >= 0]
+            wanted = greedy_sampler([row for row in before.tolist() if row >= 0], task, capacity)
+            assert sorted(kept) == sorted(wanted) and len(set(kept)) == len(kept) and len(after["rows"]) == capacity
+
+
+def counts_of(stream: Stream, capacity: int, tasks: int = 3) -> list[int]:
+    """How many samples of each class GDumb has stored after so many tasks."""
+    rows = torch.full((capacity,), -1)
+    for task in stream.tasks[:tasks]:
+        rows = greedily(rows, task.train, task.samples, task.key)
+    return stream.samples.y[rows[rows >= 0]].bincount(minlength=6).tolist()
+
+
+def test_gdumb_balances_the_classes_that_have_enough() -> None:
+    for seed in range(5):
+        assert counts_of(small_stream(seed), 36) == [6] * 6
+        assert counts_of(small_stream(seed), 36, tasks=1) == [12, 12, 0, 0, 0, 0]
+        assert sorted(counts_of(small_stream(seed), 38)) in ([6] * 4 + [7] * 2, [6] * 5 + [8])
+        nine, two, *others = counts_of(uneven(seed), 24)
+        assert two == 2 and sum(others) + nine == 22 and max(nine, *others) <= 6
+        assert counts_of(uneven(seed), 600) == [9, 2, 7, 8, 5, 30]
+
+
+def test_gdumb_stores_every_row_of_a_class_equally_often() -> None:
+    seeds, times = 2000, Counter[int]()
+    stream = small_stream(0)
+    for seed in range(seeds):
+        rows = torch.full((8,), -1)
+        for index, task in enumerate(stream.tasks[:2]):
+            rows = greedily(rows, task.train, task.samples, key(seed, index))
+        times.update(rows.tolist())
+    p = 2 / 12
+    assert all(abs(times[row] - seeds * p) < 4.5 * (seeds * p * (1 - p)) ** 0.5 for row in range(48)), times
+
+
+def test_gdumb_takes_classes_of_later_tasks_though_an_earlier_one_has_them() -> None:
+    stream = small_stream(0, "domain")
+    rows = torch.full((12,), -1)
+    for task in stream.tasks:
+        rows = greedily(rows, task.train, task.samples, task.key)
+    assert Counter(stream.samples.task[rows].tolist()) == {0: 4, 1: 4, 2: 4}
+
+
+def test_gdumb_learns_what_is_stored_so_often() -> None:
+    for passes, capacity, times in ((None, 6, 4), (None, 500, 1), (None, 7, 3), (5, 6, 5)):
+        alone = learner(GDumb(capacity=capacity, passes=passes))
+        rows = alone.begin(0)
+        kept = [row for row in alone.memory["rows"].tolist() if row >= 0]
+        assert Counter(rows.tolist()) == dict.fromkeys(kept, times)
+
+
+def test_gdumb_refuses_a_memory_without_room_for_each_class() -> None:
+    with pytest.raises(BadChain, match="capacity=5 is too small for 6 classes; give 6 or more"):
+        GDumb(capacity=5).suits(STREAM, NET)
+    GDumb(capacity=6).suits(STREAM, NET)
+
+
+def test_the_last_network_of_gdumb_is_the_one_that_learns_once_at_the_end() -> None:
+    """Whatever was learnt before: θ starts again, with a fresh optimiser, and the memory depends on no θ."""
+
+    def last(skipped: bool) -> torch.Tensor:
+        alone = learner(GDumb(capacity=12))
+        for task in STREAM.tasks:
+            batches = alone.begin(task.index).split(5)
+            program = Program(alone, task.index, len(batches))
+            for number, rows in enumerate(batches if task.index == 2 or not skipped else []):
+                program(number, rows)
+        return alone.theta
+
+    assert torch.equal(last(skipped=True), last(skipped=False))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("capacity", [12, 24, 36, 60])
+def test_gdumb_of_avalanche_stores_equally_many_where_the_memory_divides_evenly(capacity: int) -> None:
+    """Counts per class of what each task is learnt from."""
+    avalanche()
+    from avalanche.benchmarks import tensors_benchmark
+    from avalanche.training.plugins import GDumbPlugin
+    from avalanche.training.supervised import Naive
+
+    class Seen(GDumbPlugin):
+        counts: list[list[int]]
+
+        def after_train_dataset_adaptation(self, strategy: Any, **options: Any) -> None:
+            super().after_train_dataset_adaptation(strategy, **options)
+            labels = torch.tensor(list(strategy.adapted_dataset.targets))
+            self.counts.append(labels.bincount(minlength=6).tolist())
+
+    plugin = Seen(capacity)
+    plugin.counts = []
+    net = torch.nn.Linear(9, 6).double()
+    tensors = [(images(task.train).flatten(1), STREAM.samples.y[task.train]) for task in STREAM.tasks]
+    their = Naive(
+        model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=8, plugins=[plugin], evaluator=None,
+    )  # fmt: skip
+    for experience in tensors_benchmark(train_tensors=tensors, test_tensors=tensors, task_labels=[0] * 3).train_stream:
+        their.train(experience)
+    ours = [counts_of(STREAM, capacity, tasks) for tasks in (1, 2, 3)]
+    assert plugin.counts == ours
