@@ -22,6 +22,7 @@ from continual.strategies.l1 import L1
 from continual.strategies.l2 import L2
 from continual.strategies.lwf import LwF
 from continual.strategies.mas import MAS
+from continual.strategies.mir import MIR
 from continual.strategies.ncm import NCM
 from continual.strategies.online_ewc import OnlineEWC
 from continual.strategies.owm import OWM
@@ -45,6 +46,7 @@ __all__ = [
     "L1",
     "L2",
     "MAS",
+    "MIR",
     "NCM",
     "OWM",
     "SI",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.strategies.er_ace import ERACE
 from continual.strategies.gdumb import GDumb, greedily
+from continual.strategies.mir import MIR
 from continual.streams.rng import key
 from continual.streams.stream import Stream, Task
 
@@ -89,7 +93,7 @@ def close(got: torch.Tensor, wanted: Any) -> None:
 # ---- what is replayed from a reservoir
 
 
-ONLINE = [ERACE]
+ONLINE = [ERACE, MIR]
 
 
 @pytest.mark.parametrize("method", ONLINE)
@@ -132,7 +136,17 @@ def test_weights_of_an_earlier_part_of_a_chain_stay_in_proportion(method: Any) -
 
 
 @pytest.mark.parametrize(
-    "text", ["er-ace+ewc", "replay+er-ace", "er-ace:capacity=7+replay:fill=reservoir,capacity=5", "er-ace+a-gem"]
+    "text",
+    [
+        "er-ace+ewc",
+        "replay+er-ace",
+        "er-ace:capacity=7+replay:fill=reservoir,capacity=5",
+        "er-ace+a-gem",
+        "mir+replay",
+        "mir:past=true+lwf",
+        "gdumb+l2",
+        "mir:combine=sum+ewc",
+    ],
 )
 def test_chains(text: str) -> None:
     check(text)
@@ -328,3 +342,124 @@ def test_gdumb_of_avalanche_stores_equally_many_where_the_memory_divides_evenly(
         their.train(experience)
     ours = [counts_of(STREAM, capacity, tasks) for tasks in (1, 2, 3)]
     assert plugin.counts == ours
+
+
+# ---- MIR
+
+
+def module_of(theta: torch.Tensor) -> torch.nn.Module:
+    """The network as a module with the same weights."""
+    net = torch.nn.Sequential(torch.nn.Linear(9, 6), torch.nn.ReLU(), torch.nn.Linear(6, 6)).double()
+    torch.nn.utils.vector_to_parameters(theta.clone(), net.parameters())
+    return net
+
+
+def raised(theta: torch.Tensor, batch: Batch, stored: list[int], seen: int, rate: float) -> list[float]:
+    """By how much a step on a batch raises the loss of each stored sample, with copies of a module."""
+    net, cross_entropy = module_of(theta), torch.nn.functional.cross_entropy
+    future = copy.deepcopy(net)
+    optimizer = torch.optim.SGD(future.parameters(), rate)
+    cross_entropy(future(images(batch.row).flatten(1))[:, :seen], batch.y).backward()
+    optimizer.step()
+    found = []
+    for row in stored:
+        x, y = images(torch.tensor([row])).flatten(1), STREAM.samples.y[row][None]
+        found.append((cross_entropy(future(x)[:, :seen], y) - cross_entropy(net(x)[:, :seen], y)).item())
+    return found
+
+
+def memory_of(*rows: int, capacity: int = 12) -> Memory:
+    return {"rows": torch.tensor([*rows, *[-1] * (capacity - len(rows))]), "seen": torch.tensor(len(rows))}
+
+
+STORED = (0, 3, 13, 14, 20, 24, 30, 47)  # five rows of the first task and three of the second
+
+
+@pytest.mark.parametrize("rate", [0.1, 3.0])
+@pytest.mark.parametrize("samples", [1, 4, 8])
+def test_mir_takes_what_a_step_on_the_batch_would_harm_most(samples: int, rate: float) -> None:
+    strategy, task = MIR(samples=samples, candidates=8, rate=rate), STREAM.tasks[1]
+    for seed in range(4):
+        theta, given = vector(seed, 1.0), batch_of(task, start=9)
+        harm = raised(theta, given, list(STORED), 4, rate)
+        batch = strategy.batch(NET, theta, memory_of(*STORED), given, task)
+        wanted = [row for _, row in sorted(zip(harm, STORED, strict=True), reverse=True)]
+        assert batch.row[5:].tolist() == wanted[:samples]
+        assert torch.equal(batch.row[:5], given.row) and batch.own == 5
+        scores = strategy.interference(NET, theta, torch.tensor(STORED), given, task)
+        torch.testing.assert_close(scores, torch.tensor(harm, dtype=torch.float64))
+
+
+def test_mir_foresees_the_weights_of_the_batch() -> None:
+    """Those that an earlier part of a chain has given it: a sample that weighs nothing has no part in the step."""
+    theta, task, stored = vector(3, 1.0), STREAM.tasks[1], torch.tensor(STORED)
+    given = batch_of(task, start=9)
+    weighted = given._replace(weight=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    first = batch_of(task, start=9, size=3)
+    got, wanted = (MIR().interference(NET, theta, stored, one, task) for one in (weighted, first))
+    close(got, wanted)
+    assert not torch.allclose(wanted, MIR().interference(NET, theta, stored, given, task))
+
+
+def test_mir_draws_its_candidates_without_replacement() -> None:
+    """As many as asked for, five for each that joins by default; all of them where fewer are stored."""
+    theta, task, counts = vector(0), STREAM.tasks[1], Counter[int]()
+    for step in range(400):
+        batch = MIR(samples=3, candidates=3).batch(NET, theta, memory_of(*STORED), batch_of(task, step=step), task)
+        assert len(set(batch.row[5:].tolist())) == 3 and set(batch.row[5:].tolist()) <= set(STORED)
+        counts.update(batch.row[5:].tolist())
+    assert all(110 < counts[row] < 190 for row in STORED), counts
+    firsts = {
+        candidates: {
+            int(MIR(samples=1, candidates=candidates).batch(NET, theta, memory_of(*STORED), one, task).row[5])
+            for one in (batch_of(task, step=step) for step in range(30))
+        }
+        for candidates in (None, 5, 8, 2)
+    }
+    assert firsts[None] == firsts[5] and len(firsts[8]) == 1 and firsts[8] < firsts[5] <= firsts[2]
+    fewer = MIR(samples=9, candidates=4).batch(NET, theta, memory_of(*STORED), batch_of(task), task)
+    assert len(fewer.row) == 5 + 4, "no more can join than there are candidates"
+
+
+def test_mir_of_past_tasks_alone() -> None:
+    theta, strategy = vector(0), MIR(past=True, samples=6)
+    batch = strategy.batch(NET, theta, memory_of(*STORED), batch_of(STREAM.tasks[1]), STREAM.tasks[1])
+    assert set(batch.row[5:][:5].tolist()) == set(STORED[:5])
+    assert batch.weight is not None and batch.weight.tolist() == [1] * 10 + [0]
+    assert strategy.first_task_like_finetuning and not MIR().first_task_like_finetuning
+
+
+def test_mir_one_loss_of_all_or_two_added() -> None:
+    theta, task = vector(2), STREAM.tasks[1]
+    for samples in (2, 5):
+        batch = MIR(samples=samples).batch(NET, theta, memory_of(*STORED), batch_of(task, start=9), task)
+        logits, seen = NET.logits(theta, images(batch.row)), [0, 1, 2, 3]
+        close(loss_of(MIR(), theta, batch, task), entropy(logits, batch.y, seen))
+        added = entropy(logits[:5], batch.y[:5], seen) + entropy(logits[5:], batch.y[5:], seen)
+        close(loss_of(MIR(combine="sum"), theta, batch, task), added)
+    assert MIR(combine="sum").has("loss") and not MIR().has("loss")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(4))
+def test_mir_with_added_losses_is_the_plugin_of_avalanche(seed: int) -> None:
+    """The same batch and candidates, all outputs active: the same choice, and so the same loss."""
+    avalanche()
+    from avalanche.training.plugins import MIRPlugin
+
+    stream = small_stream(0)
+    all_active = dataclasses.replace(stream.tasks[1].outputs, active="all")
+    task, theta = dataclasses.replace(stream.tasks[1], outputs=all_active), vector(seed, 1.0)
+    rate, given, stored = 0.7, batch_of(task, start=9), torch.tensor(STORED)
+    strategy = MIR(samples=3, rate=rate, combine="sum")
+    batch = strategy.batch(NET, theta, memory_of(*STORED), given, task)
+    net, criterion = module_of(theta), torch.nn.CrossEntropyLoss()
+    plugin = MIRPlugin(batch_size_mem=3, subsample=8)
+    labels = STREAM.samples.y[stored]
+    plugin.replay_loader = iter([(images(stored).flatten(1), labels, torch.zeros_like(labels))])
+    their = SimpleNamespace(
+        model=net, device="cpu", _criterion=criterion, optimizer=torch.optim.SGD(net.parameters(), rate),
+        loss=criterion(net(images(given.row).flatten(1)), given.y),
+    )  # fmt: skip
+    plugin.before_backward(their)
+    close(loss_of(strategy, theta, batch, task), their.loss.detach())
