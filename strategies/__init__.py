@@ -15,6 +15,7 @@ from continual.strategies.from_scratch import FromScratch
 from continual.strategies.gdumb import GDumb
 from continual.strategies.gem import GEM
 from continual.strategies.generative_replay import GenerativeReplay
+from continual.strategies.gss import GSS
 from continual.strategies.hat import HAT
 from continual.strategies.icarl import ICaRL
 from continual.strategies.joint import Joint
@@ -42,6 +43,7 @@ __all__ = [
     "EWC",
     "FDR",
     "GEM",
+    "GSS",
     "HAT",
     "L1",
     "L2",

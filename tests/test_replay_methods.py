@@ -9,20 +9,23 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from continual.conformance import check, small_stream
 from continual.errors import BadChain
-from continual.learning.models import MLP, Out
+from continual.learning.models import MLP, Gated, LinearNet, Out
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Step, Strategy
+from continual.strategies import gss
 from continual.strategies.er_ace import ERACE
 from continual.strategies.gdumb import GDumb, greedily
+from continual.strategies.gss import GSS
 from continual.strategies.mir import MIR
-from continual.streams.rng import key
+from continual.streams.rng import Key, key
 from continual.streams.stream import Stream, Task
 
 STREAM = small_stream(0)  # six classes of 12 images, two in each of three tasks, class scenario
@@ -93,7 +96,7 @@ def close(got: torch.Tensor, wanted: Any) -> None:
 # ---- what is replayed from a reservoir
 
 
-ONLINE = [ERACE, MIR]
+ONLINE = [ERACE, MIR, GSS]
 
 
 @pytest.mark.parametrize("method", ONLINE)
@@ -463,3 +466,159 @@ def test_mir_with_added_losses_is_the_plugin_of_avalanche(seed: int) -> None:
     )  # fmt: skip
     plugin.before_backward(their)
     close(loss_of(strategy, theta, batch, task), their.loss.detach())
+
+
+# ---- GSS
+
+
+def gradient_of(theta: torch.Tensor, row: int, seen: int) -> torch.Tensor:
+    """The gradient of one sample's cross-entropy over the outputs seen, of a module."""
+    net = module_of(theta)
+    logits = net(images(torch.tensor([row])).flatten(1))[:, :seen]
+    torch.nn.functional.cross_entropy(logits, STREAM.samples.y[row][None]).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+class Whole(LinearNet):
+    """A network that does not say that its layers are linear."""
+
+    def linear_layers(self, *_: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize("held", [gss.HELD, 3 * NET.size, 1])
+@pytest.mark.parametrize("kind", [LinearNet, Whole])
+def test_cosines_of_gradients(kind: Any, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From layers, or from whole gradients of which a few are held at a time."""
+    monkeypatch.setattr(gss, "HELD", held)
+    net, task = kind((9, 6, 6)), STREAM.tasks[1]
+    for seed in range(2):
+        theta, own, others = vector(seed, 1.0), task.train[9:16], torch.tensor(STORED)
+        a, b = ([gradient_of(theta, int(row), 4) for row in rows] for rows in (own, others))
+        wanted = torch.tensor([[cosine(g, h) for h in b] for g in a], dtype=torch.float64)
+        close(gss.cosines(net, theta, own, others, task), wanted)
+        mapped = torch.vmap(lambda theta: gss.cosines(net, theta, own, others, task))(torch.stack([theta, 2 * theta]))  # noqa: B023
+        close(mapped[0], wanted)
+
+
+def test_cosines_with_gates_and_of_gradients_that_vanish() -> None:
+    class Half(Gated):
+        def gates(self, p: dict[str, torch.Tensor], tasks: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.stack([tasks, 1 - tasks, tasks, tasks, 1 - tasks, tasks], 1).double()]
+
+    theta, task, others = vector(0, 1.0), STREAM.tasks[1], torch.tensor(STORED)
+    layers, whole = (gss.cosines(Half(kind((9, 6, 6))), theta, task.train, others, task) for kind in (LinearNet, Whole))
+    close(layers, whole)
+    assert not torch.allclose(layers, gss.cosines(NET, theta, task.train, others, task))
+    certain = NET.parameters(sure := vector(0))["head.bias"]
+    certain[2] = 1e6
+    row = torch.tensor([int(task.train[0])])
+    assert int(STREAM.samples.y[row]) == 2 and gss.cosines(NET, sure, row, others, task).tolist() == [[0.0] * 8]
+
+
+def scores_of(strategy: GSS, *pairs: tuple[int, float]) -> Memory:
+    """A memory with rows and their scores."""
+    memory = strategy.init(NET, vector(0), STREAM)
+    for slot, (row, score) in enumerate(pairs):
+        memory["rows"][slot], memory["scores"][slot] = row, score
+    return memory
+
+
+@pytest.mark.parametrize("compare", [1, 4, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_gss_of_single_samples_is_its_algorithm(seed: int, compare: int) -> None:
+    """Algorithm 2, one by one, in numpy, with gradients of a module and the same draws."""
+    strategy, capacity = GSS(capacity=7, compare=compare), 7
+    memory, rows, scores = strategy.init(NET, vector(0), STREAM), [], []
+    replaced = 0
+    for step in range(48):
+        task, theta = STREAM.tasks[step // 24], vector(100 * seed + step, 1.0)
+        start = step % 24 if seed else (7 * step) % 24
+        batch = batch_of(task, start, size=1, step=step)._replace(key=key(seed, task.index, step))
+        memory = stepped(strategy, memory, batch, task, theta)
+        row, seen = int(batch.row[0]), 2 * (task.index + 1)
+        lots = batch.key.bits("drawn", capacity).tolist()
+        subset = sorted(range(len(rows)), key=lambda slot: -lots[slot])[:compare]
+        g = gradient_of(theta, row, seen)
+        c = 1 + max((cosine(g, gradient_of(theta, rows[slot], seen)) for slot in subset), default=0.1)
+        if len(rows) < capacity:
+            rows, scores = [*rows, row], [*scores, c]
+        elif c < 1:
+            u, r = batch.key.uniform("slot", 2, 1).double().flatten().tolist()
+            p = np.array(scores) / np.sum(scores)
+            slot = int(np.searchsorted(np.cumsum(p), u, side="right"))
+            if r < scores[slot] / (scores[slot] + c):
+                rows[slot], scores[slot] = row, c
+                replaced += 1
+        assert memory["rows"].tolist() == rows + [-1] * (capacity - len(rows))
+        close(memory["scores"][: len(rows)], scores)
+    assert replaced
+
+
+def test_gss_stores_with_the_probability_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot i with C_i / Σ C, and then the sample with C_i / (C_i + c); of two that win a slot the later has it."""
+    cos = torch.tensor([-0.4, 0.3, -0.9], dtype=torch.float64)
+    monkeypatch.setattr(gss, "cosines", lambda *_: cos[:, None].expand(3, 3) - torch.tensor([0.0, 0.2, 0.4]))
+    C, c = torch.tensor([1.5, 0.3, 0.9], dtype=torch.float64), cos + 1
+    task, theta, runs, counts = STREAM.tasks[1], vector(0), 6000, Counter[tuple[int, int]]()
+    own = task.train[:3]
+    before = scores_of(GSS(capacity=3, compare=3), *zip((0, 3, 13), C.tolist(), strict=True))
+
+    def one(seed: torch.Tensor) -> torch.Tensor:
+        batch = batch_of(task, size=3)._replace(key=Key(seed, 0, torch.tensor(0)))
+        return stepped(GSS(capacity=3, compare=3), before, batch, task, theta)["rows"]
+
+    for rows in torch.vmap(one)(torch.arange(runs)).tolist():
+        counts.update((slot, row) for slot, row in enumerate(rows))
+    first, last = (C / C.sum() * C / (C + c[sample]) for sample in (0, 2))
+    for slot in range(3):
+        for row, p in ((int(own[0]), first[slot] * (1 - last[slot])), (int(own[1]), 0.0), (int(own[2]), last[slot])):
+            assert abs(counts[slot, row] - runs * p) <= 4.5 * (runs * p * (1 - p)) ** 0.5, (slot, row, counts, p)
+
+
+def test_gss_fills_its_memory_first_and_a_batch_sees_what_was_stored_before_it() -> None:
+    """Samples of one batch are not compared with each other: the first ones all have the cosine that is given."""
+    theta, task = vector(0, 1.0), STREAM.tasks[0]
+    strategy = GSS(capacity=8, first=0.25)
+    memory = stepped(strategy, strategy.init(NET, theta, STREAM), batch_of(task, 0, 5), task, theta)
+    assert memory["rows"].tolist() == [*task.train[:5].tolist(), -1, -1, -1]
+    close(memory["scores"], [1.25] * 5 + [0.0] * 3)
+    after = stepped(strategy, memory, batch_of(task, 9, 8, step=1), task, theta)
+    assert after["rows"][5:].tolist() == task.train[9:12].tolist()
+    stored = [gradient_of(theta, int(row), 2) for row in task.train[:5]]
+    wanted = [1 + max(cosine(gradient_of(theta, int(row), 2), g) for g in stored) for row in task.train[9:12]]
+    close(after["scores"][5:], wanted)
+    small = GSS(capacity=2)
+    full = stepped(small, small.init(NET, theta, STREAM), batch_of(task, 0, 5), task, theta)
+    assert full["rows"].tolist() == task.train[:2].tolist(), "what comes with the first has no slot to draw"
+
+
+def test_gss_keeps_out_what_is_like_what_it_has() -> None:
+    """A stored sample that comes again has the cosine 1 with itself, so it is not stored twice."""
+    theta, task = vector(0, 1.0), STREAM.tasks[0]
+    strategy = GSS(capacity=5)
+    memory = stepped(strategy, strategy.init(NET, theta, STREAM), batch_of(task, 0, 5), task, theta)
+    for step in range(20):
+        again = stepped(strategy, memory, batch_of(task, 0, 5, step=1 + step), task, theta)
+        assert again["rows"].tolist() == memory["rows"].tolist()
+
+
+def test_gss_compares_with_so_many() -> None:
+    theta, task = vector(0, 1.0), STREAM.tasks[1]
+    scores = {}
+    for compare in (1, 2, 8):
+        strategy = GSS(capacity=12, compare=compare)
+        memory = scores_of(strategy, *((row, 1.0) for row in STORED))
+        runs = [stepped(strategy, memory, batch_of(task, 9, 1, step), task, theta)["scores"][8] for step in range(100)]
+        scores[compare] = {round(float(score), 9) for score in runs}
+    assert (len(scores[1]), len(scores[8])) == (8, 1) and 1 < len(scores[2]) < 8
+    assert max(scores[1]) == max(scores[8]) and scores[2] < scores[1]
+
+
+@pytest.mark.parametrize("text", ["gss+ewc", "gss:capacity=9+mir:capacity=5", "gss:capacity=6,compare=20,samples=2"])
+def test_chains_of_gss(text: str) -> None:
+    check(text)
