@@ -38,8 +38,9 @@ class GSS(Online):
     algorithm 2; the authors' code and avalanche-lib take those of n whole batches; 3. those two look for a place only
     where the cosine of the whole batch is negative, and weigh slots by (C - min C) / (max C - min C + 0.01); 4. where
     nothing is stored yet, the cosine is ``first``, as in theirs; 5. batch and stored samples are learnt in one step, in
-    theirs in a step each; avalanche-lib replays from the second task on; 6. gradients are those of the cross-entropy
-    over the active outputs after the step, whatever the run's loss is. A run of several epochs may store a row twice.
+    the authors' code in a step each; avalanche-lib replays from the second task on; 6. gradients are those of the
+    cross-entropy over the active outputs after the step, whatever the run's loss is. A run of several epochs may store
+    a row twice.
     """
 
     compare: int = option(10, "n, stored samples that the gradients of new ones are compared with", ge=1)
