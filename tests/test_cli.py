@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -477,6 +478,88 @@ def test_a_script_tells_mistakes_as_the_command_does(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
     assert done.stderr.startswith("continual: no benchmark is named 'split-kmnits'; did you mean 'split-kmnist'?")
+
+
+MINE = """
+    from dataclasses import dataclass
+
+    import continual as cl
+
+    @dataclass(frozen=True)
+    class Mine(cl.Strategy):
+        '''The loss times a factor.'''
+
+        first_task_like_finetuning = False
+
+        def loss(self, net, theta, memory, batch, out, task):
+            return FACTOR * super().loss(net, theta, memory, batch, out, task)
+"""
+
+
+def in_folder(folder: Path, *arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line, or a benchmark's script, started in a folder of the user's own."""
+    start = ["-c", "from continual.cli import main; main()"] if script is None else [str(BENCHMARKS / script)]
+    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_an_edited_plug_in_is_run_again(tmp_path: Path) -> None:
+    """What is stored is of the code that gave it."""
+    file, seen = tmp_path / "my_factor.py", []
+    for factor in (2, 2, 3):
+        file.write_text(textwrap.dedent(MINE).replace("FACTOR", str(factor)))
+        done = in_folder(tmp_path, "run", "split-digits:limit=10", "my_factor:Mine", "--seeds", "1", "--epochs", "1")
+        assert done.returncode == 0, done.stderr
+        (result,) = store.find(tmp_path / "runs")
+        seen.append((float(result.arrays["loss"][0, 0]), done.stderr.strip()))
+        assert result.record["code"] == {"my_factor": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (first, said), (second, again), (third, changed) = seen
+    assert first == second and third == pytest.approx(1.5 * first)
+    assert said == "" and again.endswith("already there, not run again (--again runs it)")
+    assert changed == "my_factor:Mine: there, but my_factor may have changed since; run again"
+
+
+def test_an_error_in_a_plug_in_names_the_command_that_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "my_factor.py").write_text(textwrap.dedent(MINE).replace("FACTOR", "unknown"))
+    done = in_folder(tmp_path, "run", "split-digits:limit=10", "my_factor:Mine", "--seeds", "1", "--epochs", "1")
+    assert done.returncode == 1 and "NameError: name 'unknown' is not defined" in done.stderr
+    assert "'continual check my_factor:Mine' says what a strategy does wrong" in done.stderr
+
+
+def test_a_script_knows_the_current_folder_and_short_help(tmp_path: Path) -> None:
+    (tmp_path / "my_factor.py").write_text(textwrap.dedent(MINE).replace("FACTOR", "2"))
+    short = ("--seeds", "1", "--epochs", "1", "--json")
+    done = in_folder(tmp_path, ":limit=10", "my_factor:Mine", *short, script="split_digits.py")
+    assert done.returncode == 0 and "average-accuracy" in done.stdout, done.stderr
+    told = in_folder(tmp_path, "-h", script="split_digits.py")
+    assert told.returncode == 0 and "--optimizer" in told.stdout
+
+
+def test_what_does_not_suit_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "train", lambda *arguments: pytest.fail("something was trained"))
+    said = invoke("run", "split-digits", "finetune", "packnet", *TINY, "--out", tmp_path / "runs")
+    assert said.exit_code == 2 and "PackNet has to be told the task" in said.stderr
+    assert not list((tmp_path / "runs").rglob("run.json"))
+
+
+def test_what_is_proposed_next_looks_where_this_run_did(tmp_path: Path) -> None:
+    places = ("--data", tmp_path / "my data", "--out", tmp_path / "runs")
+    said = succeeded(invoke("run", "split-digits:limit=10", "finetune", *TINY, *places)).stdout
+    assert f"--data '{tmp_path}/my data' --out {tmp_path}/runs" in said
+
+
+def test_digits_need_no_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(cl.Mistake, match="cannot write the run"):  # the run cannot be written either
+            cl.run("split-digits:limit=10", seeds=1, epochs=1, data=tmp_path / "a", out=tmp_path / "b")
+        with pytest.warns(UserWarning, match="Read-only file system.*digits is read anew at every start"):
+            result = cl.run("split-digits:limit=11", seeds=1, epochs=1, data=tmp_path / "c")
+    assert result.accuracy.shape == (1, 6, 5)
 
 
 @pytest.mark.parametrize("same", [

@@ -319,3 +319,18 @@ def test_every_packaged_run_is_a_plan() -> None:
     assert "split-digits" in files
     for file in files.values():
         assert config.plan(config.read_file(file)).strategies
+
+
+def test_a_class_is_not_taken_for_an_object() -> None:
+    for wrong in ({"benchmark": cl.benchmarks.SplitDigits}, {"strategies": [cl.strategies.EWC]}, {"model": MLP}):
+        with pytest.raises(BadOption, match=r"(\w+) is a class; make an object of it: \1\(\)"):
+            config.plan(wrong)
+
+
+def test_a_task_is_as_long_as_epochs_or_as_iterations_say() -> None:
+    assert config.plan({}).training.epochs == 20
+    typed = config.plan({"iterations": 30}).training
+    assert (typed.epochs, typed.iterations) == (1, 30), "the file's 20 epochs give way"
+    assert config.plan({"epochs": 3}).training.epochs == 3
+    with pytest.raises(BadOption, match="epochs=3 and iterations=30: give one of the two"):
+        config.plan({"epochs": 3, "iterations": 30})

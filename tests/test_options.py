@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import FrozenInstanceError, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import example, given, settings
@@ -262,3 +262,30 @@ def test_the_word_true_is_a_word_where_yaml_has_made_it_a_truth_value() -> None:
     assert EWC.read({"label": True}).label == "true"
     with pytest.raises(BadOption, match="label was given False"):
         EWC.read({"label": False})
+
+
+@dataclass(frozen=True)
+class Two(Configured):
+    """Two options."""
+
+    strength: float = option(1.0, "how much", ge=0)
+    count: int = option(3, "how many", ge=1)
+
+
+def test_a_misspelled_option_is_told_in_python_too() -> None:
+    with pytest.raises(BadOption, match=r"Two has no option 'strenght'; did you mean 'strength'\? \(it has count, str"):
+        Two(strenght=2)  # type: ignore[call-arg]
+    assert Two(2.0, count=4) == Two(strength=2.0, count=4)
+
+
+def test_options_without_the_decorator_are_told() -> None:
+    class Undecorated(Two):
+        more: int = option(1, "what would be left out")
+
+    with pytest.raises(BadOption, match=r"Undecorated has options \(more\) but no @dataclass\(frozen=True\) above it"):
+        Undecorated()
+
+    class Nothing(Two):
+        kind: ClassVar[str] = "no option"
+
+    assert Nothing(count=2).count == 2

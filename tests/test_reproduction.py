@@ -16,6 +16,8 @@ import continual as cl
 from continual import config, plugins, reproduction, runner
 from continual.cli import main
 from continual.errors import Mistake
+from continual.learning.optimizers import SGD
+from continual.strategies import Joint, Rehearsal
 
 TABLE: dict[str, Any] = {
     "source": "Nobody 2020, table 1",
@@ -85,6 +87,12 @@ def test_the_protocol_of_hsu_is_spelled_out() -> None:
         plans = [by_name[row, column].plan([0]) for column in ("task", "domain", "class")]
         assert tuple(plan.strategies[0].strength for plan in plans) == wanted
         assert all(config.title("optimizers", plan.optimizer) == "adam" for plan in plans)
+    assert len(table.cells) == 36 and len(by_name) == 36
+    capacities = [by_name[f"naive rehearsal ({size})", "class"].plan([0]).strategies[0] for size in ("1,100", "4,400")]
+    assert capacities == [Rehearsal(capacity=1100), Rehearsal(capacity=4400)]
+    assert by_name["offline", "task"].plan([0]).strategies == (Joint(every=False),)
+    gem = by_name["GEM", "domain"].plan([0])
+    assert (gem.optimizer, gem.strategies[0].rehearse, gem.strategies[0].margin) == (SGD(lr=0.01), True, 0.5)
 
 
 def test_reproducing_is_running_and_comparing(tmp_path: Path) -> None:

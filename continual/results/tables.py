@@ -141,7 +141,12 @@ def _experiments(results: Sequence[Result]) -> list[list[Result]]:
 
 def _joint(group: list[Result]) -> Result | None:
     """The result of joint training on the same protocol, if there is one."""
-    return next((one for one in group if [part["name"] for part in one.record["strategy"]] == ["joint"]), None)
+
+    def is_joint(parts: list[dict[str, Any]]) -> bool:
+        # trained once at the end it is no reference for the tasks before
+        return [part["name"] for part in parts] == ["joint"] and parts[0].get("every", True)
+
+    return next((one for one in group if is_joint(one.record["strategy"])), None)
 
 
 def _chosen(group: list[Result], names: list[str] | None) -> list[Metric]:
