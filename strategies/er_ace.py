@@ -52,9 +52,9 @@ class Online(Strategy):
 
 @dataclass(frozen=True)
 class ERACE(Online):
-    """ER-ACE (Caccia et al. 2022, "New insights on reducing abrupt representation change in online continual
-    learning").
+    """ER-ACE (Caccia et al. 2022): experience replay with an asymmetric cross-entropy.
 
+    "New insights on reducing abrupt representation change in online continual learning":
     L_ace(X_bf ∪ X_in) = L_ce(X_bf, C_old ∪ C_curr) + L_ce(X_in, C_curr): replayed samples X_bf are told from all
     classes seen, incoming ones X_in only from those that come with them, so that new ones do not push old ones away.
 

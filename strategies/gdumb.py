@@ -50,12 +50,12 @@ def greedily(stored: Tensor, rows: Tensor, samples: Samples, key: Key) -> Tensor
 
 @dataclass(frozen=True)
 class GDumb(Restarted):
-    """GDumb (Prabhu et al. 2020, "GDumb: a simple approach that questions our progress in continual learning",
-    algorithm 1).
+    """GDumb (Prabhu et al. 2020): a greedy sampler, and a network from the start on what it stored.
 
-    The greedy sampler keeps k samples and balances classes: one of class y is taken if y is new or has fewer than
-    k / (classes seen); where there is no room left, a random one of the largest class goes. The dumb learner trains a
-    network from the start on what is stored, and on nothing else.
+    "GDumb: a simple approach that questions our progress in continual learning", algorithm 1. The greedy
+    sampler keeps k samples and balances classes: one of class y is taken if y is new or has fewer than k / (classes
+    seen); where there is no room left, a random one of the largest class goes. The dumb learner trains a network from
+    the start on what is stored, and on nothing else.
 
     Choices: 1. it is trained at each task's arrival, as in avalanche-lib, on the k samples of which the task's own are
     some; a single time at the end, as in the paper, gives the same last row of the accuracy matrix; 2. each epoch has

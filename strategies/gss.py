@@ -25,12 +25,12 @@ HELD = 2**24  # numbers of gradients that are held at a time, where whole gradie
 
 @dataclass(frozen=True)
 class GSS(Online):
-    """GSS-Greedy (Aljundi et al. 2019, "Gradient based sample selection for online continual learning",
-    algorithm 2): what is stored differs in its gradients.
+    """GSS-Greedy (Aljundi et al. 2019): replay of a memory whose samples differ in their gradients.
 
-    A sample's score is c = max_i cos(g, G_i) + 1, of its gradient g and those of n random stored samples. It is stored
-    while there is room; then, if c < 1, a slot i is drawn with probability C_i / Σ C, the scores of what is stored, and
-    is the sample's with probability C_i / (C_i + c). Stored samples join each batch.
+    "Gradient based sample selection for online continual learning", algorithm 2. A sample's score is
+    c = max_i cos(g, G_i) + 1, of its gradient g and those of n random stored samples. It is stored while there is room;
+    then, if c < 1, a slot i is drawn with probability C_i / Σ C, the scores of what is stored, and is the sample's with
+    probability C_i / (C_i + c). Stored samples join each batch.
 
     Choices: 1. the samples of a batch are compared with the same n, which were stored before it, and draw their slots
     from the scores before it; the last to win a slot has it. In batches of one sample that is algorithm 2, in larger

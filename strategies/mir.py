@@ -27,17 +27,17 @@ class MIR(Online):
     s_MI-1(x) = ℓ(f_θv(x), y) - ℓ(f_θ(x), y), with θv = θ - α ∇L(f_θ(X_t), Y_t).
 
     Choices: 1. α is an option (``rate``), as a strategy does not know the optimiser; it is plain gradient descent even
-    where the optimiser is not, as in the authors' code and avalanche-lib; 2. the losses are over the active outputs, of
-    the task scenario over each sample's own; 3. C is five times k, as the paper's 50 for 10, or all where fewer are
-    stored; 4. the batch and the k samples weigh alike in one loss, as in algorithm 1, or their mean losses are added,
-    as in the authors' code and avalanche-lib (``combine``), which doubles a step; 5. candidates are all that is stored,
-    or past tasks' alone (``past``), as in the authors' code; avalanche-lib leaves out the classes of the last batch;
-    6. what is stored is a reservoir, as in the paper; in avalanche-lib as many of each class; 7. s_MI-2, which compares
-    with the least loss that a sample ever had, is not here.
+    where the optimiser is not, as in the authors' code and avalanche-lib, which take the run's own rate; 2. the losses
+    are over the active outputs, of the task scenario over each sample's own; 3. C is five times k, as the paper's 50
+    for 10, or all where fewer are stored; 4. the batch and the k samples weigh alike in one loss, as in algorithm 1, or
+    their mean losses are added, as in the authors' code and avalanche-lib (``combine``), which doubles a step; 5.
+    candidates are all that is stored, or past tasks' alone (``past``), as in the authors' code; avalanche-lib leaves
+    out the classes of the last batch; 6. what is stored is a reservoir, as in the paper; in avalanche-lib as many of
+    each class; 7. s_MI-2, which compares with the least loss that a sample ever had, is not here.
     """
 
     candidates: int | None = option(None, "C, of which the k that join are chosen; none: five times k", ge=1)
-    rate: float = option(0.1, "α, the length of the step that is foreseen", gt=0)
+    rate: float = option(0.01, "α, the length of the step that is foreseen", gt=0)
     combine: Literal["joint", "sum"] = option(
         "joint", "one loss of all samples, or that of batch and stored ones added"
     )
