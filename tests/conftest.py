@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the processor already
 CHECKOUT = Path(__file__).resolve().parent.parent
 INSTALL = f"install it first: pip install -e '{CHECKOUT}[test]'"
 

@@ -43,7 +43,7 @@ VARIANTS = [
     "ewc+si+l2",
     "shared-trunk+ewc+replay:capacity=6",
     "mas+shared-trunk:trunk=slowed,rate=0.5",
-    "joint+l1",
+    "cumulative+l1",
     "finetune+l2",
 ]
 

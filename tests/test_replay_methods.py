@@ -147,7 +147,7 @@ def test_weights_of_an_earlier_part_of_a_chain_stay_in_proportion(method: Any) -
         "er-ace+a-gem",
         "mir+replay",
         "mir:past=true+lwf",
-        "gdumb+l2",
+        "gss+l2",
         "mir:combine=sum+ewc",
     ],
 )
