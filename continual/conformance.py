@@ -240,9 +240,12 @@ class _Operations(TorchDispatchMode):
         """See :class:`TorchDispatchMode`."""
         name = func.overloadpacket.__name__
         kwargs = kwargs or {}
-        boolean = name in ("index", "index_put", "index_put_") and any(
+        indexed = name in ("index", "index_put", "index_put_")
+        # a single number under a mask is a masked_fill, which some versions of PyTorch call index_put_ at first
+        number = indexed and len(args) > 2 and args[2].numel() == 1 and args[2].device.type == "cpu"
+        boolean = indexed and not number and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
+        )  # fmt: skip
         to_host = (
             name == "_to_copy"
             and isinstance(args[0], torch.Tensor)
