@@ -145,9 +145,32 @@ class Plan:
 
 def benchmark_record(benchmark: Any) -> dict[str, Any]:
     """What a run's record says of a benchmark, or of a stream that was made in Python."""
-    if isinstance(benchmark, Configured):
-        return describe("benchmarks", benchmark)
-    return dict(benchmark.record)
+    if not isinstance(benchmark, Configured):
+        return dict(benchmark.record)
+    described = {"name": "sequence", **benchmark.values()} if _members(benchmark) else describe("benchmarks", benchmark)
+    if _members(benchmark):
+        described["sequence"] = [benchmark_record(member) for member in _members(benchmark)]
+    return described | (benchmark.facts() if hasattr(benchmark, "facts") else {})
+
+
+def _members(benchmark: Any) -> tuple[Any, ...]:
+    """The benchmarks of a sequence."""
+    return tuple(getattr(benchmark, "members", ()))
+
+
+def make_benchmark(given: Any) -> Any:
+    """A benchmark from text, a mapping, or a mapping with ``sequence``, a list of some; or a ready object."""
+    if hasattr(given, "stream") and not isinstance(given, type):
+        return given
+    if not isinstance(given, dict) or "sequence" not in given:
+        return make("benchmarks", given)
+    from continual.streams.benchmark import Sequence
+
+    listed = given["sequence"]
+    if not isinstance(listed, list):
+        raise BadOption(f"sequence: it takes a list of benchmarks, not {listed!r}")
+    options = {str(name): value for name, value in given.items() if name not in ("sequence", "name")}
+    return Sequence.of([make("benchmarks", one) for one in listed], **options)
 
 
 def plan(given: dict[str, Any]) -> Plan:
@@ -160,8 +183,7 @@ def plan(given: dict[str, Any]) -> Plan:
     from continual.learning.train import Training
 
     benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
-    ready = hasattr(benchmark, "stream") and not isinstance(benchmark, type)
-    made = benchmark if ready else make("benchmarks", benchmark)
+    made = make_benchmark(benchmark)
     merged = _base(made, given) | {name: value for name, value in given.items() if value is not None}
     allowed = {"benchmark", "strategies", *NAMED, *options_of(Training)}
     for name in merged:

@@ -20,7 +20,7 @@ from continual.learning.train import Stopped, Training, Watch, train
 from continual.progress import Progress
 from continual.results import store
 from continual.results.store import Result
-from continual.streams.data import data_root
+from continual.streams.sets import data_root
 from continual.streams.stream import Stream, place
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from continual.errors import BadData, BadFolder, Notice, UnknownName
-from continual.streams.data import SETS, Data, data_root, load
+from continual.streams.data import Data
+from continual.streams.sets import SETS, data_root, load
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 PARTS = ("x", "y", "x_test", "y_test")
@@ -277,7 +278,7 @@ def test_digits(tmp_path: Path) -> None:
 def test_a_packed_set_needs_neither_torchvision_nor_sklearn_nor_a_writable_root(tmp_path: Path) -> None:
     load("digits", tmp_path)
     code = (
-        "import sys; from continual.streams.data import load; load('digits', sys.argv[1]); "
+        "import sys; from continual.streams.sets import load; load('digits', sys.argv[1]); "
         "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
     )
     (tmp_path / "packed").chmod(0o555)
@@ -330,7 +331,7 @@ def test_a_foreign_packed_file_is_refused(tmp_path: Path, contents: dict[str, by
 
 
 def test_two_processes_pack_at_once(tmp_path: Path) -> None:
-    code = "import sys; from continual.streams.data import load; print(load('digits', sys.argv[1]).x.sum().item())"
+    code = "import sys; from continual.streams.sets import load; print(load('digits', sys.argv[1]).x.sum().item())"
     command = [sys.executable, "-c", code, str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]

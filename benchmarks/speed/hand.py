@@ -35,7 +35,7 @@ def load(root: str) -> Mnist:
     """MNIST from torchvision's files under a data root."""
     from pathlib import Path
 
-    from continual.streams.data import load as load_packed
+    from continual.streams.sets import load as load_packed
 
     data = load_packed("mnist", Path(root))
     pixels = [x.flatten(1).float() / 255 for x in (data.x, data.x_test)]

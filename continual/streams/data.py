@@ -1,47 +1,28 @@
-"""A data set as verified tensors: read once from where it is published, then packed and checksummed on disk.
-
-``load("mnist")`` reads the published files the first time, checks them, and packs them into one file of the data root;
-later calls read that file only and check it every time. A damaged file is an error that names it: it is never trained
-on, never silently replaced, and never a reason to go to the network.
-"""
+"""A data set as verified tensors, from arrays or datasets; other modules read published ones."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gzip
 import hashlib
-import http.client
-import io
 import json
 import math
 import operator
-import os
-import sys
-import tempfile
-import uuid
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from continual.errors import BadData, BadFolder, Notice, unknown
+from continual.errors import BadData, nearest
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch.utils.data import Dataset
 
-FORMAT = "continual packed data 1"
 PARTS = ("x", "y", "x_test", "y_test")
 PATIENCE = 3.0  # seconds before a progress bar appears
-AGAIN = "put a good one there or let it be downloaded"
-REPACKED = "the next use packs it anew"
+CHUNK = 4096  # images that are resized at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +45,10 @@ class Data:
     """The name of each label."""
     top: float = 255.0
     """The pixel value that stands for 1.0: 255 for most images, 16 for the digits, 1 for ``float32`` data."""
+    skipped: tuple[str, ...] = ()
+    """The files that were left out because they could not be decoded."""
+    joined: tuple[int, ...] = ()
+    """Where it was made of several sets, the number of classes of each."""
 
     def __repr__(self) -> str:
         kind, shape = str(self.x.dtype).removeprefix("torch."), tuple(self.x.shape[1:])
@@ -73,7 +58,7 @@ class Data:
     @functools.cached_property
     def sha256(self) -> str:
         """The SHA-256 over all samples and labels, in hexadecimal."""
-        return _digest({}, {part: getattr(self, part) for part in PARTS})
+        return digest({}, {part: getattr(self, part) for part in PARTS})
 
     def pad(self, pixels: int) -> Data:
         """The same images with ``pixels`` zeros added on each side, (N, C, H + 2 pixels, W + 2 pixels).
@@ -86,6 +71,51 @@ class Data:
             raise BadData(f"{self.name}: samples {tuple(self.x.shape[1:])} cannot be padded; only (C, H, W) images can")
         grown = functools.partial(torch.nn.functional.pad, pad=(pixels,) * 4)
         return replace(self, x=grown(self.x), x_test=grown(self.x_test))
+
+    def resized(self, size: int) -> Data:
+        """The same images at ``size`` x ``size`` pixels (bilinear with antialiasing, in the type that they have)."""
+        if self.x.ndim != 4:
+            raise BadData(
+                f"{self.name}: samples {tuple(self.x.shape[1:])} cannot be resized; only (C, H, W) images can"
+            )
+        if self.x.shape[-2:] == (size, size):
+            return self
+
+        def at(x: Tensor) -> Tensor:
+            parts = [
+                torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+                for part in x.split(CHUNK)
+            ]
+            whole = [part.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else part for part in parts]
+            return torch.cat(whole)
+
+        return replace(self, x=at(self.x), x_test=at(self.x_test))
+
+    def only(self, classes: Sequence[str]) -> Data:
+        """The samples of some classes, numbered in the order in which they are given."""
+        for name in classes:
+            if name not in self.classes:
+                known = f"it has {len(self.classes)}: {', '.join(self.classes[:10])}"
+                raise BadData(f"{self.name} has no class '{name}'{nearest(name, self.classes)} ({known})")
+        labels = torch.full((len(self.classes),), -1)
+        labels[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+        kept, kept_test = labels[self.y] >= 0, labels[self.y_test] >= 0
+        return replace(
+            self, x=self.x[kept], y=labels[self.y][kept], x_test=self.x_test[kept_test],
+            y_test=labels[self.y_test][kept_test], classes=tuple(classes),
+        )  # fmt: skip
+
+    def in_colour(self) -> Data:
+        """The same images with three channels, and 255 for 1.0."""
+        factor = 255.0 / self.top
+
+        def coloured(x: Tensor) -> Tensor:
+            scaled = x if factor == 1 else (x.float() * factor).round().clamp(0, 255)
+            return scaled.to(torch.uint8).expand(-1, 3, -1, -1)
+
+        if self.x.ndim != 4 or self.x.shape[1] not in (1, 3):
+            raise BadData(f"{self.name}: samples {tuple(self.x.shape[1:])} are no images of one or three channels")
+        return replace(self, x=coloured(self.x), x_test=coloured(self.x_test), top=255.0)
 
     @classmethod
     def from_arrays(
@@ -157,58 +187,29 @@ class Data:
         return cls.from_arrays(x, y, x_test, y_test, name, classes, top)
 
 
-def data_root(given: str | Path | None) -> Path:
-    """The folder for data sets: ``given``, else ``$CONTINUAL_DATA``, else the user's cache folder; ``~`` is expanded.
-
-    Raises :class:`~continual.errors.BadFolder` where ``~`` stands for a home folder that does not exist.
-    """
-    chosen = given or os.environ.get("CONTINUAL_DATA")
-    if not chosen:
-        import platformdirs
-
-        chosen = platformdirs.user_cache_dir("continual", appauthor=False)
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError as error:
-        raise BadFolder(f"data root '{chosen}': {error}; give another with --data or $CONTINUAL_DATA") from None
-
-
-def load(name: str, root: str | Path | None = None, download: bool = True, progress: bool = True) -> Data:
-    """A registered data set: read from its published files the first time, from the packed file ever after.
-
-    The tensors are memory-mapped from ``<root>/packed/<name>.safetensors`` and their checksum is verified at every
-    call. torchvision and scikit-learn are imported only where there is no packed file yet. Where the root cannot be
-    written the data is read anew each time, which a :class:`~continual.errors.Notice` says.
-
-    Args:
-        name: one of :data:`SETS`.
-        root: the data root, see :func:`data_root`; torchvision's files are ``<root>/MNIST/raw/*`` and so on.
-        download: whether published files that are missing may be downloaded.
-        progress: whether a download shows its progress bars (on standard error).
-
-    Raises:
-        UnknownName: no such data set.
-        BadData: files that are missing and cannot be downloaded, or that are damaged (named in the message).
-        BadFolder: a folder or file that cannot be made, read or written.
-    """
-    if name not in SETS:
-        raise unknown("data set", name, SETS)
-    root = data_root(root)
-    file = root / "packed" / f"{name}.safetensors"
-    if os.path.exists(file):
-        return _unpack(name, file)
-    data = SETS[name](name, root, download, progress)
-    try:
-        _pack(data, file)
-    except BadFolder as error:
-        if isinstance(error.__cause__, (FileExistsError, NotADirectoryError)):
-            raise  # it is no folder
-        warnings.warn(Notice(f"{error}; until then {name} is read anew at every start"), stacklevel=2)
-        return data
-    return _unpack(name, file)
-
-
 # Arrays
+
+
+def joined(parts: Sequence[Data], size: int) -> Data:
+    """Several data sets as one, in colour at ``size`` x ``size`` pixels, their classes one after the other.
+
+    A class whose name two sets have is named with its set, ``mnist/3``.
+    """
+    alike = [part.in_colour().resized(size) for part in parts]
+    names = [name for part in parts for name in part.classes]
+    starts = [sum(len(part.classes) for part in parts[:number]) for number in range(len(parts))]
+    return Data(
+        name="+".join(part.name for part in parts),
+        x=torch.cat([part.x for part in alike]),
+        y=torch.cat([part.y + start for part, start in zip(alike, starts, strict=True)]),
+        x_test=torch.cat([part.x_test for part in alike]),
+        y_test=torch.cat([part.y_test + start for part, start in zip(alike, starts, strict=True)]),
+        classes=tuple(
+            name if names.count(name) == 1 else f"{part.name}/{name}" for part in parts for name in part.classes
+        ),
+        skipped=tuple(file for part in parts for file in part.skipped),
+        joined=tuple(len(part.classes) for part in parts),
+    )
 
 
 def _kind(sample: Tensor) -> str:
@@ -345,197 +346,10 @@ def _pixels(sample: Any, what: str) -> Tensor:
     return torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)
 
 
-# The packed file
-
-
-def _digest(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
+def digest(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """The SHA-256 over all that a packed file says and holds, in hexadecimal."""
     shapes = [[part, str(tensors[part].dtype), list(tensors[part].shape)] for part in PARTS]
     digest = hashlib.sha256(json.dumps([facts, shapes], sort_keys=True).encode())
     for part in PARTS:
         digest.update(tensors[part].reshape(-1).view(torch.uint8).numpy().data)  # the buffer itself: no copy
     return digest.hexdigest()
-
-
-def _pack(data: Data, file: Path) -> None:
-    """Write the packed file in one piece, or leave nothing; who packs at the same time writes the same."""
-    from safetensors.torch import save
-
-    tensors = {part: getattr(data, part) for part in PARTS}
-    facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
-    content = save(tensors, {**facts, "sha256": _digest(facts, tensors)})
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unusable(file.parent, "written", error) from error
-
-
-def _unpack(name: str, file: Path) -> Data:
-    """The data of a packed file, memory-mapped, its checksum verified."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as packed:
-            facts = dict(packed.metadata() or {})
-            parts = packed.keys()
-            tensors = {part: packed.get_tensor(part) for part in parts}
-    except PermissionError as error:
-        raise _unusable(file, "read", error) from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise _damaged(file, f"is damaged ({error})", REPACKED) from None
-    if (facts.get("format"), facts.get("name"), set(tensors)) != (FORMAT, name, set(PARTS)):
-        raise _damaged(file, f"is not '{name}' as this version packs it", REPACKED)
-    if facts.pop("sha256", "") != _digest(facts, tensors):
-        raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
-    return Data(name=name, **tensors, classes=tuple(json.loads(facts["classes"])), top=float(facts["top"]))
-
-
-def _damaged(file: Path, fault: str, then: str) -> BadData:
-    return BadData(f"{file} {fault}; delete this file, and {then}")
-
-
-def _unusable(path: Path, verb: str, error: OSError) -> BadFolder:
-    reason = error.strerror or error
-    return BadFolder(f"{path} cannot be {verb} ({reason}); give another data root with --data or $CONTINUAL_DATA")
-
-
-# The registered sets
-
-
-def _digits(name: str, root: Path, download: bool, progress: bool) -> Data:
-    """scikit-learn's bundled digits: 1797 grey images of 8 x 8 pixels, 0..16, with no split of their own.
-
-    The test set is every fifth sample of each class (the 5th, the 10th, ...) in file order: 355 samples, against 1442
-    to train on.
-    """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x, y = bunch.images.astype(np.uint8), bunch.target
-    test = np.zeros(len(y), dtype=bool)
-    for label in range(10):
-        test[np.flatnonzero(y == label)[4::5]] = True
-    return Data.from_arrays(x[~test], y[~test], x[test], y[test], name, [str(label) for label in range(10)], top=16.0)
-
-
-def _idx(name: str, root: Path, download: bool, progress: bool, *, source: str) -> Data:
-    """One of torchvision's data sets in MNIST's format; ``source`` is the name of its class."""
-    import torchvision.datasets
-
-    published = getattr(torchvision.datasets, source)
-    folder = root / source / "raw"
-    arrays = {gz: _raw(folder / gz, md5) for gz, md5 in published.resources}
-    missing = {gz: md5 for gz, md5 in published.resources if arrays[gz] is None}
-    if missing:
-        _fetch(name, published, folder, missing, download, progress)
-        arrays |= {gz: _raw(folder / gz, md5) for gz, md5 in missing.items()}
-    x, y, x_test, y_test = arrays.values()  # torchvision lists them in this order
-    classes = [text.split(" - ")[0] for text in published.classes]  # MNIST's are "0 - zero" and so on
-    try:
-        return Data.from_arrays(x, y, x_test, y_test, name, classes)
-    except BadData as error:
-        raise BadData(f"the files of {folder} do not fit together: {error}; delete them to begin anew") from None
-
-
-def _raw(file: Path, md5: str) -> npt.NDArray[np.uint8] | None:
-    """The array of one published file, extracted or as ``.gz`` (``file``); none where neither is there.
-
-    A ``.gz`` is checked against its published MD5. An extracted file is checked against the ``.gz`` where a good one
-    lies beside it; alone, it can only be checked for its size.
-    """
-    zipped, content = _bytes(file), _bytes(file.with_suffix(""))
-    found = "" if zipped is None else hashlib.md5(zipped, usedforsecurity=False).hexdigest()
-    if content is not None:
-        if zipped and found == md5 and zlib.crc32(content) != int.from_bytes(zipped[-8:-4], "little"):  # gzip's trailer
-            fault = f"is damaged (it is not what {file.name} beside it holds)"
-            raise _damaged(file.with_suffix(""), fault, "the other is read")
-        return _parsed(file.with_suffix(""), content)
-    if zipped is None:
-        return None
-    if found != md5:
-        raise _damaged(file, f"is damaged ({len(zipped)} bytes with MD5 {found}; expected MD5 {md5})", AGAIN)
-    return _parsed(file, gzip.decompress(zipped))
-
-
-def _bytes(file: Path) -> bytes | None:
-    """What a file holds; none where it is not there."""
-    try:
-        return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _unusable(file, "read", error) from None
-
-
-def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
-    """The array in an idx file: 0, 0, 8 (``uint8``), the number of dimensions, each as 4 bytes, then the values."""
-    rank = 3 if "idx3" in file.name else 1
-    start = 4 + 4 * rank
-    if len(content) < start or content[:4] != bytes((0, 0, 8, rank)):
-        raise _damaged(file, f"is no idx file of {rank} dimension(s)", AGAIN)
-    shape = np.frombuffer(content, ">u4", rank, offset=4).tolist()
-    expected = start + math.prod(shape)
-    if len(content) != expected:
-        fault = f"has the wrong size ({len(content)} bytes, where its header says {expected})"
-        raise _damaged(file, fault, AGAIN)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], download: bool, progress: bool) -> None:
-    """Download through torchvision into a folder of its own, so that ``folder`` only ever gets whole, checked files."""
-    if not download:
-        raise _missing(name, published, folder, missing, "downloading is off")
-    whole = {"resources": list(missing.items()), "_load_data": lambda self: (None, None)}
-    partial = type(published.__name__, (published,), whole)  # the class, for the missing files only
-    root = folder.parent.parent
-    bars = sys.stderr if progress else io.StringIO()
-    try:
-        with _folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
-            try:
-                with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
-                    partial(temporary, download=True)
-            except (RuntimeError, OSError, http.client.HTTPException) as error:
-                raise _missing(name, published, folder, missing, " ".join(str(error).split())) from None
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in (Path(temporary) / published.__name__ / "raw").iterdir():
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise _unusable(root, "written", error) from None
-
-
-@contextlib.contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """Within it the folder is there; what had to be made for it goes again where nothing was put into it."""
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for one in made:
-            with contextlib.suppress(OSError):  # it holds something now
-                one.rmdir()
-
-
-def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], reason: str) -> BadData:
-    return BadData(
-        f"{name} is not there and was not downloaded ({reason}).\n"
-        f"Put {', '.join(missing)} (from {published.mirrors[0]}) into {folder}"
-    )
-
-
-SETS: dict[str, Callable[[str, Path, bool, bool], Data]] = {
-    "digits": _digits,
-    "mnist": functools.partial(_idx, source="MNIST"),
-    "fashion-mnist": functools.partial(_idx, source="FashionMNIST"),
-    "kmnist": functools.partial(_idx, source="KMNIST"),
-}
-"""Each registered set's reader, called as ``reader(name, root, download, progress)`` where no packed file is there."""

@@ -18,7 +18,7 @@ import torch
 from continual.errors import BadOption, BadStream
 from continual.options import Configured, option
 from continual.streams.rng import Key, key
-from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
+from continual.streams.transforms import Normalise, Permute, Rotate, Transform, rotation_grids, scaled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Scenario = Literal["task", "domain", "class"]
 Active = Literal["task", "seen", "all"]
+CHUNK = 4096  # images that are looked at together
 ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 
 
@@ -240,10 +241,10 @@ def set_aside(y: Tensor, fraction: float, seed: int) -> Tensor:
 def prepared(data: Data, pad: int, normalize: str) -> tuple[Data, float, float]:
     """The data padded, with the (scale, shift) of its pixel values; once for all seeds, it reads every pixel.
 
-    ``unit`` takes values to [0, 1], ``standard`` to mean 0 and deviation 1 over all training pixels.
+    ``standard`` takes values to mean 0 and deviation 1 over all training pixels, the others take them to [0, 1].
     """
     data = data.pad(pad) if pad else data
-    if normalize == "unit":
+    if normalize != "standard":
         return data, 1.0 / data.top, 0.0
     if data.x.dtype == torch.uint8:
         counts, values = torch.bincount(data.x.flatten(), minlength=256).double(), torch.arange(256).double()
@@ -269,7 +270,10 @@ class StreamOptions(Configured):
     test_outputs: Literal["default", "task", "seen", "all"] = option("default", "outputs active in evaluation")
     validation: float = option(0.0, "fraction of each class's training rows set aside for validation", ge=0, lt=1)
     validation_seed: int = option(0, "which rows are set aside", ge=0, lt=2**31)
-    normalize: Literal["unit", "standard"] = option("unit", "pixels to [0, 1], or to mean 0 and deviation 1")
+    normalize: Literal["unit", "standard", "channel", "imagenet"] = option(
+        "unit",
+        "pixels to [0, 1]; to mean 0 and deviation 1, of all or of each channel; or by ImageNet's means and deviations",
+    )
     pad: int = option(0, "black pixels added on each side", ge=0, le=64)
     limit: int | None = option(None, "at most so many training rows of each class", ge=1)
 
@@ -280,10 +284,13 @@ class StreamOptions(Configured):
     def assemble(self, data: Data, groups: list[list[int]], seed: int, *transforms: Transform) -> Stream:
         """The stream whose tasks have these classes."""
         source, (data, scale, shift) = data, prepared(data, self.pad, self.normalize)
+        if self.normalize in ("channel", "imagenet"):
+            table = channels(data, self.normalize)
+            transforms = (*transforms, Normalise(table.expand(len(groups), *table.shape)))
         held = set_aside(data.y, self.validation, self.validation_seed)
         units, starts = _units(groups, self.scenario)
-        table = functools.partial(_table, groups=groups, starts=starts, shown=(scale, shift, data.top, transforms))
-        train, test = table(data.x, data.y), table(data.x_test, data.y_test)
+        rows = functools.partial(_table, groups=groups, starts=starts, shown=(scale, shift, data.top, transforms))
+        train, test = rows(data.x, data.y), rows(data.x_test, data.y_test)
         outputs = [
             Outputs(ACTIVE[self.scenario] if given == "default" else given, units)
             for given in (self.train_outputs, self.test_outputs)
@@ -321,16 +328,17 @@ class Split(StreamOptions):
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
-        classes, tasks = len(data.classes), self.tasks
+        return self.assemble(data, self.groups(len(data.classes), seed, data.name), seed)
+
+    def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        """The classes of each task, of a data set with so many."""
+        tasks = self.tasks
         if tasks > classes:
-            raise BadStream(
-                f"{data.name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer"
-            )
+            raise BadStream(f"{name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer")
         ordered = class_order(self.order, classes, seed)
         sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
         starts = [sum(sizes[:t]) for t in range(tasks)]
-        groups = [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        return self.assemble(data, groups, seed)
+        return [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -387,6 +395,34 @@ def permuted(data: Data, *, seed: int = 0, **options: Any) -> Stream:
 def rotated(data: Data, *, seed: int = 0, **options: Any) -> Stream:
     """A stream whose tasks turn the images; ``options`` are those of :class:`Rotated`."""
     return Rotated.read(options, "a rotated stream").build(data, seed)
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Means and deviations of ImageNet's channels, which torchvision's pretrained networks are made for."""
+
+
+@functools.lru_cache(maxsize=8)
+def channels(data: Data, normalize: str) -> Tensor:
+    """Factor and term (2, C, 1, 1) of each channel for values in [0, 1]; the data's own reads every training pixel."""
+    if data.x.ndim != 4:
+        raise BadStream(f"{data.name}: samples {tuple(data.x.shape[1:])} have no channels; use normalize=standard")
+    if normalize == "imagenet":
+        if data.x.shape[1] != 3:
+            raise BadStream(
+                f"{data.name}: normalize=imagenet is for images of 3 channels, these have {data.x.shape[1]}"
+            )
+        mean, deviation = (torch.tensor(values, dtype=torch.float64) for values in IMAGENET)
+    else:
+        sums, squares = torch.zeros(2, data.x.shape[1], dtype=torch.float64)
+        for part in data.x.split(CHUNK):
+            values = part.double() / data.top
+            sums, squares = sums + values.sum((0, 2, 3)), squares + values.square().sum((0, 2, 3))
+        count = data.x.numel() / data.x.shape[1]
+        mean, deviation = sums / count, (squares / count - (sums / count).square()).clamp_min(0).sqrt()
+        if (deviation == 0).any():
+            raise BadStream(f"{data.name}: all pixels of a channel are equal, so it cannot be standardised; use "
+                            "normalize=unit")  # fmt: skip
+    return torch.stack([1 / deviation, -mean / deviation])[..., None, None].float()
 
 
 def _units(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:

@@ -1,0 +1,31 @@
+"""Split CIFAR-10 and CIFAR-100: tasks that divide the classes of small photographs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from continual.options import option
+from continual.streams.benchmark import ImageBenchmark
+
+
+@dataclass(frozen=True)
+class SplitCIFAR10(ImageBenchmark):
+    """Photographs of ten kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
+
+    data: ClassVar[str] = "cifar10"
+
+
+@dataclass(frozen=True)
+class SplitCIFAR100(ImageBenchmark):
+    """Photographs of a hundred kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
+
+    data: ClassVar[str] = "cifar100"
+
+    tasks: int = option(10, "number of tasks", ge=1)
+
+
+if __name__ == "__main__":
+    import continual
+
+    continual.script("split-cifar10")

@@ -1,0 +1,122 @@
+"""Images in class folders, ``FOLDER/<class>/*.jpg``, decoded in parallel into one array of ``uint8``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from continual.errors import BadData, choices, nearest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images ``x`` (N, 3, H, W) and labels ``y`` (N,); the names of files that were ``skipped``."""
+
+    x: npt.NDArray[np.uint8]
+    y: npt.NDArray[np.int64]
+    skipped: tuple[str, ...]
+
+
+def class_names(folder: Path) -> list[str]:
+    """The names of the class folders, sorted; :class:`~continual.errors.BadData` where there are none."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise BadData(
+            f"{folder} cannot be read ({error.strerror or error}); it takes a folder for each class"
+        ) from None
+    if not names:
+        raise BadData(f"{folder} has no class folders; it takes {folder.name}/<class>/*.jpg")
+    return names
+
+
+def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool) -> Images:
+    """The images of the given classes, in the order of classes and then of file names.
+
+    ``size`` resizes the shorter side to it and cuts out the middle, a square; without it all images must be of one
+    size. A file that cannot be decoded raises :class:`~continual.errors.BadData`, or with ``skip`` is left out.
+    """
+    from tqdm import tqdm
+
+    known = class_names(folder)
+    for name in classes:
+        if name not in known:
+            raise BadData(f"{folder} has no class folder '{name}'{nearest(name, known)} (it has {len(known)}: "
+                          f"{choices(known[:10])}{', ...' if len(known) > 10 else ''})")  # fmt: skip
+    files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
+    first = _first(files, size)
+    x = np.empty((len(files), *first), np.uint8)
+    bad: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        try:
+            image = _decode(files[number][0], size)
+            if image.shape != first:
+                shape = "x".join(map(str, image.shape[:0:-1]))
+                raise ValueError(f"it has {shape} pixels, the first has {first[2]}x{first[1]}; give size=N")
+            x[number] = image
+        except Exception as error:  # a decoder may raise anything for a damaged file, which is then named
+            bad[number] = f"{files[number][0]} cannot be used: {error}"
+            if not skip:
+                raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+        done = pool.map(one, range(len(files)))
+        try:
+            for _ in tqdm(done, total=len(files), desc=f"decoding {folder}", leave=False,
+                          disable=None if progress else True, delay=1):  # fmt: skip
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    kept = np.array([number not in bad for number in range(len(files))])
+    y = np.array([label for _, label in files], np.int64)
+    skipped = tuple(str(files[number][0].relative_to(folder.parent)) for number in sorted(bad))
+    return Images(x if kept.all() else x[kept], y[kept], skipped)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The image files of a class, by name."""
+    with contextlib.suppress(OSError):
+        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
+        if found:
+            return [Path(path) for path in found]
+    raise BadData(f"{folder} has no images that can be read ({', '.join(ENDINGS)})")
+
+
+def _first(files: list[tuple[Path, int]], size: int | None) -> tuple[int, int, int]:
+    """The shape (3, H, W) of all images: the given size, or that of the first that can be decoded."""
+    if size is not None:
+        return 3, size, size
+    for file, _ in files:
+        with contextlib.suppress(Exception):  # the same file is named when all are decoded
+            shape: tuple[int, int, int] = _decode(file, None).shape
+            return shape
+    raise BadData(f"none of the {len(files)} images beside {files[0][0]} can be decoded")
+
+
+def _decode(file: Path, size: int | None) -> npt.NDArray[np.uint8]:
+    """An image as (3, H, W)."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        rgb = image.convert("RGB")
+    if size is not None and rgb.size != (size, size):
+        width, height = rgb.size
+        scale = size / min(width, height)
+        rgb = rgb.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR)
+        left, top = (rgb.width - size) // 2, (rgb.height - size) // 2
+        rgb = rgb.crop((left, top, left + size, top + size))
+    return np.asarray(rgb).transpose(2, 0, 1)

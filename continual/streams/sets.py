@@ -1,0 +1,373 @@
+"""Published data sets: read once, then packed and checksummed on disk.
+
+``load("mnist")`` reads the published files the first time, checks them, and packs them into one file of the data root;
+later calls read that file only and check it every time. A damaged file is an error that names it: it is never trained
+on, never silently replaced, and never a reason to go to the network. Some classes of a set, or a set at another
+resolution, are packed in a file of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import uuid
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from continual.errors import BadData, BadFolder, Notice, unknown
+from continual.streams import images
+from continual.streams.data import PARTS, Data, digest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FORMAT = "continual packed data 1"
+TESTS = ("test", "val")  # what the folder of test images may be called
+AGAIN = "put a good one there or let it be downloaded"
+REPACKED = "the next use packs it anew"
+
+
+def data_root(given: str | Path | None) -> Path:
+    """The folder for data sets: ``given``, else ``$CONTINUAL_DATA``, else the user's cache folder; ``~`` is expanded.
+
+    Raises :class:`~continual.errors.BadFolder` where ``~`` stands for a home folder that does not exist.
+    """
+    chosen = given or os.environ.get("CONTINUAL_DATA")
+    if not chosen:
+        import platformdirs
+
+        chosen = platformdirs.user_cache_dir("continual", appauthor=False)
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise BadFolder(f"data root '{chosen}': {error}; give another with --data or $CONTINUAL_DATA") from None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a data set is wanted: its resolution, its classes in their order, and whether bad files are left out."""
+
+    size: int | None = None
+    classes: tuple[str, ...] | None = None
+    skip: bool = False
+
+    def file(self, name: str) -> str:
+        """The name of the packed file."""
+        parts = [name] + ([str(self.size)] if self.size else [])
+        if self.classes is not None:
+            parts.append(hashlib.sha256("\n".join(self.classes).encode()).hexdigest()[:8])
+        return "-".join(parts + (["skip"] if self.skip else [])) + ".safetensors"
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    download: bool = True,
+    progress: bool = True,
+    wanted: Wanted | None = None,
+) -> Data:
+    """A data set: read from its published files the first time, from the packed file ever after.
+
+    The tensors are memory-mapped from ``<root>/packed/<name>.safetensors`` and their checksum is verified at every
+    call. torchvision and scikit-learn are imported only where there is no packed file yet. Where the root cannot be
+    written the data is read anew each time, which a :class:`~continual.errors.Notice` says.
+
+    Args:
+        name: one of :data:`SETS`, or a folder of the root with ``train/<class>/*.jpg`` and ``val/`` or ``test/``.
+        root: the data root, see :func:`data_root`; torchvision's files are ``<root>/MNIST/raw/*`` and so on.
+        download: whether published files that are missing may be downloaded.
+        progress: whether a download or decoding shows its progress bars (on standard error).
+        wanted: resolution and classes, where not all of it is wanted as it is.
+
+    Raises:
+        UnknownName: no such data set.
+        BadData: files that are missing and cannot be downloaded, or that are damaged (named in the message).
+        BadFolder: a folder or file that cannot be made, read or written.
+    """
+    root, wanted = data_root(root), wanted or Wanted()
+    if name not in SETS and not _is_folder_set(root / name):
+        raise unknown("data set", name, SETS)
+    file = root / "packed" / wanted.file(name)
+    if os.path.exists(file):
+        return _unpack(name, file)
+    data = SETS.get(name, _folders)(name, root, wanted, download, progress)
+    if wanted.classes is not None:
+        data = data.only(wanted.classes)
+    if wanted.size is not None:
+        data = data.resized(wanted.size)
+    try:
+        _pack(data, file)
+    except BadFolder as error:
+        if isinstance(error.__cause__, (FileExistsError, NotADirectoryError)):
+            raise  # it is no folder
+        warnings.warn(Notice(f"{error}; until then {name} is read anew at every start"), stacklevel=2)
+        return data
+    return _unpack(name, file)
+
+
+# The packed file
+
+
+def _pack(data: Data, file: Path) -> None:
+    """Write the packed file in one piece, or leave nothing; who packs at the same time writes the same."""
+    from safetensors.torch import save
+
+    tensors = {part: getattr(data, part) for part in PARTS}
+    facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
+    facts |= {"skipped": json.dumps(data.skipped)} if data.skipped else {}
+    content = save(tensors, {**facts, "sha256": digest(facts, tensors)})
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unusable(file.parent, "written", error) from error
+
+
+def _unpack(name: str, file: Path) -> Data:
+    """The data of a packed file, memory-mapped, its checksum verified."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as packed:
+            facts = dict(packed.metadata() or {})
+            parts = packed.keys()
+            tensors = {part: packed.get_tensor(part) for part in parts}
+    except PermissionError as error:
+        raise _unusable(file, "read", error) from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise _damaged(file, f"is damaged ({error})", REPACKED) from None
+    if (facts.get("format"), facts.get("name"), set(tensors)) != (FORMAT, name, set(PARTS)):
+        raise _damaged(file, f"is not '{name}' as this version packs it", REPACKED)
+    if facts.pop("sha256", "") != digest(facts, tensors):
+        raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
+    classes, skipped = (tuple(json.loads(facts.get(fact, "[]"))) for fact in ("classes", "skipped"))
+    return Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped)
+
+
+def _damaged(file: Path, fault: str, then: str) -> BadData:
+    return BadData(f"{file} {fault}; delete this file, and {then}")
+
+
+def _unusable(path: Path, verb: str, error: OSError) -> BadFolder:
+    reason = error.strerror or error
+    return BadFolder(f"{path} cannot be {verb} ({reason}); give another data root with --data or $CONTINUAL_DATA")
+
+
+# The registered sets
+
+
+def _digits(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
+    """scikit-learn's bundled digits: 1797 grey images of 8 x 8 pixels, 0..16, with no split of their own.
+
+    The test set is every fifth sample of each class (the 5th, the 10th, ...) in file order: 355 samples, against 1442
+    to train on.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x, y = bunch.images.astype(np.uint8), bunch.target
+    test = np.zeros(len(y), dtype=bool)
+    for label in range(10):
+        test[np.flatnonzero(y == label)[4::5]] = True
+    return Data.from_arrays(x[~test], y[~test], x[test], y[test], name, [str(label) for label in range(10)], top=16.0)
+
+
+def _is_folder_set(folder: Path) -> bool:
+    return (folder / "train").is_dir() and any((folder / part).is_dir() for part in TESTS)
+
+
+def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
+    """Images in class folders, ``train/<class>/`` and ``val/<class>/`` or ``test/<class>/``; nothing is downloaded."""
+    folder = root / name
+    if not _is_folder_set(folder):
+        raise BadData(f"{name} is not there: put its images into {folder}/train/<class>/ and {folder}/val/<class>/, as "
+                      "*.jpg or *.png")  # fmt: skip
+    test = next(folder / part for part in TESTS if (folder / part).is_dir())
+    classes = wanted.classes or tuple(images.class_names(folder / "train"))
+    one, two = (images.decoded(part, classes, wanted.size, wanted.skip, progress) for part in (folder / "train", test))
+    data = Data.from_arrays(one.x, one.y, two.x, two.y, name, classes)
+    return replace(data, skipped=one.skipped + two.skipped)
+
+
+def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
+    """CIFAR-10 or CIFAR-100 as torchvision unpacks them, or as class folders where those are there instead."""
+    import torchvision.datasets
+
+    published = getattr(torchvision.datasets, source)
+    folder = root / published.base_folder
+    if not folder.is_dir():
+        if _is_folder_set(root / name):
+            return _folders(name, root, wanted, download, progress)
+        _fetch_cifar(name, published, root, download, progress)
+    listed = [*published.train_list, *published.test_list, [published.meta["filename"], published.meta["md5"]]]
+    for file, md5 in listed:
+        content = _bytes(folder / file)
+        found = "" if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != md5:
+            fault = "is missing" if content is None else f"is damaged (MD5 {found}; expected {md5})"
+            raise BadData(f"{folder / file} {fault}; delete the folder {folder} to begin anew")
+    one, two = (published(str(root), train=train, download=False) for train in (True, False))
+    x, x_test = (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (one, two))
+    return Data.from_arrays(x, one.targets, x_test, two.targets, name, list(one.classes))
+
+
+def _fetch_cifar(name: str, published: Any, root: Path, download: bool, progress: bool) -> None:
+    """Download and unpack through torchvision into a folder of its own, which is then put in its place."""
+    archive = f"{published.filename} (from {published.url})"
+
+    def missing(reason: str) -> BadData:
+        return BadData(f"{name} is not there and was not downloaded ({reason}).\nUnpack {archive} into {root}, or put "
+                       f"images into {root / name}/train/<class>/ and {root / name}/test/<class>/")  # fmt: skip
+
+    if not download:
+        raise missing("downloading is off")
+    with _downloading(root, progress, missing) as temporary:
+        published(str(temporary), download=True)
+        os.replace(temporary / published.base_folder, root / published.base_folder)
+
+
+def _idx(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
+    """One of torchvision's data sets in MNIST's format; ``source`` is the name of its class."""
+    import torchvision.datasets
+
+    published = getattr(torchvision.datasets, source)
+    folder = root / source / "raw"
+    arrays = {gz: _raw(folder / gz, md5) for gz, md5 in published.resources}
+    missing = {gz: md5 for gz, md5 in published.resources if arrays[gz] is None}
+    if missing:
+        _fetch(name, published, folder, missing, download, progress)
+        arrays |= {gz: _raw(folder / gz, md5) for gz, md5 in missing.items()}
+    x, y, x_test, y_test = arrays.values()  # torchvision lists them in this order
+    classes = [text.split(" - ")[0] for text in published.classes]  # MNIST's are "0 - zero" and so on
+    try:
+        return Data.from_arrays(x, y, x_test, y_test, name, classes)
+    except BadData as error:
+        raise BadData(f"the files of {folder} do not fit together: {error}; delete them to begin anew") from None
+
+
+def _raw(file: Path, md5: str) -> npt.NDArray[np.uint8] | None:
+    """The array of one published file, extracted or as ``.gz`` (``file``); none where neither is there.
+
+    A ``.gz`` is checked against its published MD5. An extracted file is checked against the ``.gz`` where a good one
+    lies beside it; alone, it can only be checked for its size.
+    """
+    zipped, content = _bytes(file), _bytes(file.with_suffix(""))
+    found = "" if zipped is None else hashlib.md5(zipped, usedforsecurity=False).hexdigest()
+    if content is not None:
+        if zipped and found == md5 and zlib.crc32(content) != int.from_bytes(zipped[-8:-4], "little"):  # gzip's trailer
+            fault = f"is damaged (it is not what {file.name} beside it holds)"
+            raise _damaged(file.with_suffix(""), fault, "the other is read")
+        return _parsed(file.with_suffix(""), content)
+    if zipped is None:
+        return None
+    if found != md5:
+        raise _damaged(file, f"is damaged ({len(zipped)} bytes with MD5 {found}; expected MD5 {md5})", AGAIN)
+    return _parsed(file, gzip.decompress(zipped))
+
+
+def _bytes(file: Path) -> bytes | None:
+    """What a file holds; none where it is not there."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unusable(file, "read", error) from None
+
+
+def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
+    """The array in an idx file: 0, 0, 8 (``uint8``), the number of dimensions, each as 4 bytes, then the values."""
+    rank = 3 if "idx3" in file.name else 1
+    start = 4 + 4 * rank
+    if len(content) < start or content[:4] != bytes((0, 0, 8, rank)):
+        raise _damaged(file, f"is no idx file of {rank} dimension(s)", AGAIN)
+    shape = np.frombuffer(content, ">u4", rank, offset=4).tolist()
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        fault = f"has the wrong size ({len(content)} bytes, where its header says {expected})"
+        raise _damaged(file, fault, AGAIN)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], download: bool, progress: bool) -> None:
+    """Download through torchvision into a folder of its own, so that ``folder`` only ever gets whole, checked files."""
+    refused = functools.partial(_missing, name, published, folder, missing)
+    if not download:
+        raise refused("downloading is off")
+    whole = {"resources": list(missing.items()), "_load_data": lambda self: (None, None)}
+    partial = type(published.__name__, (published,), whole)  # the class, for the missing files only
+    with _downloading(folder.parent.parent, progress, refused) as temporary:
+        partial(str(temporary), download=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (temporary / published.__name__ / "raw").iterdir():
+            os.replace(file, folder / file.name)
+
+
+@contextlib.contextmanager
+def _downloading(root: Path, progress: bool, refused: Callable[[str], BadData]) -> Iterator[Path]:
+    """A folder in the root for what is downloaded within; what goes wrong there is told as ``refused`` says it."""
+    bars = sys.stderr if progress else io.StringIO()
+    try:
+        with _folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+            try:
+                with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+                    yield Path(temporary)
+            except (RuntimeError, OSError, http.client.HTTPException) as error:
+                raise refused(" ".join(str(error).split())) from None
+    except OSError as error:
+        raise _unusable(root, "written", error) from None
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Within it the folder is there; what had to be made for it goes again where nothing was put into it."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):  # it holds something now
+                one.rmdir()
+
+
+def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], reason: str) -> BadData:
+    return BadData(
+        f"{name} is not there and was not downloaded ({reason}).\n"
+        f"Put {', '.join(missing)} (from {published.mirrors[0]}) into {folder}"
+    )
+
+
+SETS: dict[str, Callable[[str, Path, Wanted, bool, bool], Data]] = {
+    "digits": _digits,
+    "mnist": functools.partial(_idx, source="MNIST"),
+    "fashion-mnist": functools.partial(_idx, source="FashionMNIST"),
+    "kmnist": functools.partial(_idx, source="KMNIST"),
+    "cifar10": functools.partial(_cifar, source="CIFAR10"),
+    "cifar100": functools.partial(_cifar, source="CIFAR100"),
+    "imagenet": _folders,
+}
+"""Each registered set's reader, called as ``reader(name, root, wanted, download, progress)`` if nothing is packed."""
