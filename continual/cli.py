@@ -95,6 +95,7 @@ def _help(known: Option) -> str:
 @click.option("--model", metavar="NAME[:OPTIONS]", help="network [default: mlp]")
 @click.option("--optimizer", metavar="NAME[:OPTIONS]", help="optimiser [default: adam]")
 @click.option("--schedule", metavar="NAME[:OPTIONS]", help="learning rate within a task [default: constant]")
+@click.option("--augment", metavar="NAME[:OPTIONS]", help="how a step shows its images [default: none]")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
@@ -202,7 +203,7 @@ class Bar(Progress):
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def list_(kind: str | None, as_json: bool) -> None:
-    """List benchmarks, strategies, models, optimizers, schedules, metrics or tables, with their options."""
+    """List benchmarks, strategies, models, optimizers, schedules, augmentations, metrics or tables, with options."""
     if kind is not None and kind not in KINDS:
         raise unknown("list", kind, KINDS)
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from continual.learning.train import Training
 
 DEFAULT_BENCHMARK = "split-digits"
-NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant")}
+NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant"),
+         "augment": ("augmentations", "none")}  # fmt: skip
 EXECUTION = ("seeds_as", "threads")  # how it is computed, which changes no number beyond rounding
 METHODS = {
     "benchmarks": "stream",
@@ -27,6 +28,7 @@ METHODS = {
     "models": "build",
     "optimizers": "make",
     "schedules": "factor",
+    "augmentations": "moved",
 }
 """What a class of each kind must be able to do."""
 
@@ -129,6 +131,7 @@ class Plan:
     model: Configured
     optimizer: Configured
     schedule: Configured
+    augment: Configured
     training: Training
 
     def protocol(self) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class Plan:
             "benchmark": benchmark_record(self.benchmark),
             "model": describe("models", self.model),
             "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION)}
-            | {"optimizer": describe("optimizers", self.optimizer), "schedule": describe("schedules", self.schedule)},
+            | {name: describe(NAMED[name][0], getattr(self, name)) for name in ("optimizer", "schedule", "augment")},
             "seeds": list(self.training.seed_list),
         }
 
@@ -174,8 +177,8 @@ def make_benchmark(given: Any) -> Any:
 
 
 def plan(given: dict[str, Any]) -> Plan:
-    """The plan that a mapping describes: ``benchmark``, ``strategies``, ``model``, ``optimizer``, ``schedule`` and the
-    options of :class:`~continual.learning.train.Training`.
+    """The plan that a mapping describes: ``benchmark``, ``strategies``, ``model``, ``optimizer``, ``schedule``,
+    ``augment`` and the options of :class:`~continual.learning.train.Training`.
 
     What it leaves out comes from the packaged file ``configs/runs/<benchmark>.yaml`` where there is one, else from
     the options' defaults.

@@ -28,6 +28,7 @@ KINDS = {
     "models": "model",
     "optimizers": "optimizer",
     "schedules": "schedule",
+    "augmentations": "augmentation",
 }
 
 

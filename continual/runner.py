@@ -51,7 +51,7 @@ def run(
 
     ``benchmark``: an object of :mod:`continual.benchmarks`, a :class:`~continual.streams.stream.Stream`, or text such
     as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
-    ``settings``: ``model``, ``optimizer``, ``schedule`` and the options of training (``seeds``, ``epochs``, ...).
+    ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment`` and the options of training (``seeds``, ...).
     With ``out`` the result is stored there, and a result that is there already is returned instead of run again,
     unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run as asked.
     """
@@ -80,7 +80,9 @@ def run_plan(
     if missing:
         root = data_root(data)
         streams = place([plan.benchmark.stream(seed, root) for seed in plan.training.seed_list], target)
-        net: Net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
+        net: Net = plan.model.build(  # type: ignore[attr-defined]
+            streams[0].shape, streams[0].units, len(streams[0].tasks)
+        )
         mapped = mapping(plan.training, streams, net)
         for strategy in missing:  # what cannot run is refused before anything is trained
             strategy.suits(streams[0], net)
@@ -126,7 +128,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str
         "versions": versions(),
         "code": {
             module: digest
-            for made in (*strategy.parts, plan.benchmark, plan.model, plan.optimizer, plan.schedule)
+            for made in (*strategy.parts, plan.benchmark, plan.model, plan.optimizer, plan.schedule, plan.augment)
             for module, digest in plugins.code_of(type(made)).items()
         },
     }
@@ -164,6 +166,7 @@ def run_strategy(
         plan.schedule,  # type: ignore[arg-type]
         plan.training.optimizer_state == "keep",
         plan.training.precision,
+        plan.augment,  # type: ignore[arg-type]
     )
     began, clock, parts, stopped = datetime.now(UTC), time.perf_counter(), [], []
     sizes: dict[str, Any] = {}

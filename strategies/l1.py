@@ -29,4 +29,4 @@ class L1(Pull):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ |θ - θ*|."""
-        return memory["weight"] * (theta - memory["anchor"]).abs().sum()
+        return memory["weight"] * (net.weights(theta) - net.weights(memory["anchor"])).abs().sum()

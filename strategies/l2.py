@@ -50,4 +50,4 @@ class L2(Pull):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ (θ - θ*)²."""
-        return memory["weight"] * (theta - memory["anchor"]).square().sum()
+        return memory["weight"] * (net.weights(theta) - net.weights(memory["anchor"])).square().sum()

@@ -36,6 +36,8 @@ class Net:
     head: tuple[str, ...] = ("head.weight", "head.bias")
     hidden: tuple[int, ...] = ()
     """Units of each hidden layer that can be gated."""
+    statistics: int = 0
+    """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
@@ -69,6 +71,18 @@ class Net:
     def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
         """Logits and features of images ``x`` (B, C, H, W); ``tasks`` (B,) for networks that differ by task."""
         return self.apply(self.parameters(theta), x)
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, index: int) -> tuple[Out, Tensor | None]:
+        """The forward pass of a step of task ``index``, and the running statistics after it, if there are any.
+
+        It differs from :meth:`forward` where a network normalises by the batch that it learns from. Only the step
+        itself calls it: a strategy's own passes never move the statistics.
+        """
+        return self.forward(theta, x, tasks), None
+
+    def weights(self, theta: Tensor) -> Tensor:
+        """The entries of θ that follow a gradient, without running statistics: a view of θ, or θ itself."""
+        return theta[..., : -self.statistics] if self.statistics else theta
 
     def logits(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
         """The logits (B, K)."""
@@ -190,6 +204,6 @@ class MLP(Configured):
 
     layers: tuple[int, ...] = option((400, 400), "units of each hidden layer", ge=1)
 
-    def build(self, shape: tuple[int, ...], units: int) -> Net:
-        """The network for images of a shape and a number of output units."""
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """The network for images of a shape, a number of output units, and a number of tasks."""
         return LinearNet((math.prod(shape), *self.layers, units))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from continual.errors import BadChain
 from continual.learning.models import Net
 from continual.learning.optimizers import Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
+from continual.streams.augment import Augmentation
 from continual.streams.rng import key
 from continual.streams.stream import Samples, Stream
 
@@ -34,6 +35,7 @@ class Recipe:
     schedule: Schedule
     keep_optimizer: bool
     precision: str
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
     def dtype(self) -> torch.dtype:

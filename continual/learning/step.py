@@ -10,6 +10,7 @@ import torch
 from continual.learning.models import Out
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Batch, Memory, Step
+from continual.streams.augment import Shown
 from continual.streams.rng import draw
 from continual.streams.stream import Task
 
@@ -59,6 +60,8 @@ class Program:
             self._gradient_hook(context, batch)
             before = learners.theta.clone() if "before" in self.read else None
             learners.optimizer.step()
+            if "statistics" in found:  # they follow the batch, whatever the optimiser made of them
+                learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:
                 self._after_step(context, batch, out, {"before": before, "gradient": data_gradient})
         if number == 0:
@@ -71,6 +74,9 @@ class Program:
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
         step = self.numbers[self.number]
         key = replace(task.key, seed=context.seed, step=step, path="step/", pool=context.pool, wanted=self.wanted)
+        augmentation = self.learners.recipe.augmentation
+        if augmentation.active:
+            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), self.index))
         return replace(task, samples=samples, key=key)
 
     def _forward(
@@ -87,8 +93,10 @@ class Program:
         if batch.x is None:
             batch = batch._replace(x=task.samples.images(batch.row, recipe.dtype))
         with self.learners.autocast():
-            out = net.forward(theta, batch.images, batch.task)
+            out, statistics = net.learn(theta, batch.images, batch.task, self.index)
             found: dict[str, Any] = {"loss": strategy.loss(net, theta, memory, batch, out, task), "out": out}
+            if statistics is not None:
+                found["statistics"] = statistics
             if "penalty" in self.hooks:
                 found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
         found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}

@@ -23,6 +23,7 @@ from continual.streams.transforms import Normalise, Permute, Rotate, Transform, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.streams.augment import Shown
     from continual.streams.data import Data
 
 Scenario = Literal["task", "domain", "class"]
@@ -47,14 +48,22 @@ class Samples:
     shift: float
     top: float
     transforms: tuple[Transform, ...] = ()
+    shown: Shown | None = None
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W)."""
+        """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W); in a step also augmented."""
         # index_select is several times faster than indexing on a CPU
-        x = scaled(self.pixels.index_select(0, self.image.index_select(0, rows)), self.scale, dtype)
+        pixels = self.pixels.index_select(0, self.image.index_select(0, rows))
+        shown, tasks = self.shown, self.task[rows] if self.transforms or self.shown else rows
+        if shown is not None:
+            pixels = shown.moved(pixels, tasks)
+        x = scaled(pixels, self.scale, dtype)
+        if shown is not None:
+            x = shown.coloured(x, tasks, self.scale * self.top)
         for transform in self.transforms:
-            x = transform(x, self.task[rows])
-        return x + self.shift if self.shift else x
+            x = transform(x, tasks)
+        x = x + self.shift if self.shift else x
+        return x if shown is None else shown.covered(x, tasks)
 
     @property
     def tables(self) -> tuple[Tensor, ...]:

@@ -1,0 +1,142 @@
+"""Networks that are PyTorch modules: a body that gives features, and a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from continual.learning.models import Net, Out
+from continual.learning.norms import BatchNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.norms import Statistics
+    from continual.streams.rng import Key
+
+
+class Headed(nn.Module):
+    """A body, which gives features (B, D), and the head."""
+
+    def __init__(self, body: nn.Module, features: int, units: int) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(features, units)
+
+    def forward(self, x: Tensor) -> Out:
+        """Logits and features."""
+        features = self.body(x).flatten(1)
+        return Out(self.head(features), features)
+
+
+class ModuleNet(Net):
+    """A module as a pure function of θ: its trained parameters, and behind them the running statistics of BatchNorm.
+
+    ``make`` gives the module with new random parameters (drawn by PyTorch's generator, which is seeded for it), or with
+    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are.
+    ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`); with ``frozen`` they
+    stay as the first task left them, or if ``frozen_from`` is 0 as they were given.
+    """
+
+    def __init__(
+        self, make: Callable[[], Headed], trained: Callable[[str], bool] = lambda name: True,
+        statistics: Statistics = "running", frozen_from: int = 1,
+    ) -> None:  # fmt: skip
+        self.make, self.module = make, make()
+        self.module.requires_grad_(False)
+        parameters = dict(self.module.named_parameters())
+        self.norms = [one for one in self.module.modules() if isinstance(one, BatchNorm)]
+        self.buffers = [name for name, _ in self.module.named_buffers()]
+        self.trained = [name for name in parameters if trained(name)]
+        self.kept = {name: value for name, value in parameters.items() if name not in self.trained}
+        buffers = dict(self.module.named_buffers())
+        super().__init__({name: tuple({**parameters, **buffers}[name].shape) for name in (*self.trained, *buffers)})
+        self.statistics = sum(value.numel() for value in buffers.values())
+        self.fixed_from = frozen_from if statistics == "frozen" else None
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """See :meth:`Net.initial`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(key.bits("network", 1)))
+            module = self.make()
+        values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        whole = torch.cat([values[name].detach().to(dtype).flatten() for name in self.shapes])
+        return whole.to(key.seed.device)
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        """See :meth:`Net.forward`: by the running statistics, through which no gradient goes."""
+        return self._called(theta, x, tasks, batch_statistics=False)
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, index: int) -> tuple[Out, Tensor | None]:
+        """See :meth:`Net.learn`."""
+        if not self.statistics:
+            return self.forward(theta, x, tasks), None
+        if self.fixed_from is not None and index >= self.fixed_from:
+            return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach()
+        out = self._called(theta, x, tasks, batch_statistics=True)
+        fresh = {id(one): one.fresh for one in self.norms}
+        parts = [part.flatten() for one in self.norms for part in fresh[id(one)] or ()]
+        for one in self.norms:
+            one.fresh = None
+        return out, torch.cat(parts)
+
+    def _called(self, theta: Tensor, x: Tensor, tasks: Tensor | None, batch_statistics: bool) -> Out:
+        p = self.parameters(theta)
+        given = {name: p[name] for name in self.trained} | {name: p[name].detach() for name in self.buffers}
+        if self.kept:
+            given |= {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
+        for one in self.norms:
+            one.batch_statistics, one.tasks = batch_statistics, tasks
+        out: Out = functional_call(self.module, given, (x,))
+        return out
+
+
+class CNNBody(nn.Sequential):
+    """Two 3x3 convolutions of 64 and 128 channels, each with ReLU and 2x2 max-pooling, and a layer of 1024 units."""
+
+    def __init__(self, shape: tuple[int, ...], channels: tuple[int, ...], units: int) -> None:
+        layers: list[nn.Module] = []
+        before, height, width = shape
+        for number in channels:
+            layers += [nn.Conv2d(before, number, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            before, height, width = number, height // 2, width // 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(before * height * width, units), nn.ReLU())
+
+
+class Block(nn.Module):
+    """A basic block of a residual network (He et al. 2016), with a 1x1 convolution where the shape changes."""
+
+    def __init__(self, before: int, channels: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
+        self.norm1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = norm(channels)
+        changes = stride != 1 or before != channels
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), norm(channels))
+            if changes
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) and what the two convolutions make of it."""
+        h = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNetBody(nn.Sequential):
+    """ResNet-18 in the form for small images: a 3x3 convolution at full resolution, four stages of two blocks."""
+
+    def __init__(self, channels: int, width: int, norm: Callable[[int], nn.Module]) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), norm(width), nn.ReLU()]
+        before = width
+        for stage in range(4):
+            for block in range(2):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(Block(before, width << stage, stride, norm))
+                before = width << stage
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -1,0 +1,109 @@
+"""Normalisation between layers; what a batch does to running statistics is given back, never written in place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from continual.errors import BadChain
+
+Norm = Literal["batch", "group", "layer", "none"]
+Statistics = Literal["running", "task", "frozen"]
+MOMENTUM = 0.1  # the part of the newest batch in running statistics, as PyTorch's default has it
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) of (B, C, H, W), with running statistics as its buffers.
+
+    With ``batch_statistics`` it normalises by the batch's own and leaves the new running ones in ``fresh``; else by the
+    running ones. Running variances are unbiased, as in PyTorch. With ``tasks`` each task has running statistics of its
+    own, (T, C), and the samples of a batch are normalised among those of their task.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, tasks: int | None = None, eps: float = 1e-5) -> None:
+        super().__init__()
+        shape = (channels,) if tasks is None else (tasks, channels)
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+        self.count, self.eps = tasks, eps
+        self.batch_statistics = False
+        self.tasks: Tensor | None = None
+        self.fresh: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The batch (B, C, H, W), normalised."""
+        if self.count is not None:
+            return self._by_task(x, self.count)
+        if not self.batch_statistics:
+            return torch.nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        out, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        n = x.numel() // x.shape[1]
+        variance = (inverse.detach().square().reciprocal() - self.eps) * (n / max(n - 1, 1))
+        mean, variance = mean.detach().to(self.running_mean.dtype), variance.to(self.running_var.dtype)
+        self.fresh = torch.lerp(self.running_mean, mean, MOMENTUM), torch.lerp(self.running_var, variance, MOMENTUM)
+        normalised: Tensor = out
+        return normalised
+
+    def _by_task(self, x: Tensor, count: int) -> Tensor:
+        """Each sample by its own task's statistics."""
+        if self.tasks is None:
+            raise BadChain(
+                "statistics=task: this network has to be told each sample's task: net.logits(theta, x, tasks)"
+            )
+        mean, variance = self.running_mean, self.running_var
+        if self.batch_statistics:
+            member = torch.nn.functional.one_hot(self.tasks, count).to(x.dtype)
+            n = member.sum(0)[:, None] * x.shape[2] * x.shape[3]
+            mean = member.T @ x.sum((2, 3)) / n.clamp_min(1)
+            variance = member.T @ (x - mean[self.tasks][..., None, None]).square().sum((2, 3)) / n.clamp_min(1)
+            unbiased, there = (variance * n / (n - 1).clamp_min(1)).detach(), n > 0
+            self.fresh = (
+                torch.where(there, torch.lerp(self.running_mean, mean.detach(), MOMENTUM), self.running_mean),
+                torch.where(there, torch.lerp(self.running_var, unbiased, MOMENTUM), self.running_var),
+            )
+        factor = self.weight * (variance + self.eps).rsqrt()
+        term = self.bias - mean * factor
+        return torch.addcmul(term[self.tasks][..., None, None], x, factor[self.tasks][..., None, None])
+
+
+def norm(kind: Norm, channels: int, tasks: int | None) -> nn.Module:
+    """A normalisation layer; groups are of 16 channels or what divides them (Wu & He 2018), ``layer`` has one group."""
+    if kind == "batch":
+        return BatchNorm(channels, tasks)
+    if kind == "none":
+        return nn.Identity()
+    return nn.GroupNorm(1 if kind == "layer" else math.gcd(channels, max(1, channels // 16)), channels)
+
+
+def replaced(module: nn.Module, kind: Norm, tasks: int | None) -> nn.Module:
+    """The same network with its BatchNorm layers replaced, which keep their weights and statistics where they can."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _like(child, kind, tasks))
+        else:
+            replaced(child, kind, tasks)
+    return module
+
+
+def _like(old: nn.BatchNorm2d, kind: Norm, tasks: int | None) -> nn.Module:
+    new: Any = norm(kind, old.num_features, tasks)
+    if kind == "none":
+        return nn.Identity()
+    with torch.no_grad():
+        new.weight.copy_(old.weight)
+        new.bias.copy_(old.bias)
+        if isinstance(new, BatchNorm):
+            new.eps = old.eps
+            for name in ("running_mean", "running_var"):
+                getattr(new, name).copy_(getattr(old, name))
+    made: nn.Module = new
+    return made

@@ -1,0 +1,162 @@
+"""Networks for images that a run can name. The modules themselves are imported when one is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from continual.errors import BadData, BadOption
+from continual.options import Configured, option
+
+if TYPE_CHECKING:
+    from continual.learning.models import Net
+
+
+def _needs_images(name: str, shape: tuple[int, ...], least: int) -> None:
+    if len(shape) != 3 or min(shape[1:]) < least:
+        given = "x".join(map(str, shape))
+        raise BadOption(f"{name} takes images of (channels, height, width) with {least} or more pixels on each side, "
+                        f"not {given}; use model=mlp, or another size")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CNN(Configured):
+    """Two 3x3 convolutions, each with ReLU and 2x2 max-pooling, and one hidden layer; padded to keep the resolution."""
+
+    channels: tuple[int, ...] = option((64, 128), "channels of each convolution", ge=1)
+    units: int = option(1024, "units of the hidden layer", ge=1)
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """See :meth:`continual.learning.models.MLP.build`."""
+        from continual.learning import modules
+
+        _needs_images("cnn", shape, 2 ** len(self.channels))
+        return modules.ModuleNet(
+            lambda: modules.Headed(modules.CNNBody(shape, self.channels, self.units), self.units, units)
+        )
+
+
+@dataclass(frozen=True)
+class Normalised(Configured):
+    """What networks with normalisation layers share."""
+
+    norm: Literal["batch", "group", "layer", "none"] = option("batch", "how activations are normalised")
+    statistics: Literal["running", "task", "frozen"] = option(
+        "running",
+        "BatchNorm's: one running average; one for each task, whose samples are normalised among themselves; or fixed "
+        "after the first task (from the start, for weights that were learnt elsewhere)",
+    )
+
+    def check(self) -> None:
+        """Statistics are those of BatchNorm."""
+        if self.norm != "batch" and self.statistics != "running":
+            raise BadOption(f"statistics={self.statistics} is for norm=batch; norm={self.norm} has none")
+
+
+@dataclass(frozen=True)
+class ResNet18(Normalised):
+    """ResNet-18 in the form for small images (He et al. 2016): no pooling in front, stages of 64, 128, 256, 512."""
+
+    width: int = option(64, "channels of the first stage", ge=1)
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """See :meth:`continual.learning.models.MLP.build`."""
+        from continual.learning import modules, norms
+
+        _needs_images("a residual network", shape, 8)
+        own = tasks if self.statistics == "task" else None
+
+        def made() -> Any:
+            body = modules.ResNetBody(shape[0], self.width, lambda channels: norms.norm(self.norm, channels, own))
+            return modules.Headed(body, 8 * self.width, units)
+
+        return modules.ModuleNet(made, statistics=self.statistics)
+
+
+@dataclass(frozen=True)
+class ReducedResNet18(ResNet18):
+    """ResNet-18 with 20 channels in the first stage (Lopez-Paz & Ranzato 2017), about an eleventh of the parameters."""
+
+    width: int = option(20, "channels of the first stage", ge=1)
+
+
+ARCHITECTURES = {
+    "resnet18": ("ResNet18_Weights", "fc", "layer4."),
+    "resnet50": ("ResNet50_Weights", "fc", "layer4."),
+    "vit_b_16": ("ViT_B_16_Weights", "heads", "encoder.layers.encoder_layer_11."),
+}
+"""torchvision's networks: the name of their weights, of their head and of their last block."""
+
+
+@dataclass(frozen=True)
+class Torchvision(Normalised):
+    """A network of torchvision, with weights learnt on ImageNet, from a file, or new ones."""
+
+    arch: Literal["resnet18", "resnet50", "vit_b_16"] = option("resnet18", "which network")
+    weights: str = option("imagenet", "imagenet: torchvision's newest, from its cache; new; or the path of a file")
+    train: Literal["all", "block", "head"] = option("all", "what is trained: all, the last block and the head, or that")
+
+    def check(self) -> None:
+        """What is not trained has to have been learnt."""
+        super().check()
+        if self.weights == "new" and self.train != "all":
+            raise BadOption(f"train={self.train} leaves the rest as it is, so weights=new makes no sense; give weights")
+        if self.arch == "vit_b_16" and (self.norm, self.statistics) != ("batch", "running"):
+            raise BadOption("vit_b_16 has LayerNorm throughout: norm and statistics do nothing there; leave them out")
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """See :meth:`continual.learning.models.MLP.build`."""
+        import torch
+        import torchvision
+
+        from continual.learning import modules, norms
+
+        _needs_images(f"torchvision's {self.arch}", shape, 224 if self.arch == "vit_b_16" else 32)
+        if shape[0] != 3 or (self.arch == "vit_b_16" and shape != (3, 224, 224)):
+            wanted = "3x224x224" if self.arch == "vit_b_16" else "3 channels"
+            raise BadOption(f"torchvision's {self.arch} takes images of {wanted}, not {'x'.join(map(str, shape))}; "
+                            "resize them with the benchmark's size")  # fmt: skip
+        _, head, last = ARCHITECTURES[self.arch]
+        given = None if self.weights == "new" else self.state()
+        own = tasks if self.statistics == "task" else None
+
+        def made() -> Any:
+            body = getattr(torchvision.models, self.arch)(weights=None)
+            if given is not None:
+                body.load_state_dict(given)
+            features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
+            setattr(body, head, torch.nn.Identity())
+            return modules.Headed(norms.replaced(body, self.norm, own), features.in_features, units)
+
+        def trained(name: str) -> bool:
+            in_head = name.startswith("head.")
+            return self.train == "all" or in_head or (self.train == "block" and name.startswith(f"body.{last}"))
+
+        return modules.ModuleNet(made, trained, self.statistics, frozen_from=0 if given is not None else 1)
+
+    def state(self) -> dict[str, Any]:
+        """The weights by name; :class:`~continual.errors.BadData` where they are not there or are others'."""
+        import torch
+        import torchvision
+
+        path = Path(self.weights)
+        where = f"weights={self.weights}: there is no file {path}"
+        if self.weights == "imagenet":
+            source = getattr(torchvision.models, ARCHITECTURES[self.arch][0]).DEFAULT
+            path = Path(torch.hub.get_dir()) / "checkpoints" / source.url.rpartition("/")[2]
+            where = f"{self.arch}'s weights are not there; download {source.url} to {path}, or give weights=FILE"
+        if not path.is_file():
+            raise BadData(where)
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                found: dict[str, Any] = load_file(path)
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+            getattr(torchvision.models, self.arch)(weights=None).load_state_dict(found)
+        except Exception as error:  # a damaged or foreign file may raise anything
+            raise BadData(f"{path} has no weights of torchvision's {self.arch}: {' '.join(str(error).split())[:300]}"
+                          ) from None  # fmt: skip
+        return found

@@ -1,0 +1,144 @@
+"""Augmentation: images as a step shows them, each at random in its own way. Evaluation shows them as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from continual.options import Configured, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.streams.rng import Key
+
+GREY = (0.299, 0.587, 0.114)
+"""How bright red, green and blue look (ITU-R BT.601), as PIL and torchvision have it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a step of task ``index`` shows images: by an augmentation, at random from the step's key."""
+
+    augmentation: Augmentation
+    key: Key
+    index: int
+
+    def moved(self, pixels: Tensor, tasks: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) as they are stored, of samples of ``tasks`` (B,), in other places."""
+        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.index), self.key)
+
+    def coloured(self, x: Tensor, tasks: Tensor, most: float) -> Tensor:
+        """Images in [0, most] in other colours."""
+        return self.augmentation.coloured(x, self.augmentation.free(tasks, self.index), self.key, most)
+
+    def covered(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Normalised images with a part covered."""
+        return self.augmentation.covered(x, self.augmentation.free(tasks, self.index), self.key)
+
+
+@dataclass(frozen=True)
+class Augmentation(Configured):
+    """Images as they are."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything."""
+        return False
+
+    def free(self, tasks: Tensor, index: int) -> Tensor:
+        """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,)."""
+        return torch.ones_like(tasks, dtype=torch.bool)
+
+    def moved(self, pixels: Tensor, free: Tensor, key: Key) -> Tensor:
+        """Pixels in other places."""
+        return pixels
+
+    def coloured(self, x: Tensor, free: Tensor, key: Key, most: float) -> Tensor:
+        """Images in other colours."""
+        return x
+
+    def covered(self, x: Tensor, free: Tensor, key: Key) -> Tensor:
+        """Images with a part covered."""
+        return x
+
+
+@dataclass(frozen=True)
+class Images(Augmentation):
+    """What is done to photographs: random crops, flips, colours, and a covered square, for each sample anew."""
+
+    crop: int = option(0, "black pixels on each side, from which a crop of the image's size is taken at random", ge=0)
+    flip: bool = option(False, "mirror left and right, one time in two")
+    brightness: float = option(0.0, "b: times a factor in 1 - b to 1 + b", ge=0, le=1)
+    contrast: float = option(0.0, "c: away from or towards its mean grey by a factor in 1 - c to 1 + c", ge=0, le=1)
+    saturation: float = option(0.0, "s: away from or towards its grey image by a factor in 1 - s to 1 + s", ge=0, le=1)
+    cutout: int = option(0, "side of a square at a random place that is set to 0 (DeVries & Taylor 2017)", ge=0)
+    replayed: bool = option(True, "whether samples of earlier tasks are augmented too, anew each time")
+
+    @property
+    def active(self) -> bool:
+        """See :class:`Augmentation`."""
+        return bool(self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout)
+
+    def free(self, tasks: Tensor, index: int) -> Tensor:
+        """See :class:`Augmentation`."""
+        return torch.ones_like(tasks, dtype=torch.bool) if self.replayed else tasks == index
+
+    def moved(self, pixels: Tensor, free: Tensor, key: Key) -> Tensor:
+        """See :class:`Augmentation`: crop and flip, as one gather."""
+        if not (self.crop or self.flip):
+            return pixels
+        n, _, height, width = pixels.shape
+        down = across = torch.zeros_like(free, dtype=torch.int64)
+        if self.crop:
+            drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n)) - self.crop
+            down, across = torch.where(free, drawn, 0)
+        y = torch.arange(height, device=pixels.device) + down[:, None]
+        columns = torch.arange(width, device=pixels.device)
+        x = columns + across[:, None]
+        if self.flip:
+            mirrored = free & (key.integers("flip", n, 2) == 1)
+            x = torch.where(mirrored[:, None], x.flip(1), x)
+        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
+        place = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None]
+        taken = pixels.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
+        return torch.where(inside[:, None], taken.reshape(pixels.shape), 0)
+
+    def coloured(self, x: Tensor, free: Tensor, key: Key, most: float) -> Tensor:
+        """See :class:`Augmentation`: brightness, contrast and saturation, in this order."""
+        for name in ("brightness", "contrast", "saturation"):
+            amount = getattr(self, name)
+            if not amount:
+                continue
+            factor = 1 + amount * (2 * key.uniform(name, len(x)).to(x.dtype) - 1)
+            factor = torch.where(free, factor, 1.0)[:, None, None, None]
+            if name == "brightness":
+                x = (x * factor).clamp(0, most)
+                continue
+            grey = self._grey(x)
+            x = torch.lerp(grey.mean((2, 3), keepdim=True) if name == "contrast" else grey, x, factor).clamp(0, most)
+        return x
+
+    def covered(self, x: Tensor, free: Tensor, key: Key) -> Tensor:
+        """See :class:`Augmentation`: cutout, whose square may reach over the edge."""
+        if not self.cutout:
+            return x
+        n, _, height, width = x.shape
+        middle = key.uniform("cutout", 2, n).to(x.dtype)
+        hidden = []
+        for side, part in ((height, middle[0]), (width, middle[1])):
+            first = (part * side).floor() - self.cutout // 2
+            place = torch.arange(side, device=x.device) - first[:, None]
+            hidden.append((place >= 0) & (place < self.cutout))
+        square = hidden[0][:, :, None] & hidden[1][:, None] & free[:, None, None]
+        return x.masked_fill(square[:, None], 0.0)
+
+    @staticmethod
+    def _grey(x: Tensor) -> Tensor:
+        """The grey image (B, 1, H, W)."""
+        if x.shape[1] != 3:
+            return x.mean(1, keepdim=True)
+        red, green, blue = (weight * channel for weight, channel in zip(GREY, x.unbind(1), strict=True))
+        return (red + green + blue)[:, None]
