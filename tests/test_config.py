@@ -136,6 +136,8 @@ def values(known: Option, hint: Any = None) -> st.SearchStrategy[Any]:
         return st.lists(number(known, integers=True), min_size=1, max_size=4).map(tuple)
     if members := typing.get_args(hint):
         return st.one_of(*(values(known, member) for member in members))
+    if hint is str:  # files and folders that are not there
+        return st.just(known.default)
     if hint in (bool, type(None)):
         return st.booleans() if hint is bool else st.none()
     return number(known, integers=hint is int)

@@ -17,8 +17,8 @@ import continual as cl
 from continual import plugins
 from continual.errors import BadData, BadOption, BadStream
 from continual.learning.models import MLP
-from continual.streams.benchmark import Benchmark
-from continual.streams.data import Data
+from continual.streams.benchmark import Benchmark, Sequence
+from continual.streams.data import Data, joined
 from continual.streams.rng import key
 from continual.streams.stream import Stream, Task, permuted, place, rotated, set_aside, split
 
@@ -486,10 +486,17 @@ def registered() -> list[type[Any]]:
     return [plugins.find("benchmarks", name) for name in plugins.registered("benchmarks")]
 
 
+def suited(cls: type[Benchmark]) -> Data:
+    """Data of ten classes, for a sequence in two parts."""
+    if issubclass(cls, Sequence):
+        return joined((data(classes=5), data(classes=5, pixels=1)), 4)
+    return data(classes=10)
+
+
 @pytest.mark.parametrize("cls", registered(), ids=lambda cls: str(cls.__name__))
 def test_every_registered_benchmark_makes_streams_with_its_defaults(cls: type[Benchmark]) -> None:
     benchmark = cls()
-    stream = benchmark.build(data(classes=10), seed=2)
+    stream = benchmark.build(suited(cls), seed=2)
     assert len(stream.tasks) >= 2 and stream.scenario == benchmark.scenario
     assert all(len(task.train) and len(task.test) and not len(task.validation) for task in stream.tasks)
     assert {int(task.key.seed) for task in stream.tasks} == {2}
@@ -504,13 +511,13 @@ def test_every_registered_benchmark_takes_all_common_options(cls: type[Benchmark
         "scenario": "task", "train_outputs": "seen", "test_outputs": "all", "validation": "0.5", "validation_seed": "3",
         "normalize": "standard", "pad": "1", "limit": "2",
     })  # fmt: skip
-    stream = benchmark.build(data(classes=10), seed=2)
+    stream = benchmark.build(suited(cls), seed=2)
     net = MLP(layers=()).build(stream.shape, stream.units)
     for task in stream.tasks:
         assert (len(task.train), len(task.validation)) == (2 * len(task.classes), 3 * len(task.classes))
         assert (task.outputs.active, stream.test_outputs.active) == ("seen", "all")
         shown = stream.samples.images(task.train, torch.float32)
-        assert stream.shape == shown.shape[1:] == (1, 6, 6)
+        assert stream.shape == shown.shape[1:] and stream.shape[1:] == (6, 6)
         assert net.logits(net.initial(key(0), torch.float32), shown).shape == (len(shown), stream.units)
 
 

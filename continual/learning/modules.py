@@ -75,7 +75,8 @@ class ModuleNet(Net):
         if not self.statistics:
             return self.forward(theta, x, tasks), None
         if self.fixed_from is not None and index >= self.fixed_from:
-            return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach()
+            # a copy: the optimiser changes θ before they are put back
+            return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach().clone()
         out = self._called(theta, x, tasks, batch_statistics=True)
         fresh = {id(one): one.fresh for one in self.norms}
         parts = [part.flatten() for one in self.norms for part in fresh[id(one)] or ()]

@@ -1,0 +1,197 @@
+"""Augmentation against loops and torchvision's own functions; who is augmented, and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as theirs
+
+import continual as cl
+from continual.conformance import asks_nothing
+from continual.learning.models import MLP
+from continual.learning.optimizers import SGD, Constant
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.strategy import Batch, Memory, Strategy
+from continual.learning.train import Training, Watch, train
+from continual.streams.augment import Augmentation, Images, Shown
+from continual.streams.rng import key
+from continual.streams.stream import Stream
+
+ALL = Images(crop=2, flip=True, brightness=0.4, contrast=0.4, saturation=0.4, cutout=3)
+TASKS = torch.tensor([0, 1, 2, 2, 1, 0, 2, 2] * 8)
+FREE = torch.ones(64, dtype=torch.bool)
+
+
+def pixels(n: int = 64, channels: int = 3, height: int = 6, width: int = 5) -> torch.Tensor:
+    return key(1).integers("pixels", n * channels * height * width, 255).reshape(n, channels, height, width) + 1
+
+
+def photographs(**options: Any) -> Stream:
+    numbers = np.random.default_rng(0)
+    y = np.repeat(np.arange(6), 8)
+    x = numbers.integers(1, 256, (2, len(y), 3, 6, 6), dtype=np.uint8)
+    return Stream.from_arrays(x[0], y, x[1], y, **{"tasks": 3} | options)
+
+
+def test_a_crop_is_a_cut_out_of_the_padded_image() -> None:
+    x = pixels()
+    got = Images(crop=2).moved(x, FREE, key(5))
+    places = set()
+    for image, moved in zip(x.numpy(), got.numpy(), strict=True):
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
+        found = [(i, j) for i in range(5) for j in range(5) if (padded[:, i : i + 6, j : j + 5] == moved).all()]
+        assert len(found) == 1
+        places |= set(found)
+    assert len(places) > 15, "everywhere"
+
+
+def test_flips_are_half_of_all_and_go_with_crops() -> None:
+    x = pixels(64)
+    got = Images(flip=True).moved(x, FREE, key(5))
+    same, mirrored = (got == x).flatten(1).all(1), (got == x.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all() and 20 < int(mirrored.sum()) < 44
+    both, crops = Images(crop=2, flip=True).moved(x, FREE, key(5)), Images(crop=2).moved(x, FREE, key(5))
+    wanted = torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
+    assert torch.equal(both, wanted)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colours_are_torchvisions(name: str) -> None:
+    x = pixels().double() / 255
+    got = Images(**{name: 0.5}).coloured(x, FREE, key(3), 1.0)
+    factors = 1 + 0.5 * (2 * key(3).uniform(name, 64).double() - 1)
+    assert factors.min() < 0.6 and factors.max() > 1.4
+    for image, changed, factor in zip(x, got, factors, strict=True):
+        wanted = getattr(theirs, f"adjust_{name}")(image, float(factor))
+        torch.testing.assert_close(changed, wanted, rtol=1e-3, atol=1e-3)  # torchvision rounds the weights of grey
+
+
+def test_cutout_hides_a_square() -> None:
+    x = pixels(64, 2, 9, 9).double()
+    got = Images(cutout=4).covered(x, FREE, key(3))
+    hidden = (got == 0).all(1)
+    sizes = set()
+    for image in hidden.numpy():
+        rows, columns = image.any(1).nonzero()[0], image.any(0).nonzero()[0]
+        assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        sizes.add((len(rows), len(columns)))
+    assert (4, 4) in sizes and all(2 <= a <= 4 and 2 <= b <= 4 for a, b in sizes)
+    assert torch.equal(got[~hidden[:, None].expand_as(got)], x[~hidden[:, None].expand_as(x)])
+
+
+def test_replayed_samples_can_be_left_as_they_are() -> None:
+    x = pixels()
+    shown = Shown(replace(ALL, replayed=False), key(3), index=2)
+    moved = shown.moved(x, TASKS)
+    through = shown.covered(shown.coloured(moved.double() / 255, TASKS, 1.0), TASKS)
+    old = TASKS != 2
+    assert torch.equal(through[old], x[old].double() / 255)
+    assert (through[~old] != x[~old].double() / 255).flatten(1).any(1).all()
+    again = Shown(ALL, key(3), index=2)
+    assert (again.moved(x, TASKS)[old] != x[old]).flatten(1).any(1).float().mean() > 0.8
+
+
+def test_grey_images_and_nothing_to_do() -> None:
+    grey = pixels(8, 1).double() / 255
+    assert ALL.coloured(grey, FREE[:8], key(0), 1.0).shape == grey.shape
+    assert not Images().active and not Augmentation().active and ALL.active and Images(cutout=1).active
+    for one in (Images(), Augmentation()):
+        assert one.moved(grey, FREE[:8], key(0)) is grey and one.covered(grey, FREE[:8], key(0)) is grey
+
+
+class Looking(Strategy):
+    """Replays the first rows, and keeps what it saw."""
+
+    def init(self, net: Any, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"x": theta.new_zeros(2, 8, 3, 6, 6), "between": theta.new_zeros(8, 3, 6, 6)}
+
+    def after_step(self, net: Any, theta: Any, memory: Memory, step: Any, task: Any) -> tuple[Any, Memory]:
+        again = task.samples.images(step.batch.row, theta.dtype)
+        return theta, memory | {"x": torch.stack([step.batch.images, again])}
+
+    def after_task(self, net: Any, theta: Any, memory: Memory, task: Any) -> tuple[Any, Memory]:
+        return theta, memory | {"between": task.samples.images(task.train[:8], theta.dtype)}
+
+
+TRAINING = Training(seeds=1, epochs=1, batch=8, precision="float64", train_samples=0)
+
+
+def learners(strategy: Strategy, augmentation: Augmentation, seeds: tuple[int, ...] = (0,), **options: Any) -> Learners:
+    streams = [photographs(**options).stream(seed) for seed in seeds]
+    net = MLP(layers=(5,)).build(streams[0].shape, streams[0].units)
+    recipe = Recipe(net, strategy, SGD(lr=0.1), Constant(), True, "float64", augmentation)
+    return Learners(recipe, streams, list(seeds))
+
+
+def test_a_step_shows_augmented_images_and_nothing_else_does() -> None:
+    group = learners(Looking(), ALL)
+    train(group, TRAINING, Watch())
+    stream = group.streams[0]
+    seen, again = group.memory["x"]
+    assert torch.equal(seen, again), "within a step a sample's view is one"
+    plain = stream.samples.images(stream.tasks[2].train[:8], torch.float64)
+    assert torch.equal(group.memory["between"], plain), "between tasks images are as they are"
+    originals = stream.samples.images(stream.tasks[2].train, torch.float64)
+    assert not any((originals == image).flatten(1).all(1).any() for image in seen)
+    bare = learners(Looking(), Augmentation())
+    train(bare, TRAINING, Watch())
+    assert all((originals == image).flatten(1).all(1).any() for image in bare.memory["x"][0])
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": "standard"}, {"normalize": "channel"}], ids=str)
+def test_views_differ_from_step_to_step_and_seeds_side_by_side_are_the_same(options: dict[str, Any]) -> None:
+    group = learners(Looking(), ALL, seeds=(0, 1), **options)
+    train(group, replace(TRAINING, seeds=2), Watch())
+    for r, seed in enumerate((0, 1)):
+        alone = learners(Looking(), ALL, seeds=(seed,), **options)
+        train(alone, TRAINING, Watch())
+        torch.testing.assert_close(group.memory["x"][r], alone.memory["x"])
+        torch.testing.assert_close(group.theta[r], alone.theta)
+    assert not torch.equal(group.memory["x"][0], group.memory["x"][1])
+    longer = learners(Looking(), ALL, **options)
+    train(longer, replace(TRAINING, epochs=3), Watch())
+    assert not torch.equal(longer.memory["x"], group.memory["x"][0])
+
+
+def test_an_augmented_step_asks_the_device_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import continual.conformance as suite
+
+    monkeypatch.setattr(suite, "learners_of", lambda strategy, seeds: learners(strategy, ALL, tuple(seeds)))
+    asks_nothing(cl.strategies.Replay(capacity=8))
+
+
+def test_black_is_what_a_crop_brings_in_and_cutout_is_zero_after_normalisation() -> None:
+    stream = photographs(normalize="standard")
+    samples = replace(stream.samples, shown=Shown(Images(crop=6), key(0), 0))
+    shown = samples.images(torch.arange(48), torch.float64)
+    assert float(shown.min()) == pytest.approx(stream.samples.shift)
+    covered = replace(stream.samples, shown=Shown(Images(cutout=30), key(0), 0)).images(torch.arange(8), torch.float64)
+    assert (covered == 0).flatten(1).float().mean() > 0.9
+
+
+def test_a_run_names_its_augmentation() -> None:
+    result = cl.run(photographs(), augment="images:crop=1,flip=true", seeds=1, epochs=1, batch=8)
+    assert result.record["protocol"]["training"]["augment"] | {"crop": 1, "flip": True} == {
+        "name": "images", "crop": 1, "flip": True, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "cutout": 0,
+        "replayed": True,
+    }  # fmt: skip
+    same = cl.run(photographs(), augment=Images(crop=1, flip=True), seeds=1, epochs=1, batch=8)
+    assert np.array_equal(result.arrays["loss"], same.arrays["loss"])
+    other = cl.run(photographs(), seeds=1, epochs=1, batch=8)
+    assert not np.array_equal(result.arrays["loss"], other.arrays["loss"])
+
+
+def test_a_batch_that_made_its_own_images_keeps_them() -> None:
+    """Generated images are not augmented; the rows beside them are shown once."""
+    stream = photographs()
+    task = replace(stream.tasks[1], samples=replace(stream.samples, shown=Shown(ALL, key(0), 1)))
+    rows = task.train[:4]
+    batch = Batch(rows, task.samples.y[rows], task.samples.task[rows], key(0), own=4,
+                  x=task.samples.images(rows, torch.float64))  # fmt: skip
+    made = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64)
+    joined = batch.join_images(made, torch.tensor([0, 1]), torch.tensor([0, 0]), task)
+    assert torch.equal(joined.images[4:], made)

@@ -1,0 +1,358 @@
+"""Images in class folders, CIFAR's files, lists of classes, and data sets in sequence."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import continual as cl
+from continual import config, plugins
+from continual.benchmarks import CIFAR10ImageNet, SplitCIFAR10, SplitImageNet
+from continual.cli import main
+from continual.errors import BadData, BadOption, Mistake
+from continual.results import store
+from continual.streams import images, sets
+from continual.streams.benchmark import Sequence, class_list
+from continual.streams.data import Data, joined
+from continual.streams.sets import Wanted, load
+
+NAMES = ("cat", "dog", "emu")
+
+
+def picture(number: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    """A smooth picture, which a JPEG keeps nearly as it is."""
+    height, width = size[1], size[0]
+    ramp = np.add.outer(np.arange(height), np.arange(width)) * 4
+    colours = [(ramp + 40 * number + 30 * channel) % 200 for channel in range(3)]
+    return Image.fromarray(np.stack(colours, -1).astype(np.uint8))
+
+
+def folders(root: Path, name: str = "animals", each: int = 4, ending: str = "png", **options: Any) -> Path:
+    """A data set of three classes in class folders; each file has a picture of its own number."""
+    number = 0
+    for part, count in (("train", each), ("val", 2)):
+        for label in NAMES:
+            folder = root / name / part / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                picture(number, **options).save(folder / f"{index:02}.{ending}")
+                number += 1
+    return root
+
+
+def array(number: int, size: tuple[int, int] = (8, 8)) -> np.ndarray[Any, Any]:
+    return np.asarray(picture(number, size)).transpose(2, 0, 1)
+
+
+# ---- class folders
+
+
+def test_every_image_is_read_in_the_order_of_classes_and_names(tmp_path: Path) -> None:
+    data = load("animals", folders(tmp_path))
+    assert data.classes == NAMES and data.name == "animals" and data.x.shape == (12, 3, 8, 8)
+    assert data.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and data.y_test.tolist() == [0, 0, 1, 1, 2, 2]
+    for number, image in enumerate([*data.x.numpy(), *data.x_test.numpy()]):
+        assert np.array_equal(image, array(number))
+
+
+def test_the_second_time_it_is_read_from_the_packed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load("animals", folders(tmp_path))
+    monkeypatch.setattr(images, "decoded", lambda *given: pytest.fail("decoded again"))
+    second = load("animals", tmp_path)
+    assert torch.equal(first.x, second.x) and first.sha256 == second.sha256
+
+
+def test_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path) -> None:
+    from torchvision.transforms import functional
+
+    data = load("animals", folders(tmp_path, size=(20, 12)), wanted=Wanted(size=6))
+    for number in (0, 5, 11):
+        small = functional.resize(picture(number, (20, 12)), [6])
+        wanted = functional.center_crop(small, [6])
+        got = data.x[number].numpy().transpose(1, 2, 0).astype(int)
+        assert got.shape == (6, 6, 3) and np.abs(got - np.asarray(wanted)).max() <= 1
+    assert (tmp_path / "packed" / "animals-6.safetensors").is_file()
+
+
+def test_some_classes_in_another_order(tmp_path: Path) -> None:
+    folders(tmp_path)
+    data = load("animals", tmp_path, wanted=Wanted(classes=("emu", "cat")))
+    assert data.classes == ("emu", "cat") and data.y.tolist() == [0] * 4 + [1] * 4
+    assert np.array_equal(data.x[0].numpy(), array(8)) and np.array_equal(data.x[4].numpy(), array(0))
+    whole = load("animals", tmp_path)
+    assert len(list((tmp_path / "packed").iterdir())) == 2 and whole.only(("emu",)).x.shape[0] == 4
+    with pytest.raises(BadData, match="no class folder 'emi'; did you mean 'emu'"):
+        load("animals", tmp_path, wanted=Wanted(classes=("emi",)))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> None:
+    folders(tmp_path, ending="jpg")
+    file = tmp_path / "animals" / "train" / "dog" / "02.jpg"
+    content = file.read_bytes()
+    file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no image", "empty": b""}[damage])
+    with pytest.raises(BadData, match=r"train/dog/02\.jpg cannot be used: .*skip=true"):
+        load("animals", tmp_path)
+    assert not (tmp_path / "packed").exists()
+    data = load("animals", tmp_path, wanted=Wanted(skip=True))
+    assert data.skipped == ("train/dog/02.jpg",) and data.y.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
+    folders(tmp_path)
+    picture(3, (9, 8)).save(tmp_path / "animals" / "train" / "emu" / "03.png")
+    with pytest.raises(BadData, match=r"emu/03\.png cannot be used: it has 9x8 pixels, the first has 8x8; give size=N"):
+        load("animals", tmp_path)
+    assert load("animals", tmp_path, wanted=Wanted(size=8)).x.shape == (12, 3, 8, 8)
+
+
+def test_grey_and_transparent_images_become_colour(tmp_path: Path) -> None:
+    folders(tmp_path)
+    picture(1).convert("L").save(tmp_path / "animals" / "train" / "cat" / "01.png")
+    picture(2).convert("RGBA").save(tmp_path / "animals" / "train" / "cat" / "02.png")
+    data = load("animals", tmp_path)
+    assert torch.equal(data.x[1, 0], data.x[1, 1]) and np.array_equal(data.x[2].numpy(), array(2))
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"imagenet is not there: put its images into .*imagenet/train/<class>/"):
+        load("imagenet", tmp_path)
+    with pytest.raises(Mistake, match="no data set is named 'animals'"):
+        load("animals", tmp_path)
+    (tmp_path / "animals" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "animals" / "val" / "cat").mkdir(parents=True)
+    with pytest.raises(BadData, match="train/cat has no images that can be read"):
+        load("animals", tmp_path)
+
+
+# ---- CIFAR
+
+
+class Published:
+    """CIFAR's files in a small edition, under torchvision's own class."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torchvision.datasets
+
+        numbers = np.random.default_rng(0)
+        folder = root / "cifar-10-batches-py"
+        folder.mkdir()
+        self.x, self.y = numbers.integers(0, 256, (40, 3072), dtype=np.uint8), [i % 10 for i in range(40)]
+        lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": []}
+        for name, part, kind in (("data_batch_1", slice(30), "train_list"), ("test_batch", slice(30, 40), "test_list")):
+            (folder / name).write_bytes(pickle.dumps({"data": self.x[part], "labels": self.y[part]}))
+            lists[kind].append([name, self.md5(folder / name)])
+        classes = [f"kind{i}" for i in range(10)]
+        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": self.md5(folder / "batches.meta")}
+        for name, value in {**lists, "meta": meta}.items():
+            monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
+
+    @staticmethod
+    def md5(file: Path) -> str:
+        return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def test_cifar_from_its_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(tmp_path, monkeypatch)
+    data = load("cifar10", tmp_path)
+    assert np.array_equal(data.x.numpy().reshape(30, -1), published.x[:30]) and data.y.tolist() == published.y[:30]
+    assert np.array_equal(data.x_test.numpy().reshape(10, -1), published.x[30:]) and data.classes[3] == "kind3"
+
+
+def test_damaged_cifar_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Published(tmp_path, monkeypatch)
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(BadData, match=r"cifar-10-batches-py/data_batch_1 is damaged \(MD5"):
+        load("cifar10", tmp_path)
+    file.unlink()
+    with pytest.raises(BadData, match="data_batch_1 is missing"):
+        load("cifar10", tmp_path)
+
+
+def test_cifar_that_is_not_there_says_where_to_put_it(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"cifar100 is not there and was not downloaded \(downloading is off\)") as told:
+        load("cifar100", tmp_path, download=False)
+    assert "cifar-100-python.tar.gz" in str(told.value) and "cifar100/train/<class>/" in str(told.value)
+
+
+def test_cifar_from_class_folders_where_those_are_there(tmp_path: Path) -> None:
+    data = load("cifar10", folders(tmp_path, name="cifar10"))
+    assert data.classes == NAMES and data.x.shape == (12, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def real(request: pytest.FixtureRequest) -> Path:
+    import os
+
+    root = Path(os.environ.get("CONTINUAL_TEST_DATA", "nowhere"))
+    if not (root / "cifar10" / "test").is_dir() or not (root / "imagenet" / "val").is_dir():
+        pytest.skip("set CONTINUAL_TEST_DATA to a data root with cifar10/ and imagenet/ as class folders")
+    place: Path = request.getfixturevalue("tmp_path_factory").mktemp("photographs")
+    for name, parts in (("cifar10", ("test", "test")), ("imagenet", ("val", "val"))):
+        (place / name).mkdir()
+        for linked, part in zip(("train", "val"), parts, strict=True):
+            (place / name / linked).symlink_to(root / name / part)
+    return place
+
+
+def test_real_photographs(real: Path) -> None:
+    """The test images of CIFAR-10 and the validation images of ImageNet, for both parts: it is quick."""
+    stream = CIFAR10ImageNet(size=32, tasks=(2, 4)).stream(0, real)
+    assert stream.shape == (3, 32, 32) and len(stream.tasks) == 6 and stream.units == 30
+    assert [len(task.classes) for task in stream.tasks] == [5, 5, 5, 5, 5, 5]
+    assert stream.tasks[0].classes == ("airplane", "automobile", "bird", "cat", "deer")
+    assert all(name.startswith("n") for task in stream.tasks[2:] for name in task.classes)
+    assert sum(len(task.train) for task in stream.tasks) == 11_000
+    shown = stream.samples.images(stream.tasks[0].train[:500], torch.float32)
+    assert 0.35 < float(shown.mean()) < 0.6 and float(shown.max()) == 1.0
+
+
+# ---- lists of classes
+
+
+def test_the_lists_of_classes() -> None:
+    imagenette, hundred = class_list("imagenette"), class_list("imagenet-100")
+    assert len(imagenette) == 10 and len(hundred) == 100 and imagenette[0] == "n01440764"
+    assert all(len(name) == 9 and name[0] == "n" and name[1:].isdigit() for name in (*imagenette, *hundred))
+
+
+def test_imagenet_100_is_permuted_by_the_legacy_generator() -> None:
+    """Where the 1,000 ids are at hand, the first 100 of them in the order of seed 1993."""
+    pytest.importorskip("avalanche", reason="avalanche-lib, which lists the 1,000 ids, is not installed")
+    from importlib.util import find_spec
+
+    spec = find_spec("avalanche")
+    assert spec is not None and spec.origin is not None
+    text = (Path(spec.origin).parent / "benchmarks" / "datasets" / "imagenet_data.py").read_text()
+    ids = sorted({text[i : i + 9] for i in range(len(text)) if text[i] == "n" and text[i + 1 : i + 9].isdigit()})
+    assert len(ids) == 1000
+    order = np.random.RandomState(1993).permutation(1000)
+    assert class_list("imagenet-100") == tuple(ids[i] for i in order[:100])
+
+
+def test_a_list_from_a_file_is_recorded_by_its_hash(tmp_path: Path) -> None:
+    folders(tmp_path)
+    listed = tmp_path / "mine.txt"
+    listed.write_text("# mine\nemu\ncat  # small\n\n")
+    benchmark = SplitImageNet(folder="animals", subset=str(listed), tasks=2, size=8)
+    stream = benchmark.stream(0, tmp_path)
+    assert [task.classes for task in stream.tasks] == [("emu",), ("cat",)]
+    record = config.benchmark_record(benchmark)
+    assert record["subset_sha256"] == hashlib.sha256(b"emu\ncat").hexdigest() and record["subset"] == str(listed)
+    assert "subset_sha256" not in config.benchmark_record(SplitImageNet())
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"subset": "imagenete"}, "subset=imagenete: it takes all, imagenet-100, imagenette, or a file"),
+    ({"folder": "../up"}, r"folder=\.\./up: it takes the name of a folder"),
+    ({"size": 0}, "size was given 0"),
+])  # fmt: skip
+def test_lists_and_folders_that_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadOption, match=told):
+        SplitImageNet(**given)
+
+
+# ---- sequences
+
+
+def small(name: str, classes: tuple[str, ...], shape: tuple[int, ...], top: float | None = None, seed: int = 0) -> Data:
+    numbers = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(classes)), 5)
+    x = numbers.integers(0, int(top or 255) + 1, (len(y), *shape), dtype=np.uint8)
+    return Data.from_arrays(x, y, x.copy(), y.copy(), name, classes, top)
+
+
+def test_joined_data_has_all_classes_in_colour_at_one_size() -> None:
+    a, b = small("one", ("x", "y"), (1, 4, 4), top=16), small("two", ("y", "z", "w"), (3, 8, 8), seed=1)
+    both = joined((a, b), 8)
+    assert both.classes == ("x", "one/y", "two/y", "z", "w") and both.joined == (2, 3) and both.top == 255
+    assert both.x.shape == (25, 3, 8, 8) and both.y.tolist() == sorted([*[0, 1, 2, 3, 4] * 5])
+    assert torch.equal(both.x[10:], b.x), "what has the size is left as it is"
+    grey = a.x[0, 0].double() * 255 / 16
+    assert abs(float(both.x[0].double().mean() - grey.mean())) < 3
+    assert torch.equal(both.x[:10, 0], both.x[:10, 2])
+
+
+def test_resizing_is_torchs_antialiased_one() -> None:
+    data = small("one", ("x", "y"), (3, 9, 9))
+    wanted = torch.nn.functional.interpolate(data.x.double(), (5, 5), mode="bilinear", antialias=True)
+    assert (data.resized(5).x.double() - wanted).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_a_sequence_has_the_tasks_of_each_in_turn(
+    tmp_path: Path, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = small("digits", tuple("0123456789"), (1, 8, 8), 16)
+    monkeypatch.setitem(sets.SETS, "digits", lambda *given: digits)
+    folders(tmp_path, name="cifar10")
+    made = Sequence.of([cl.benchmarks.SplitDigits(tasks=5), SplitCIFAR10(tasks=3)], scenario=scenario, size=6)
+    stream = made.stream(0, tmp_path)
+    assert [task.classes for task in stream.tasks[4:]] == [("8", "9"), ("cat",), ("dog",), ("emu",)]
+    assert stream.shape == (3, 6, 6) and stream.units == (2 if scenario == "domain" else 13)
+    rows = torch.cat([task.train for task in stream.tasks])
+    assert len(set(rows.tolist())) == len(rows) == 62
+    again = stream.stream(3)
+    assert [task.classes for task in again.tasks] == [task.classes for task in stream.tasks]
+
+
+def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
+    folders(tmp_path / "data", name="cifar10")
+    (tmp_path / "run.yaml").write_text(
+        "benchmark:\n  sequence:\n    - split-digits:limit=5\n    - {name: split-cifar10, tasks: 3}\n  size: 8\n"
+        "strategies: [finetune]\nseeds: 1\nepochs: 1\n"
+    )
+    said = CliRunner().invoke(main, ["run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "data"), "--out",
+                                     str(tmp_path / "runs"), "--quiet"])  # fmt: skip
+    assert said.exit_code == 0, said.output
+    (result,) = store.find(tmp_path / "runs")
+    described = result.record["protocol"]["benchmark"]
+    assert [part["name"] for part in described["sequence"]] == ["split-digits", "split-cifar10"]
+    assert result.accuracy.shape == (1, 9, 8)
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"sequence": "split-digits"}, "sequence: it takes a list of benchmarks"),
+    ({"sequence": ["split-digits"]}, "takes two or more benchmarks, not 1"),
+    ({"sequence": ["split-digits", "permuted-mnist"]}, "takes benchmarks that divide classes"),
+    ({"sequence": ["split-digits", "split-mnist"], "sizes": 3}, "has no option 'sizes'; did you mean 'size'"),
+])  # fmt: skip
+def test_sequences_that_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadOption, match=told):
+        config.plan({"benchmark": given})
+
+
+def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:
+    with pytest.raises(BadOption, match="tasks=1-2-3: give two numbers"):
+        CIFAR10ImageNet(tasks=(1, 2, 3))
+    made = CIFAR10ImageNet(tasks=(5, 2), subset="imagenette", size=64)
+    assert [part.tasks for part in made.parts()] == [5, 2]
+    assert plugins.name_of("benchmarks", type(made)) == "cifar10-imagenet"
+
+
+# ---- normalisation by channel
+
+
+def test_channels_are_normalised_each_by_its_own() -> None:
+    data = small("one", ("x", "y"), (3, 4, 4))
+    from continual.streams.stream import split
+
+    stream = split(data, tasks=2, normalize="channel")
+    shown = stream.samples.images(torch.arange(10), torch.float64)
+    assert shown.mean((0, 2, 3)).abs().max() < 1e-6 and (shown.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-6
+    known = split(data, tasks=2, normalize="imagenet").samples.images(torch.arange(10), torch.float64)
+    wanted = (data.x.double() / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None].double()) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )[:, None, None].double()
+    torch.testing.assert_close(known, wanted, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,398 @@
+"""Networks for images: against PyTorch's and torchvision's own modules, and what becomes of running statistics."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import continual as cl
+from continual import config
+from continual.errors import BadChain, BadData, BadOption
+from continual.learning import modules, norms
+from continual.learning.models import Net
+from continual.learning.optimizers import AdamW, Constant
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.strategy import Strategy
+from continual.learning.train import Training, Watch, train
+from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
+from continual.streams.rng import key
+from continual.streams.stream import Stream
+
+SMALL = ReducedResNet18(width=2)
+TASKS = torch.tensor([0, 0, 1, 0, 1, 1, 1, 0])
+
+
+def images(n: int = 8, channels: int = 3, side: int = 8, seed: int = 0) -> torch.Tensor:
+    return key(seed).normal("images", n, channels, side, side).double()
+
+
+def photographs(tasks: int = 2, scenario: str = "class", each: int = 6) -> Stream:
+    """Noise around a colour of its own for each of six classes."""
+    numbers = np.random.default_rng(0)
+    y = np.repeat(np.arange(6), each)
+    colours = numbers.integers(40, 216, (6, 3, 1, 1))
+    parts = [np.clip(colours[y] + numbers.integers(-40, 40, (len(y), 3, 8, 8)), 0, 255).astype(np.uint8)
+             for _ in range(2)]  # fmt: skip
+    return Stream.from_arrays(parts[0], y, parts[1], y, tasks=tasks, scenario=scenario)
+
+
+def filled(module: nn.Module, net: modules.ModuleNet, theta: torch.Tensor) -> nn.Module:
+    """A module with the numbers of θ."""
+    values = {name: value.detach().clone() for name, value in net.parameters(theta).items()}
+    found = module.double().load_state_dict(values, strict=False)
+    assert not found.unexpected_keys and all("num_batches" in name for name in found.missing_keys)
+    return module
+
+
+# ---- BatchNorm
+
+
+def test_batch_norm_is_pytorchs() -> None:
+    ours, theirs = norms.BatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        for one in (ours, theirs):
+            one.weight.copy_(torch.tensor([1.0, 2, 3]))
+            one.bias.copy_(torch.tensor([0.5, 0, -1]))
+    for step in range(4):
+        x = images(seed=step) * 3 + 1
+        ours.batch_statistics = True
+        torch.testing.assert_close(ours(x), theirs(x))
+        assert ours.fresh is not None
+        ours.running_mean, ours.running_var = ours.fresh
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.batch_statistics = False
+    torch.testing.assert_close(ours(x), theirs.eval()(x))
+
+
+def test_batch_norm_by_task_is_one_for_each_task() -> None:
+    ours = norms.BatchNorm(3, tasks=3).double()
+    theirs = [nn.BatchNorm2d(3).double() for _ in range(3)]
+    for step in range(3):
+        x = images(seed=step) + TASKS[:, None, None, None]
+        ours.batch_statistics, ours.tasks = True, TASKS
+        got = ours(x)
+        for task in range(2):
+            torch.testing.assert_close(got[task == TASKS], theirs[task](x[task == TASKS]))
+        assert ours.fresh is not None
+        ours.running_mean, ours.running_var = ours.fresh
+    for task in range(3):
+        torch.testing.assert_close(ours.running_mean[task], theirs[task].running_mean)
+        torch.testing.assert_close(ours.running_var[task], theirs[task].running_var)
+    ours.batch_statistics = False
+    got = ours(x)
+    for task in range(2):
+        torch.testing.assert_close(got[task == TASKS], theirs[task].eval()(x[task == TASKS]))
+    ours.tasks = None
+    with pytest.raises(BadChain, match="has to be told each sample's task"):
+        ours(x)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("layer", nn.GroupNorm(1, 20)), ("group", nn.GroupNorm(1, 20)),
+                                              ("none", nn.Identity())], ids=str)  # fmt: skip
+def test_other_norms(kind: Any, wanted: nn.Module) -> None:
+    x = images(channels=20).float()
+    torch.testing.assert_close(norms.norm(kind, 20, None)(x), wanted(x))
+    assert isinstance(norms.norm("group", 64, None), nn.GroupNorm) and norms.norm("group", 64, None).num_groups == 4
+
+
+# ---- networks as functions of θ
+
+
+@pytest.mark.parametrize(
+    "model", [CNN(channels=(3, 5), units=7), SMALL, replace(SMALL, norm="group"), ResNet18(width=2)], ids=str
+)
+def test_a_network_is_its_module(model: Any) -> None:
+    net = model.build((3, 8, 8), 4)
+    theta = net.initial(key(3), torch.float64)
+    assert theta.shape == (net.size,) and torch.equal(theta, net.initial(key(3), torch.float64))
+    assert not torch.equal(theta, net.initial(key(4), torch.float64))
+    module = filled(net.make(), net, theta)
+    x, out = images(), net.forward(theta, images())
+    logits, features = module(x)
+    torch.testing.assert_close(out.logits, logits)
+    torch.testing.assert_close(out.features, features)
+    assert out.logits.shape == (8, 4) and torch.equal(net.head_rows(theta, torch.ones(4, dtype=torch.bool)).sum(),
+                                                      torch.tensor(4 * (features.shape[1] + 1)))  # fmt: skip
+
+
+def test_the_cnn_is_the_one_that_is_described() -> None:
+    net = CNN().build((3, 32, 32), 10)
+    shapes = [shape for name, shape in net.shapes.items() if name.endswith("weight")]
+    assert shapes == [(64, 3, 3, 3), (128, 64, 3, 3), (1024, 128 * 8 * 8), (10, 1024)]
+
+
+def test_reduced_resnet_has_the_published_size() -> None:
+    """Lopez-Paz & Ranzato 2017 count 1.09 million parameters for CIFAR-100's images and 100 outputs."""
+    net = ReducedResNet18().build((3, 32, 32), 100)
+    assert net.size - net.statistics == 1_109_240 and net.statistics == 2 * sum(
+        shape[0] for name, shape in net.shapes.items() if name.endswith("running_mean")
+    )
+    full = ResNet18().build((3, 32, 32), 10)
+    assert full.size - full.statistics == 11_173_962
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torchvisions_network_is_torchvisions(training: bool) -> None:
+    import torchvision
+
+    net = Torchvision(weights="new").build((3, 32, 32), 5)
+    theta, x = net.initial(key(0), torch.float64), images(side=32)
+    theirs = torchvision.models.resnet18(num_classes=5).double()
+    values = {name.replace("body.", "").replace("head.", "fc."): value for name, value in net.parameters(theta).items()}
+    theirs.load_state_dict({name: value.detach().clone() for name, value in values.items()}, strict=False)
+    theirs.train(training)
+    wanted = theirs(x)
+    if not training:
+        torch.testing.assert_close(net.logits(theta, x), wanted)
+        return
+    out, statistics = net.learn(theta, x, torch.zeros(8, dtype=torch.int64), 0)
+    torch.testing.assert_close(out.logits, wanted)
+    after = torch.cat([value.flatten() for name, value in theirs.state_dict().items() if "running" in name])
+    torch.testing.assert_close(statistics, after)
+
+
+def test_a_gradient_of_the_network_is_autograds() -> None:
+    net = SMALL.build((3, 8, 8), 4)
+    theta, x = net.initial(key(3), torch.float64), images()
+    gradient = torch.func.grad(lambda t: net.logits(t, x).square().sum())(theta)
+    module = filled(net.make(), net, theta)
+    module(x)[0].square().sum().backward()
+    wanted = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+    torch.testing.assert_close(net.weights(gradient), wanted)
+    assert not gradient[-net.statistics :].any(), "no gradient goes through running statistics"
+
+
+# ---- statistics in training
+
+
+def learners(strategy: Strategy, model: Any, stream: Stream, seeds: int = 1, **optimizer: Any) -> Learners:
+    net = model.build(stream.shape, stream.units, len(stream.tasks))
+    made = AdamW(**{"lr": 0.01} | optimizer)
+    recipe = Recipe(net, strategy, made, Constant(), keep_optimizer=True, precision="float64")
+    return Learners(recipe, [stream.stream(seed) for seed in range(seeds)], list(range(seeds)))
+
+
+TRAINING = Training(seeds=1, epochs=1, batch=6, precision="float64", train_samples=0)
+
+
+def statistics(net: Net, theta: torch.Tensor) -> torch.Tensor:
+    return theta[..., -net.statistics :].detach().clone()
+
+
+def test_running_statistics_follow_the_batches_and_nothing_else() -> None:
+    """Neither weight decay nor a penalty moves them; the network that one would train by hand has the same."""
+    stream = photographs(tasks=1)
+    alone = learners(Strategy(), SMALL, stream, weight_decay=0.5)
+    net = alone.net
+    assert isinstance(net, modules.ModuleNet)
+    batches: list[torch.Tensor] = []
+    body = filled(net.make(), net, alone.theta.clone())
+    by_hand = _with_pytorchs_norms(body)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.01, weight_decay=0.5)
+    from continual.learning import step
+
+    once = step.Program.__call__
+
+    def seen(self: Any, number: int, rows: torch.Tensor) -> torch.Tensor:
+        batches.append(rows)
+        return once(self, number, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step.Program, "__call__", seen)
+        train(alone, TRAINING, Watch())
+    by_hand.train()
+    for rows in batches:
+        optimizer.zero_grad()
+        x = stream.samples.images(rows, torch.float64)
+        torch.nn.functional.cross_entropy(by_hand(x)[0], stream.samples.y[rows]).backward()
+        optimizer.step()
+    running = [value for name, value in by_hand.state_dict().items() if "running" in name]
+    torch.testing.assert_close(statistics(net, alone.theta), torch.cat([value.flatten() for value in running]))
+    weights = torch.cat([parameter.detach().flatten() for parameter in by_hand.parameters()])
+    torch.testing.assert_close(net.weights(alone.theta), weights, rtol=1e-6, atol=1e-8)
+
+
+def _with_pytorchs_norms(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, norms.BatchNorm):
+            new = nn.BatchNorm2d(len(child.weight)).double()
+            new.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, new)
+        else:
+            _with_pytorchs_norms(child)
+    return module
+
+
+@pytest.mark.parametrize("text", ["ewc:strength=0", "lwf:strength=0", "mas:strength=0", "l2:strength=0",
+                                  "a-gem:samples=4,capacity=12", "si:strength=0"])  # fmt: skip
+def test_a_strategys_own_passes_never_move_the_statistics(text: str) -> None:
+    """With nothing to hold on to, everything is as under fine-tuning; A-GEM's gradients leave no trace either."""
+    stream = photographs()
+    one, other = (learners(config.make_strategy(given), SMALL, stream) for given in (text, "finetune"))
+    results = [train(group, TRAINING, Watch())[0] for group in (one, other)]
+    if text.startswith("a-gem"):
+        batches = 3
+        one, other = (learners(config.make_strategy(given), SMALL, photographs(1)) for given in (text, "finetune"))
+        results = [{"loss": train(group, TRAINING, Watch())[0]["loss"][:batches]} for group in (one, other)]
+    torch.testing.assert_close(results[0]["loss"], results[1]["loss"])
+    torch.testing.assert_close(one.theta, other.theta)
+
+
+def test_the_penalty_of_l2_leaves_statistics_out() -> None:
+    net = SMALL.build((3, 8, 8), 4)
+    theta = net.initial(key(0), torch.float64)
+    strategy, moved = cl.strategies.L2(strength=2.0, towards="zero"), theta.clone()
+    moved[-net.statistics :] += 5
+    stream = photographs()
+    memory = strategy.init(net, theta, stream)
+    batch: Any = None
+    got = [float(strategy.penalty(net, one, memory, batch, batch, stream.tasks[0])) for one in (theta, moved)]
+    assert got[0] == got[1] == pytest.approx(2 * float(net.weights(theta).square().sum()))
+
+
+def test_frozen_statistics_stay_as_the_first_task_left_them() -> None:
+    stream = photographs(tasks=3)
+    group = learners(Strategy(), replace(SMALL, statistics="frozen"), stream)
+    seen = []
+
+    class Look(Watch):
+        pass
+
+    def look(task: int, number: int, steps: int) -> None:
+        if number == 0:
+            seen.append(statistics(group.net, group.theta))
+
+    train(group, TRAINING, Watch(look))
+    seen.append(statistics(group.net, group.theta))
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[1], seen[3])
+
+
+def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
+    stream = photographs(tasks=3, scenario="task")
+    group = learners(Strategy(), replace(SMALL, statistics="task"), stream)
+    net = group.net
+    assert isinstance(net, modules.ModuleNet)
+    seen: list[torch.Tensor] = []
+    train(group, TRAINING, Watch(lambda task, number, steps: number or seen.append(group.theta.detach().clone())))
+    seen.append(group.theta.detach().clone())
+    name = next(name for name in net.shapes if name.endswith("running_mean"))
+    tables = [net.parameters(theta)[name] for theta in seen]
+    for task in range(3):
+        for before, after in itertools.pairwise(tables):
+            moved = [not torch.equal(before[t], after[t]) for t in range(3)]
+            assert sum(moved) == 1
+        assert not torch.equal(tables[task][task], tables[task + 1][task])
+
+
+@pytest.mark.parametrize("text", ["finetune", "ewc:strength=10", "replay:capacity=6", "lwf"])
+@pytest.mark.parametrize("model", [SMALL, replace(SMALL, statistics="task"), replace(SMALL, norm="layer"),
+                                   CNN(channels=(3,), units=5)], ids=str)  # fmt: skip
+def test_mapped_seeds_are_looped_seeds(text: str, model: Any) -> None:
+    stream = photographs(scenario="task")
+    strategy = config.make_strategy(text)
+    group = learners(strategy, model, stream, seeds=2)
+    train(group, replace(TRAINING, seeds=2), Watch())
+    for seed in range(2):
+        net = model.build(stream.shape, stream.units, len(stream.tasks))
+        recipe = Recipe(net, strategy, AdamW(lr=0.01), Constant(), keep_optimizer=True, precision="float64")
+        alone = Learners(recipe, [stream.stream(seed)], [seed])
+        train(alone, TRAINING, Watch())
+        torch.testing.assert_close(group.theta[seed], alone.theta, rtol=1e-6, atol=1e-8)
+
+
+# ---- weights from elsewhere
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file with weights of torchvision's resnet18."""
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        module = torchvision.models.resnet18()
+    with torch.no_grad():
+        module.bn1.running_mean.fill_(0.25)
+    torch.save(module.state_dict(), tmp_path / "resnet18.pth")
+    return tmp_path / "resnet18.pth"
+
+
+def test_weights_from_a_file_are_the_networks(weights: Path) -> None:
+    given = torch.load(weights, weights_only=True)
+    net = Torchvision(weights=str(weights)).build((3, 32, 32), 5)
+    one, other = (net.parameters(net.initial(key(seed), torch.float32)) for seed in range(2))
+    for name, value in given.items():
+        if not name.startswith("fc.") and "num_batches" not in name:
+            assert torch.equal(one[f"body.{name}"], value) and torch.equal(other[f"body.{name}"], value)
+    assert not torch.equal(one["head.weight"], other["head.weight"]), "the head is new, and the seed's own"
+
+
+def test_statistics_of_given_weights_are_frozen_from_the_start(weights: Path) -> None:
+    net = Torchvision(weights=str(weights), statistics="frozen").build((3, 32, 32), 5)
+    theta = net.initial(key(0), torch.float32)
+    out, after = net.learn(theta, images(side=32).float(), torch.zeros(8, dtype=torch.int64), 0)
+    assert after is not None and torch.equal(after, theta[-net.statistics :])
+    torch.testing.assert_close(out.logits, net.logits(theta, images(side=32).float()))
+
+
+@pytest.mark.parametrize(("train", "names"), [("head", {"head"}), ("block", {"head", "layer4"})])
+def test_what_is_trained_is_theta(weights: Path, train: Any, names: set[str]) -> None:
+    whole = Torchvision(weights=str(weights)).build((3, 32, 32), 5)
+    net = Torchvision(weights=str(weights), train=train).build((3, 32, 32), 5)
+    assert isinstance(net, modules.ModuleNet)
+    assert {name.removeprefix("body.").split(".")[0] for name in net.trained} == names
+    theta, x = net.initial(key(0), torch.float32), images(side=32).float()
+    torch.testing.assert_close(net.logits(theta, x), whole.logits(whole.initial(key(0), torch.float32), x))
+
+
+def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(BadData, match=r"resnet50's weights are not there; download https://\S+\.pth to \S+\.pth, or"):
+        Torchvision(arch="resnet50").build((3, 32, 32), 5)
+    with pytest.raises(BadData, match=r"there is no file nowhere\.pth"):
+        Torchvision(weights="nowhere.pth").build((3, 32, 32), 5)
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    with pytest.raises(BadData, match=r"bad.pth has no weights of torchvision's resnet18"):
+        Torchvision(weights=str(tmp_path / "bad.pth")).build((3, 32, 32), 5)
+    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(BadData, match=r"other.pth has no weights of torchvision's resnet18"):
+        Torchvision(weights=str(tmp_path / "other.pth")).build((3, 32, 32), 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: CNN().build((64,), 10), r"cnn takes images of \(channels, height, width\).*not 64"),
+        (lambda: CNN(channels=(1,) * 4).build((1, 8, 8), 10), "16 or more pixels"),
+        (lambda: ResNet18().build((3, 4, 4), 10), "8 or more pixels"),
+        (lambda: Torchvision(arch="vit_b_16", weights="new").build((3, 32, 32), 10), "224 or more pixels"),
+        (lambda: Torchvision(weights="new").build((1, 32, 32), 10), "takes images of 3 channels, not 1x32x32"),
+        (lambda: Torchvision(weights="new", train="head"), "weights=new makes no sense"),
+        (lambda: ResNet18(norm="group", statistics="task"), "norm=group has none"),
+        (lambda: Torchvision(arch="vit_b_16", norm="group"), "LayerNorm throughout"),
+    ],
+)
+def test_what_is_refused(make: Any, told: str) -> None:
+    with pytest.raises(BadOption, match=told):
+        make()
+
+
+def test_a_vision_transformer_goes_through() -> None:
+    net = Torchvision(arch="vit_b_16", weights="new").build((3, 224, 224), 4)
+    theta = net.initial(key(0), torch.float32)
+    out = net.forward(theta, images(1, side=224).float())
+    assert out.logits.shape == (1, 4) and out.features.shape == (1, 768) and not net.statistics
+
+
+def test_a_run_with_a_network_for_images() -> None:
+    result = cl.run(photographs(), "replay:capacity=6", model="reduced-resnet18:width=2", seeds=2, epochs=2, batch=6)
+    assert result.accuracy.shape == (2, 3, 2)
+    assert result.record["protocol"]["model"]["statistics"] == "running"
