@@ -1,4 +1,8 @@
-"""CIFAR-10 to ImageNet: first the classes of the one, then those of the other."""
+"""CIFAR-10 to ImageNet: first the classes of the one, then those of the other.
+
+Alone, the script trains the CNN as ``configs/runs/cifar10-imagenet.yaml`` says, and ends in a table and in
+``cifar10-imagenet.png``.
+"""
 
 from __future__ import annotations
 
@@ -38,4 +42,4 @@ class CIFAR10ImageNet(Sequence):
 if __name__ == "__main__":
     import continual
 
-    continual.script("cifar10-imagenet")
+    continual.script("cifar10-imagenet", picture="cifar10-imagenet.png")

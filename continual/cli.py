@@ -101,6 +101,7 @@ def _help(known: Option) -> str:
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
 @click.option("--again", is_flag=True, help="run again what is stored already")
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
+@click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
 @click.option("--quiet", is_flag=True, help="no progress")
 def run(what: tuple[str, ...], **given: Any) -> None:
     """Run strategies on a benchmark and print the forgetting table.
@@ -119,7 +120,7 @@ def run(what: tuple[str, ...], **given: Any) -> None:
 
 def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None) -> None:
     """What ``run`` does; ``usual`` names the benchmark where none is given."""
-    places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet")}
+    places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet", "picture")}
     if not places["out"]:
         raise BadOption("--out is empty; give a folder")
     plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
@@ -130,10 +131,18 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     results = run_plan(
         plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar
     )
+    if places["picture"]:
+        from continual.results import plots
+
+        plots.picture(results, Path(places["picture"]))
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
         return
+    if all(result.accuracy.shape[2] == 1 and result.trace is not None for result in results):
+        click.echo("\n\n".join(map(tables.trace, results)) + "\n")  # of one task there is more to see than its end
     click.echo(tables.table(results))
+    if places["picture"]:
+        click.echo(f"\nDrawn in {places['picture']}.")
     folder = store.folder(Path(places["out"]), results[0].record).parent
     again = "".join(f" --{name} {shlex.quote(places[name])}" for name in ("data", "out") if places[name] not in USUAL)
     click.echo(f"\nStored in {folder}. Next:\n  continual show {shlex.quote(str(folder))} --metrics all\n"
@@ -264,7 +273,11 @@ def _card(kind: str, name: str) -> dict[str, Any]:
 @click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
 @click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
-def show(folder: str, style: str, names: str | None, error: str, matrix: bool) -> None:
+@click.option("--trace", is_flag=True, help="also what was measured between steps")
+@click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
+def show(
+    folder: str, style: str, names: str | None, error: str, matrix: bool, trace: bool, picture: str | None
+) -> None:  # fmt: skip
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
     from continual.results import store, tables
 
@@ -275,6 +288,13 @@ def show(folder: str, style: str, names: str | None, error: str, matrix: bool) -
     click.echo(tables.table(results, metrics=chosen, format=style, interval=error))
     for result in results if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
+    for result in results if trace else ():
+        click.echo(f"\n{tables.trace(result)}")
+    if picture:
+        from continual.results import plots
+
+        plots.picture(results, Path(picture))
+        click.echo(f"\nDrawn in {picture}.")
 
 
 @main.command()
@@ -341,8 +361,8 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
         raise SystemExit(1)
 
 
-def script(benchmark: str) -> None:
-    """What a file in ``benchmarks/`` does as a script: ``run`` with its benchmark given.
+def script(benchmark: str, picture: str | None = None) -> None:
+    """What a file in ``benchmarks/`` does as a script: ``run`` with its benchmark given, and a picture if it has one.
 
     ``:option=value,...`` as the first argument are the benchmark's options, ``--benchmark NAME`` another of the family.
     """
@@ -355,7 +375,7 @@ def script(benchmark: str) -> None:
     @click.argument("what", nargs=-1)
     @click.option("--benchmark", "usual", default=benchmark, help=f"[default: {benchmark}]")
     def command(what: tuple[str, ...], usual: str, **given: Any) -> None:
-        execute(what, given, usual)
+        execute(what, given | {"picture": given["picture"] or picture}, usual)
 
     command.params += [parameter for parameter in run.params if parameter.name != "what"]
     _at_home()

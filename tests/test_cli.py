@@ -562,6 +562,17 @@ def test_digits_need_no_folder_that_can_be_written(tmp_path: Path, monkeypatch: 
     assert result.accuracy.shape == (1, 6, 5)
 
 
+def test_a_run_of_one_task_shows_its_epochs_and_draws_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    one = ("split-digits:limit=10,tasks=1,validation=0.2", *TINY, "--evaluate-every", "epoch", "--evaluate-rows", "all")
+    said = succeeded(invoke("run", *one, "--out", tmp_path / "runs", "--picture", tmp_path / "one.svg")).stdout
+    assert "validation" in said.splitlines()[2] and f"Drawn in {tmp_path}/one.svg." in said
+    again = succeeded(invoke("show", tmp_path / "runs", "--trace", "--picture", tmp_path / "two.svg")).stdout
+    assert said.splitlines()[2] in again and (tmp_path / "two.svg").is_file()
+    refused = invoke("show", tmp_path / "runs", "--picture", tmp_path / "three.txt")
+    assert refused.exit_code == 2 and "a picture's name ends in one of" in refused.stderr
+
+
 @pytest.mark.parametrize("same", [
     lambda: cl.run(cl.benchmarks.SplitDigits(limit=10), cl.strategies.EWC(strength=600), seeds=2, epochs=1),
     lambda: cl.run("split-digits:limit=10", "ewc:strength=600", seeds=(0, 1), epochs=1, device="cpu"),

@@ -22,7 +22,7 @@ from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
-from continual.learning.train import Stopped, Training, Watch, schedule, spread, train
+from continual.learning.train import Stopped, Training, Watch, schedule, some, train
 from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
 from continual.streams.data import Data
 from continual.streams.rng import key
@@ -287,7 +287,7 @@ def test_the_trace_can_measure_some_of_the_rows_and_changes_no_training() -> Non
 
 @pytest.mark.parametrize(("rows", "n"), [(10, 3), (10, 10), (10, 12), (7, 1), (5, 0), (9, 4)])
 def test_rows_are_spread_evenly(rows: int, n: int) -> None:
-    got = spread(torch.arange(rows) + 100, n).tolist()
+    got = some(torch.arange(rows) + 100, n).tolist()
     assert got == [100 + i * rows // n for i in range(n)] if n < rows else got == list(range(100, 100 + rows))
 
 
@@ -682,3 +682,23 @@ def test_a_strategy_object_is_not_changed_by_training() -> None:
     before = replace(strategy)
     outcome(learners(strategy, [uneven()], [0], short()), short())
     assert strategy == before and key(0).wanted == set()
+
+
+def test_a_trace_after_each_epoch_on_all_kinds_of_rows() -> None:
+    training = short(epochs=3, evaluate_every="epoch", evaluate_rows="all", evaluate_samples=None, train_samples=100)
+    stream = uneven("class", validation=0.3)
+    found = outcome(learners(Finetune(), [stream], [0], training), training)
+    per_epoch = [training.epoch(len(task.train)) for task in stream.tasks]
+    steps = np.cumsum([size for size in per_epoch for _ in range(3)])
+    assert (
+        found["trace_step"].tolist() == steps.tolist() and found["trace_task"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    )
+    for kind in ("", "training_", "validation_"):
+        trace, after = found[f"{kind}trace"], found[f"{kind}accuracy"]
+        assert trace.shape == (9, 3)
+        for task in range(3):
+            torch.testing.assert_close(trace[3 * task + 2, : task + 1], after[task + 1, : task + 1], equal_nan=True)
+            assert trace[3 * task : 3 * task + 3, task + 1 :].isnan().all()
+    plain = outcome(learners(Finetune(), [stream], [0], replace(training, evaluate_rows="test")),
+                    replace(training, evaluate_rows="test"))  # fmt: skip
+    assert "training_trace" not in plain and torch.equal(plain["trace"].nan_to_num(), found["trace"].nan_to_num())

@@ -34,8 +34,13 @@ class Training(Configured):
     last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
     optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the forward pass")
-    evaluate_every: int | None = option(None, "also measure every so many steps, on the tasks seen", ge=1)
-    evaluate_samples: int = option(200, "test rows of each task that are measured between steps", ge=1)
+    evaluate_every: int | Literal["epoch"] | None = option(
+        None, "also measure every so many steps, or after each epoch, on the tasks seen", ge=1
+    )
+    evaluate_samples: int | None = option(200, "rows of each task that are measured between steps; none: all", ge=1)
+    evaluate_rows: Literal["test", "all"] = option(
+        "test", "whose rows are measured between steps: the tests', or those of training and validation too"
+    )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
     threads: int | None = option(
@@ -58,9 +63,12 @@ class Training(Configured):
 
     def steps(self, rows: int) -> int:
         """The steps of a task of so many rows; none where there is nothing to go through."""
+        return (self.iterations or self.epochs * self.epoch(rows)) if rows else 0
+
+    def epoch(self, rows: int) -> int:
+        """The steps of an epoch of so many rows."""
         whole, rest = divmod(rows, self.batch)
-        per_epoch = whole + (rest > 0 and (self.last == "keep" or whole == 0))
-        return (self.iterations or self.epochs * per_epoch) if rows else 0
+        return whole + (rest > 0 and (self.last == "keep" or whole == 0))
 
 
 @dataclass
@@ -96,9 +104,9 @@ def schedule(rows: Tensor, training: Training, seed: Tensor, index: int) -> list
     return batches[:steps]
 
 
-def spread(rows: Tensor, n: int) -> Tensor:
-    """``n`` of the rows, evenly spread over them (all, where there are fewer)."""
-    if len(rows) <= n:
+def some(rows: Tensor, n: int | None) -> Tensor:
+    """``n`` of the rows, evenly spread over them (all, where there are fewer, or with none)."""
+    if n is None or len(rows) <= n:
         return rows
     return rows[torch.arange(n, device=rows.device) * len(rows) // n]
 
@@ -109,7 +117,7 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     Gives, on the CPU, with R in front where seeds are mapped: ``accuracy`` (T+1, T) on the test rows, the untrained
     network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise; ``loss`` of
     all steps; ``stored_samples`` (T,), how many were in memory after each task; and where it was asked for ``trace``
-    (E, T) with ``trace_task`` and ``trace_step`` (E,).
+    (E, T) with ``trace_task`` and ``trace_step`` (E,), and ``training_trace`` and ``validation_trace`` likewise.
     """
     streams = learners.streams
     results: dict[str, list[Tensor]] = {}
@@ -129,17 +137,18 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     measure(-1)
     stored = []
     for index in range(tasks):
-        batches = schedule(learners.begin(index), training, learners.seed, index)
+        rows = learners.begin(index)
+        batches = schedule(rows, training, learners.seed, index)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
                              dtype=learners.recipe.dtype)  # fmt: skip
         program = Program(learners, index, len(batches))
-        traced.begin(index)
+        traced.begin(index, training.epoch(rows.shape[-1]))
         rate = learners.recipe.optimizer.lr
-        for number, rows in enumerate(batches):
+        for number, batch in enumerate(batches):
             watch.step(index, number, len(batches))
             factor = learners.recipe.schedule.factor(number, len(batches))
             learners.optimizer.param_groups[0]["lr"] = rate * factor
-            losses[..., number] = program(number, rows)
+            losses[..., number] = program(number, batch)
             traced.after(index, number, len(batches))
         stopped += _stop_lost(learners, losses, index)
         learners.end(index)
@@ -157,8 +166,8 @@ def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation
     tasks = [stream.tasks for stream in learners.streams]
     found = {"accuracy": Evaluation(learners, "test_samples", [[task.test for task in own] for own in tasks])}
     if training.train_samples:
-        some = [[spread(task.train, training.train_samples) for task in own] for own in tasks]
-        found["training_accuracy"] = Evaluation(learners, "samples", some)
+        part = [[some(task.train, training.train_samples) for task in own] for own in tasks]
+        found["training_accuracy"] = Evaluation(learners, "samples", part)
     if any(len(task.validation) for own in tasks for task in own):
         held = [[task.validation for task in own] for own in tasks]
         found["validation_accuracy"] = Evaluation(learners, "samples", held)
@@ -186,46 +195,58 @@ class Trace:
 
     def __init__(self, learners: Learners, training: Training) -> None:
         self.every, self.learners, self.count = training.evaluate_every, learners, 0
-        self.evaluations: list[Evaluation] = []
-        self.pending: list[Tensor] = []
-        self.done: list[Tensor] = []
+        self.evaluations: dict[str, list[Evaluation]] = {}
+        self.pending: dict[str, list[Tensor]] = {}
+        self.done: dict[str, list[Tensor]] = {}
         self.marks: list[tuple[int, int]] = []
-        if self.every:
-            tests = [[spread(task.test, training.evaluate_samples) for task in s.tasks] for s in learners.streams]
-            none = [rows[0][:0] for rows in tests]
-            count = len(tests[0])
-            self.evaluations = [
-                Evaluation(learners, "test_samples", [
-                    [rows if j <= seen else none[r] for j, rows in enumerate(own)] for r, own in enumerate(tests)
+        if not self.every:
+            return
+        measured = {"trace": ("test_samples", "test")}
+        if training.evaluate_rows == "all":
+            measured["training_trace"] = ("samples", "train")
+            if any(len(task.validation) for task in learners.streams[0].tasks):
+                measured["validation_trace"] = ("samples", "validation")
+        count = len(learners.streams[0].tasks)
+        for name, (samples, part) in measured.items():
+            rows = [[some(getattr(task, part), training.evaluate_samples) for task in stream.tasks]
+                    for stream in learners.streams]  # fmt: skip
+            none = [own[0][:0] for own in rows]
+            self.evaluations[name] = [
+                Evaluation(learners, samples, [
+                    [one if j <= seen else none[r] for j, one in enumerate(own)] for r, own in enumerate(rows)
                 ])
                 for seen in range(count)
             ]  # fmt: skip
 
-    def begin(self, index: int) -> None:
-        """A task begins: what is to be measured is laid out before its steps."""
-        if self.every:
-            self.evaluations[index].select(index)
+    def begin(self, index: int, epoch: int) -> None:
+        """A task begins, with so many steps in an epoch: what is to be measured is laid out before its steps."""
+        self.interval = epoch if self.every == "epoch" else self.every
+        for evaluations in self.evaluations.values():
+            evaluations[index].select(index)
 
     def after(self, index: int, number: int, steps: int) -> None:
         """After a step: measure if it is time, and always after a task's last step."""
         self.count += 1
-        if self.every and ((number + 1) % self.every == 0 or number + 1 == steps):
-            self.pending.append(self.evaluations[index](index))
+        if self.interval and ((number + 1) % self.interval == 0 or number + 1 == steps):
+            for name, evaluations in self.evaluations.items():
+                self.pending.setdefault(name, []).append(evaluations[index](index))
             self.marks.append((index, self.count))
 
     def collect(self) -> None:
         """Copy what was measured in a task; of a learner that was given up, nothing."""
-        if self.pending:
-            measured = torch.stack(self.pending, -2).cpu()
+        for name, values in self.pending.items():
+            measured = torch.stack(values, -2).cpu()
             for r, alive in enumerate(self.learners.alive):
                 if not alive:
                     (measured[r] if self.learners.mapped else measured).fill_(torch.nan)
-            self.done.append(measured)
-            self.pending = []
+            self.done.setdefault(name, []).append(measured)
+        self.pending = {}
 
     def arrays(self) -> dict[str, Tensor]:
         """The trace, or nothing where none was asked for."""
         if not self.every:
             return {}
         task, step = torch.tensor(self.marks).T
-        return {"trace": torch.cat(self.done, -2), "trace_task": task, "trace_step": step}
+        return {name: torch.cat(values, -2) for name, values in self.done.items()} | {
+            "trace_task": task, "trace_step": step,
+        }  # fmt: skip

@@ -95,6 +95,16 @@ class Result:
         return self._accuracies("trace")
 
     @property
+    def training_trace(self) -> Array | None:
+        """As :attr:`trace`, on the training data."""
+        return self._accuracies("training_trace")
+
+    @property
+    def validation_trace(self) -> Array | None:
+        """As :attr:`trace`, on the rows set aside for validation."""
+        return self._accuracies("validation_trace")
+
+    @property
     def trace_task(self) -> NDArray[np.int64] | None:
         """The task (counted from 0) that was being learnt at each evaluation of the trace, (E,)."""
         return np.asarray(self.arrays["trace_task"], np.int64) if "trace" in self.arrays else None
@@ -168,6 +178,7 @@ def _check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
     if "trace" in arrays:
         E = arrays["trace"].shape[1] if arrays["trace"].ndim == 3 else 0
         expected |= {"trace": (R, E, T), "trace_step": (E,), "trace_task": (E,)}
+        expected |= {name: (R, E, T) for name in ("training_trace", "validation_trace") if name in arrays}
         if missing := {"trace_step", "trace_task"} - set(arrays):
             raise ValueError(f"a trace goes with {choices(missing)}")
     for name, array in arrays.items():

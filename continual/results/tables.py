@@ -12,13 +12,14 @@ import json
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from continual.errors import unknown
+from continual.errors import BadOption, unknown
 from continual.results.metrics import METRICS, Metric, Summary, metric, summarise
 from continual.results.store import Result, experiment
 
@@ -73,6 +74,28 @@ def matrix(result: Result) -> str:
     those = "" if there.all() else ", of those not stopped before"
     notes = [f"test accuracy in %, mean over {_count(len(accuracy), 'seed')}{those}", *_stopped(result)]
     return "\n".join([result.name, "", _tabulated(head, rows, "simple"), "", *notes])
+
+
+def trace(result: Result) -> str:
+    """What was measured between steps, for a terminal: a line for each time, a column for each task and kind of rows.
+
+    In percent, mean over the seeds; :class:`~continual.errors.BadOption` where nothing was measured between steps.
+    """
+    if result.trace is None or result.trace_step is None or result.trace_task is None:
+        raise BadOption(f"{result.name}: nothing was measured between steps; run it with --evaluate-every")
+    kinds = {"test": result.trace, "training": result.training_trace, "validation": result.validation_trace}
+    measured = {kind: values for kind, values in kinds.items() if values is not None}
+    tasks = result.trace.shape[2]
+    head = ["step", "task", *(kind if tasks == 1 else f"{kind} {j + 1}" for kind in measured for j in range(tasks))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a task that was not there yet has no value
+        means = [np.nanmean(values, axis=0) for values in measured.values()]
+    rows = [
+        [str(step), str(task + 1), *(_number(100 * value, 2) for mean in means for value in mean[number])]
+        for number, (step, task) in enumerate(zip(result.trace_step, result.trace_task, strict=True))
+    ]
+    note = f"accuracy in %, mean over {_count(len(result.trace), 'seed')}"
+    return "\n".join([result.name, "", _tabulated(head, rows, "simple"), "", note, *_stopped(result)])
 
 
 def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "table") -> str:
