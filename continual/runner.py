@@ -15,7 +15,8 @@ import torch
 from continual import config, plugins
 from continual.config import Plan
 from continual.errors import BadOption
-from continual.learning.seeds import Learners, Recipe
+from continual.learning.frozen import features_once
+from continual.learning.seeds import Learners, Recipe, dtype_of
 from continual.learning.train import Stopped, Training, Watch, train
 from continual.progress import Progress
 from continual.results import store
@@ -83,6 +84,8 @@ def run_plan(
         net: Net = plan.model.build(  # type: ignore[attr-defined]
             streams[0].shape, streams[0].units, len(streams[0].tasks)
         )
+        if not plan.augment.active:  # type: ignore[attr-defined]
+            net, streams = features_once(net, streams, dtype_of(plan.training.precision))
         mapped = mapping(plan.training, streams, net)
         for strategy in missing:  # what cannot run is refused before anything is trained
             strategy.suits(streams[0], net)

@@ -22,6 +22,7 @@ from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
 from continual.learning.train import Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
+from continual.streams.augment import Augmentation
 from continual.streams.rng import key
 from continual.streams.stream import Stream
 
@@ -396,3 +397,40 @@ def test_a_run_with_a_network_for_images() -> None:
     result = cl.run(photographs(), "replay:capacity=6", model="reduced-resnet18:width=2", seeds=2, epochs=2, batch=6)
     assert result.accuracy.shape == (2, 3, 2)
     assert result.record["protocol"]["model"]["statistics"] == "running"
+
+
+def test_features_of_a_network_whose_head_is_trained_are_computed_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those of computing them at every step, which an augmentation that does nothing enforces."""
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (2, 12, 3, 32, 32), dtype=np.uint8), np.repeat(np.arange(4), 3)
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, normalize="imagenet")
+    calls: list[int] = []
+    once = modules.ModuleNet.forward
+
+    def counted(self: Any, theta: Any, images: torch.Tensor, tasks: Any = None) -> Any:
+        calls.append(len(images))
+        return once(self, theta, images, tasks)
+
+    monkeypatch.setattr(modules.ModuleNet, "forward", counted)
+    settings: dict[str, Any] = {"model": Torchvision(weights=str(weights), train="head"), "seeds": 2, "epochs": 2}
+    settings |= {"batch": 4, "strategy": "replay:capacity=4", "precision": "float64"}
+    kept = cl.run(stream, **settings)
+    assert sum(calls) == 24 and kept.record["size"]["parameters"] == 4 * 513
+
+    class Still(Augmentation):
+        active = True  # type: ignore[assignment]
+
+    calls.clear()
+    each = cl.run(stream, augment=Still(), **settings)
+    assert sum(calls) > 3 * 24
+    np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
+    assert np.array_equal(kept.accuracy, each.accuracy)
+
+
+def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> None:
+    net = Torchvision(weights=str(weights), train="block").build((3, 32, 32), 5)
+    assert isinstance(net, modules.ModuleNet)
+    assert net.statistics == 2 * 512 * 5 and all("layer4" in name for name in net.buffers)
+    assert "body.bn1.running_mean" in net.kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ class ModuleNet(Net):
     """A module as a pure function of θ: its trained parameters, and behind them the running statistics of BatchNorm.
 
     ``make`` gives the module with new random parameters (drawn by PyTorch's generator, which is seeded for it), or with
-    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are.
+    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, and
+    so do the statistics of a BatchNorm that is not trained.
     ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`); with ``frozen`` they
     stay as the first task left them, or if ``frozen_from`` is 0 as they were given.
     """
@@ -48,13 +50,16 @@ class ModuleNet(Net):
         self.make, self.module = make, make()
         self.module.requires_grad_(False)
         parameters = dict(self.module.named_parameters())
-        self.norms = [one for one in self.module.modules() if isinstance(one, BatchNorm)]
-        self.buffers = [name for name, _ in self.module.named_buffers()]
         self.trained = [name for name in parameters if trained(name)]
-        self.kept = {name: value for name, value in parameters.items() if name not in self.trained}
-        buffers = dict(self.module.named_buffers())
-        super().__init__({name: tuple({**parameters, **buffers}[name].shape) for name in (*self.trained, *buffers)})
-        self.statistics = sum(value.numel() for value in buffers.values())
+        norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
+        # a layer that is not trained keeps its statistics too
+        self.norms = [one for name, one in norms.items() if f"{name}.weight" in self.trained]
+        moving = {f"{name}." for name, one in norms.items() if one in self.norms}
+        whole = {**parameters, **dict(self.module.named_buffers())}
+        self.buffers = [name for name, _ in self.module.named_buffers() if name.rpartition(".")[0] + "." in moving]
+        super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
+        self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
+        self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
         self.fixed_from = frozen_from if statistics == "frozen" else None
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:

@@ -40,7 +40,12 @@ class Recipe:
     @property
     def dtype(self) -> torch.dtype:
         """What θ and the images are in; bfloat16 is for the forward pass alone."""
-        return torch.float64 if self.precision == "float64" else torch.float32
+        return dtype_of(self.precision)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """What numbers are kept in, under a precision."""
+    return torch.float64 if precision == "float64" else torch.float32
 
 
 class Learners:
