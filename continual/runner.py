@@ -21,8 +21,9 @@ from continual.learning.train import Stopped, Training, Watch, train
 from continual.progress import Progress
 from continual.results import store
 from continual.results.store import Result
+from continual.streams.placement import Where, choose, free_memory, image_bytes, place
 from continual.streams.sets import data_root
-from continual.streams.stream import Stream, place
+from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 SMALL = 2_000_000
 """Below so many multiplications in a step (batch times parameters) a step on a CPU is mostly overhead, which mapped
 seeds share; above, the loop is as fast or faster (docs/measurements.md)."""
+FEW = 2**28
+"""So many bytes of images need no word."""
+LIE = {
+    "device": "in the memory of the device",
+    "pinned": "in pinned memory of the host",
+    "mapped": "read from their file as they are needed",
+}
 SHARED = 10_000_000
 """Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
 
@@ -80,7 +88,7 @@ def run_plan(
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
     if missing:
         root = data_root(data)
-        streams = place([plan.benchmark.stream(seed, root) for seed in plan.training.seed_list], target)
+        streams, where = placed(plan, root, target, told)
         net: Net = plan.model.build(  # type: ignore[attr-defined]
             streams[0].shape, streams[0].units, len(streams[0].tasks)
         )
@@ -91,11 +99,22 @@ def run_plan(
             strategy.suits(streams[0], net)
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
-        result = stored or run_strategy(plan, strategy, streams, net, mapped, record, told)
+        result = stored or run_strategy(plan, strategy, streams, net, mapped, record | {"pixels": where}, told)
         if folder is not None and stored is None:
             store.save(result, folder, replace=again or bool(record["code"]))
         results.append(result)
     return results
+
+
+def placed(plan: Plan, root: Path, device: torch.device, told: Progress) -> tuple[list[Stream], Where]:
+    """The streams of all seeds on the device, and where their images lie, which is told unless they are few."""
+    streams = [plan.benchmark.stream(seed, root) for seed in plan.training.seed_list]
+    where = choose(streams, device, plan.training.pixels)
+    held = image_bytes(streams)
+    if held > FEW or where != "device":
+        told.say(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
+                 f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
+    return place(streams, device, where), where
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:
@@ -238,7 +257,7 @@ def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
         return False
     if len(streams) == 1 or training.seeds_as == "loop":
         return False
-    on_gpu = streams[0].samples.pixels.is_cuda
+    on_gpu = streams[0].samples.image.is_cuda
     return training.seeds_as == "map" or on_gpu or training.batch * net.size < SMALL
 
 

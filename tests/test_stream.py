@@ -19,8 +19,9 @@ from continual.errors import BadData, BadOption, BadStream
 from continual.learning.models import MLP
 from continual.streams.benchmark import Benchmark, Sequence
 from continual.streams.data import Data, joined
+from continual.streams.placement import place
 from continual.streams.rng import key
-from continual.streams.stream import Stream, Task, permuted, place, rotated, set_aside, split
+from continual.streams.stream import Stream, Task, permuted, rotated, set_aside, split
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
 COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)

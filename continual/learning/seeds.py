@@ -59,7 +59,7 @@ class Learners:
         self.strategy = recipe.strategy
         self.net = self.strategy.extend(recipe.net, streams[0])
         self.mapped = len(streams) > 1
-        self.device = streams[0].samples.pixels.device
+        self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
         self.shared = all(_same_tables(stream, streams[0]) for stream in streams)
         self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])

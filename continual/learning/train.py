@@ -13,6 +13,7 @@ from continual.learning.evaluate import Evaluation
 from continual.learning.seeds import Learners
 from continual.learning.step import Program
 from continual.options import Configured, option
+from continual.streams.placement import read_ahead
 from continual.streams.rng import draw
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Training(Configured):
     seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
     threads: int | None = option(
         None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
+    )
+    pixels: Literal["auto", "device", "pinned", "mapped"] = option(
+        "auto",
+        "where images lie: on the device, in the host's memory, which a GPU reads from, or in their file; auto: the "
+        "first of these that they fit into",
     )
 
     def check(self) -> None:
@@ -144,7 +150,7 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
         program = Program(learners, index, len(batches))
         traced.begin(index, training.epoch(rows.shape[-1]))
         rate = learners.recipe.optimizer.lr
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(read_ahead(streams[0].samples, batches)):
             watch.step(index, number, len(batches))
             factor = learners.recipe.schedule.factor(number, len(batches))
             learners.optimizer.param_groups[0]["lr"] = rate * factor

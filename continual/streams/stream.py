@@ -36,8 +36,9 @@ ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
 
-    ``pixels`` (M, C, H, W); for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,)
-    int64 each. A pixel value v is shown as ``v * scale + shift``; ``top`` is the value that stands for 1.
+    ``pixels`` (M, C, H, W), which may lie in the host's memory while the rest is on a GPU; for each of N rows ``image``
+    (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel value v is shown as ``v * scale +
+    shift``; ``top`` is the value that stands for 1. ``mapped`` pixels are read from their file as they are needed.
     """
 
     pixels: Tensor
@@ -49,11 +50,13 @@ class Samples:
     top: float
     transforms: tuple[Transform, ...] = ()
     shown: Shown | None = None
+    mapped: bool = False
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W); in a step also augmented."""
         # index_select is several times faster than indexing on a CPU
-        pixels = self.pixels.index_select(0, self.image.index_select(0, rows))
+        index = self.image.index_select(0, rows)
+        pixels = self.pixels.index_select(0, index.to(self.pixels.device)).to(index.device)
         shown, tasks = self.shown, self.task[rows] if self.transforms or self.shown else rows
         if shown is not None:
             pixels = shown.moved(pixels, tasks)
@@ -187,39 +190,6 @@ class Stream:
     def stream(self, seed: int, root: Any = None) -> Stream:
         """The same stream for another seed of a run: a stream can stand where a benchmark can."""
         return self.options.build(self.data, seed)
-
-
-def place(streams: Sequence[Stream], device: torch.device | str) -> list[Stream]:
-    """The streams on a device; those that share their pixels there share them here."""
-    moved: dict[int, Tensor] = {}
-
-    def samples(old: Samples) -> Samples:
-        pixels = moved.setdefault(id(old.pixels), old.pixels.to(device))
-        return dataclasses.replace(old, pixels=pixels).with_tables(tuple(table.to(device) for table in old.tables))
-
-    def one(stream: Stream) -> Stream:
-        train, outputs = samples(stream.samples), stream.tasks[0].outputs.to(device)
-        tasks = tuple(
-            dataclasses.replace(
-                task,
-                samples=train,
-                outputs=outputs,
-                train=task.train.to(device),
-                validation=task.validation.to(device),
-                test=task.test.to(device),
-                key=key(task.key.seed, task.index, 0, device),
-            )
-            for task in stream.tasks
-        )
-        return dataclasses.replace(
-            stream,
-            samples=train,
-            tasks=tasks,
-            test_samples=samples(stream.test_samples),
-            test_outputs=stream.test_outputs.to(device),
-        )
-
-    return [one(stream) for stream in streams]
 
 
 def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:

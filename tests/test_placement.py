@@ -1,0 +1,150 @@
+"""Where images lie: what is chosen, that nothing is copied for it, and that no number depends on it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import continual as cl
+from continual import cli
+from continual.errors import BadOption
+from continual.streams import placement
+from continual.streams.data import Data
+from continual.streams.sets import load
+from continual.streams.stream import Samples, Stream, split
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def stream(seed: int = 0) -> Stream:
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (2, 40, 3, 4, 4), dtype=np.uint8), np.repeat(np.arange(4), 10)
+    return split(Data.from_arrays(x[0], y, x[1], y), tasks=2, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "chosen"),
+    [
+        (CPU, {"cpu": 4 * 2 * 40 * 48}, "device"),
+        (CPU, {"cpu": 2 * 40 * 48}, "mapped"),
+        (GPU, {"cpu": 0, "cuda": 4 * 2 * 40 * 48}, "device"),
+        (GPU, {"cpu": 4 * 2 * 40 * 48, "cuda": 2 * 40 * 48}, "pinned"),
+        (GPU, {"cpu": 2 * 40 * 48, "cuda": 2 * 40 * 48}, "mapped"),
+    ],
+)
+def test_images_lie_where_half_of_the_free_memory_takes_them(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, free: dict[str, int], chosen: str
+) -> None:
+    monkeypatch.setattr(placement, "free_memory", lambda device: free[device.type])
+    data = stream().data
+    streams = [split(data, tasks=2, seed=seed) for seed in range(3)]  # which share their images
+    assert placement.image_bytes(streams) == 2 * 40 * 48
+    assert placement.choose(streams, device) == chosen
+    assert placement.choose(streams, device, "mapped") == "mapped"
+
+
+def test_free_memory_is_that_of_the_machine() -> None:
+    free = placement.free_memory(CPU)
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert abs(free / 1024 - int(lines["MemAvailable"].split()[0])) < 2**20  # within a GiB: others use it too
+
+
+def test_a_run_on_the_cpu_pins_nothing() -> None:
+    told = CliRunner().invoke(cli.main, ["run", "split-digits", "--pixels", "pinned"])
+    assert told.exit_code == 2 and "pixels=pinned is memory that a GPU reads from" in told.output
+    with pytest.raises(BadOption, match="pinned"):
+        placement.choose([stream()], CPU, "pinned")
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "replay:capacity=8", "joint"])
+@pytest.mark.parametrize("seeds_as", ["map", "loop"])
+def test_numbers_do_not_depend_on_where_images_lie(strategy: str, seeds_as: str) -> None:
+    made: dict[str, Any] = {"seeds": 2, "epochs": 2, "batch": 7, "seeds_as": seeds_as, "model": "mlp:layers=8"}
+    kept, mapped = (cl.run(stream(), strategy, pixels=where, **made) for where in ("device", "mapped"))
+    assert (kept.record["pixels"], mapped.record["pixels"]) == ("device", "mapped")
+    for name, values in kept.arrays.items():
+        assert np.array_equal(values, mapped.arrays[name]), name
+    assert kept.record["protocol"] == mapped.record["protocol"]  # so the one is found where the other was stored
+
+
+def test_where_images_lie_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = ["run", "split-digits", "finetune", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
+    assert "of images" not in CliRunner().invoke(cli.main, [*asked, "1"]).output
+    told = CliRunner().invoke(cli.main, [*asked, "2", "--pixels", "mapped"])
+    assert told.exit_code == 0 and "digits: 0 MB of images, read from their file as they are needed" in told.output
+    monkeypatch.setattr("continual.runner.FEW", 1000)
+    assert "in the memory of the device" in CliRunner().invoke(cli.main, [*asked, "3"]).output
+
+
+def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
+    data = load("digits", tmp_path)
+    (placed,) = placement.place([split(data, tasks=5)], CPU)
+    assert placed.samples.pixels.data_ptr() == data.x.data_ptr()
+    maps = Path("/proc/self/maps").read_text()
+    assert "digits.safetensors" in maps  # a file's mapping, which takes no memory of its own
+
+
+class Watched:
+    """Pixels that say which rows were read, and by whom."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels, self.device, self.read = pixels, pixels.device, list[tuple[str, list[int]]]()
+
+    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor:
+        self.read.append((threading.current_thread().name, index.tolist()))
+        return self.pixels.index_select(dim, index)
+
+
+def samples(mapped: bool) -> tuple[Samples, Watched]:
+    plain = stream().samples
+    watched = Watched(plain.pixels)
+    return Samples(watched, plain.image, plain.y, plain.task, 1.0, 0.0, 1.0, mapped=mapped), watched  # type: ignore[arg-type]
+
+
+def test_images_of_later_steps_are_read_ahead() -> None:
+    table, watched = samples(mapped=True)
+    batches = list(torch.arange(40).flip(0).split(2))
+    seen = []
+    for number, rows in enumerate(placement.read_ahead(table, batches)):
+        seen.append(rows)
+        read = [rows for _, rows in watched.read]
+        assert read[: number + 1] == [table.image[rows].tolist() for rows in batches[: number + 1]]
+        assert len(read) <= number + 1 + placement.AHEAD
+    assert all(map(torch.equal, seen, batches)) and len(seen) == len(watched.read) == len(batches)
+    assert threading.current_thread().name not in {name for name, _ in watched.read}
+
+
+def test_reading_ahead_stops_with_the_task_and_tells_what_goes_wrong() -> None:
+    table, watched = samples(mapped=True)
+    steps = placement.read_ahead(table, list(torch.arange(40).split(1)))
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert len(watched.read) <= 1 + placement.AHEAD
+    with pytest.raises(IndexError):
+        list(placement.read_ahead(table, [torch.tensor([10_000])]))
+
+
+def test_nothing_is_read_ahead_of_images_in_memory() -> None:
+    table, watched = samples(mapped=False)
+    assert len(list(placement.read_ahead(table, list(torch.arange(40).split(2))))) == 20 and not watched.read
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("where", ["pinned", "mapped"])
+def test_a_gpu_reads_the_images_of_the_host(where: placement.Where) -> None:
+    (there,) = placement.place([stream()], GPU)
+    (here,) = placement.place([stream()], GPU, where)
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0)).to("cuda")
+    assert torch.equal(here.samples.images(rows, torch.float32), there.samples.images(rows, torch.float32))
+    if where == "pinned":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            here.samples.images(rows, torch.float32)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
