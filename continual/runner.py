@@ -210,6 +210,7 @@ def run_strategy(
     full = record | {
         "seeds_as": "map" if mapped else "loop",
         "threads": used,
+        "data": {"sha256": streams[0].data.sha256, "skipped": list(streams[0].data.skipped)},
         "size": sizes,
         "time": took,
         "stopped": [vars(one) | {"why": "loss or parameters not finite"} for one in stopped],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from continual.errors import BadData, choices, nearest
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+Room = Callable[[tuple[int, ...]], "npt.NDArray[np.uint8]"]
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
@@ -42,8 +43,8 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool) -> Images:
-    """The images of the given classes, in the order of classes and then of file names.
+def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool, room: Room) -> Images:
+    """The images of the given classes, in the order of classes and then of file names, in an array that ``room`` gives.
 
     ``size`` resizes the shorter side to it and cuts out the middle, a square; without it all images must be of one
     size. A file that cannot be decoded raises :class:`~continual.errors.BadData`, or with ``skip`` is left out.
@@ -57,7 +58,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
                           f"{choices(known[:10])}{', ...' if len(known) > 10 else ''})")  # fmt: skip
     files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
     first = _first(files, size)
-    x = np.empty((len(files), *first), np.uint8)
+    x = room((len(files), *first))
     bad: dict[int, str] = {}
 
     def one(number: int) -> None:
@@ -81,10 +82,13 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    kept = np.array([number not in bad for number in range(len(files))])
-    y = np.array([label for _, label in files], np.int64)
+    kept = [number for number in range(len(files)) if number not in bad]
+    for place, number in enumerate(kept):
+        if place != number:
+            x[place] = x[number]
+    y = np.array([files[number][1] for number in kept], np.int64)
     skipped = tuple(str(files[number][0].relative_to(folder.parent)) for number in sorted(bad))
-    return Images(x if kept.all() else x[kept], y[kept], skipped)
+    return Images(x[: len(kept)], y, skipped)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -28,15 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from continual.errors import BadData, BadFolder, Notice, unknown
 from continual.streams import images
-from continual.streams.data import PARTS, Data, digest
+from continual.streams.data import PARTS, Data, content, digest
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from typing import BinaryIO
 
-FORMAT = "continual packed data 1"
+    import numpy.typing as npt
+    from torch import Tensor
+
+FORMAT = "continual packed data 2"
+KINDS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}
 TESTS = ("test", "val")  # what the folder of test images may be called
 AGAIN = "put a good one there or let it be downloaded"
 REPACKED = "the next use packs it anew"
@@ -125,18 +130,15 @@ def load(
 
 def _pack(data: Data, file: Path) -> None:
     """Write the packed file in one piece, or leave nothing; who packs at the same time writes the same."""
-    from safetensors.torch import save
-
-    tensors = {part: getattr(data, part) for part in PARTS}
     facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
     facts |= {"skipped": json.dumps(data.skipped)} if data.skipped else {}
-    content = save(tensors, {**facts, "sha256": digest(facts, tensors)})
+    facts["sha256"] = _checksum(facts, data.sha256)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as stream:
-                stream.write(content)
+                _write(stream, {part: getattr(data, part) for part in PARTS}, facts)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, file)
@@ -144,6 +146,28 @@ def _pack(data: Data, file: Path) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(file.parent, "written", error) from error
+
+
+def _write(stream: BinaryIO, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file: the length of its header, the header, the tensors; the library would hold all of it twice."""
+    header: dict[str, Any] = {"__metadata__": facts}
+    ordered = sorted(tensors, key=lambda part: -tensors[part].element_size())  # each begins at a multiple of its size
+    start = 0
+    for part in ordered:
+        tensor = tensors[part]
+        end = start + tensor.nbytes
+        header[part] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for part in ordered:
+        stream.write(content(tensors[part]))
+
+
+def _checksum(facts: dict[str, str], sha256: str) -> str:
+    """The SHA-256 over what a packed file says and the checksum of what it holds."""
+    return hashlib.sha256(json.dumps([facts, sha256], sort_keys=True).encode()).hexdigest()
 
 
 def _unpack(name: str, file: Path) -> Data:
@@ -161,10 +185,13 @@ def _unpack(name: str, file: Path) -> Data:
         raise _damaged(file, f"is damaged ({error})", REPACKED) from None
     if (facts.get("format"), facts.get("name"), set(tensors)) != (FORMAT, name, set(PARTS)):
         raise _damaged(file, f"is not '{name}' as this version packs it", REPACKED)
-    if facts.pop("sha256", "") != digest(facts, tensors):
+    sha256 = digest(tensors)
+    if facts.pop("sha256", "") != _checksum(facts, sha256):
         raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
     classes, skipped = (tuple(json.loads(facts.get(fact, "[]"))) for fact in ("classes", "skipped"))
-    return Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped)
+    data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped)
+    vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
+    return data
 
 
 def _damaged(file: Path, fault: str, then: str) -> BadData:
@@ -207,9 +234,23 @@ def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bo
                       "*.jpg or *.png")  # fmt: skip
     test = next(folder / part for part in TESTS if (folder / part).is_dir())
     classes = wanted.classes or tuple(images.class_names(folder / "train"))
-    one, two = (images.decoded(part, classes, wanted.size, wanted.skip, progress) for part in (folder / "train", test))
+    one, two = (
+        images.decoded(part, classes, wanted.size, wanted.skip, progress, functools.partial(_room, root))
+        for part in (folder / "train", test)
+    )
     data = Data.from_arrays(one.x, one.y, two.x, two.y, name, classes)
     return replace(data, skipped=one.skipped + two.skipped)
+
+
+def _room(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """An array for images, on a disk if there is one to write to: they may be more than fits into memory."""
+    try:
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it lives as long as the array
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape)))  # a disk that is full is told of here
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError:  # that it cannot be written is told of when it is packed
+        return np.empty(shape, np.uint8)
 
 
 def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
