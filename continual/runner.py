@@ -80,6 +80,8 @@ def run_plan(
 ) -> list[Result]:
     """Every strategy of a plan in turn; see :func:`run`."""
     told, target = progress or Progress(), choose_device(device)
+    if plan.training.precision == "tf32" and target.type != "cuda":
+        raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     folder = Path(out) if out is not None else None
     if folder is not None:
         store.check_writable(folder)
@@ -87,14 +89,15 @@ def run_plan(
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
     if missing:
-        root = data_root(data)
-        streams, where = placed(plan, root, target, told)
+        streams = [plan.benchmark.stream(seed, data_root(data)) for seed in plan.training.seed_list]
         net: Net = plan.model.build(  # type: ignore[attr-defined]
             streams[0].shape, streams[0].units, len(streams[0].tasks)
         )
+        mapped = mapping(plan.training, streams, net, target)
+        where = choose_place(plan, streams, target, told)
+        streams = place(streams, target, where, channels_last=helps(net, mapped, target, plan.training.precision))
         if not plan.augment.active:  # type: ignore[attr-defined]
             net, streams = features_once(net, streams, dtype_of(plan.training.precision))
-        mapped = mapping(plan.training, streams, net)
         for strategy in missing:  # what cannot run is refused before anything is trained
             strategy.suits(streams[0], net)
     results = []
@@ -106,15 +109,23 @@ def run_plan(
     return results
 
 
-def placed(plan: Plan, root: Path, device: torch.device, told: Progress) -> tuple[list[Stream], Where]:
-    """The streams of all seeds on the device, and where their images lie, which is told unless they are few."""
-    streams = [plan.benchmark.stream(seed, root) for seed in plan.training.seed_list]
+def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: Progress) -> Where:
+    """Where the images will lie, which is told unless they are few."""
     where = choose(streams, device, plan.training.pixels)
     held = image_bytes(streams)
     if held > FEW or where != "device":
         told.say(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
                  f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
-    return place(streams, device, where), where
+    return where
+
+
+def helps(net: Net, mapped: bool, device: torch.device, precision: str) -> bool:
+    """Whether images are better shown with their channels last, as the kernels of convolutions like them.
+
+    A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
+    """
+    convolves = any(len(shape) == 4 for shape in net.shapes.values())
+    return convolves and not mapped and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:
@@ -192,7 +203,8 @@ def run_strategy(
     )
     began, clock, parts, stopped = datetime.now(UTC), time.perf_counter(), [], []
     sizes: dict[str, Any] = {}
-    with threads(plan.training, len(groups[0]) * plan.training.batch * net.size):
+    tf32 = plan.training.precision == "tf32"
+    with threads(plan.training, len(groups[0]) * plan.training.batch * net.size), tensor_float(tf32):
         used = torch.get_num_threads()
         for number, group in enumerate(groups):
             learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
@@ -240,12 +252,26 @@ def threads(training: Training, multiplications: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Within it, a GPU multiplies float32 as TF32 or does not; PyTorch's default allows it in convolutions alone."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in backends]
+    for one in backends:
+        one.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for one, value in zip(backends, before, strict=True):
+            one.allow_tf32 = value
+
+
 def describe_stop(one: Stopped) -> str:
     """A stopped seed in words."""
     return f"seed {one.seed} was stopped at task {one.task}, step {one.step}: its loss was not finite"
 
 
-def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
+def mapping(training: Training, streams: Sequence[Stream], net: Net, device: torch.device) -> bool:
     """Whether the seeds are mapped; where tasks differ in size between seeds they can only be looped."""
     sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
     if len(sizes) > 1:
@@ -258,8 +284,7 @@ def mapping(training: Training, streams: Sequence[Stream], net: Net) -> bool:
         return False
     if len(streams) == 1 or training.seeds_as == "loop":
         return False
-    on_gpu = streams[0].samples.image.is_cuda
-    return training.seeds_as == "map" or on_gpu or training.batch * net.size < SMALL
+    return training.seeds_as == "map" or device.type == "cuda" or training.batch * net.size < SMALL
 
 
 def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:

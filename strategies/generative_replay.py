@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadChain
 from continual.learning import distill
 from continual.learning.models import LinearNet
 from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
 from continual.options import option
+from continual.streams.transforms import Normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +49,17 @@ class GenerativeReplay(Strategy):
     soft: bool = option(False, "whether labels are distilled instead of the network's answer")
     temperature: float = option(2.0, "by which logits are divided where labels are distilled", gt=0)
     squared: bool = option(False, "whether the distillation is multiplied by the temperature's square")
+
+    def suits(self, stream: Stream, net: Net) -> None:
+        """Images are what the generator gives: pixels between 0 and 1, all scaled alike."""
+        samples = stream.samples
+        if any(isinstance(one, Normalise) for one in samples.transforms):
+            raise BadChain("generative replay makes images whose pixels are all scaled alike; use normalize=unit or "
+                           "standard, which do not differ by channel")  # fmt: skip
+        if samples.pixels.is_floating_point() and not 0 <= samples.pixels.min() <= samples.pixels.max() <= samples.top:
+            raise BadChain(f"generative replay makes images with pixels between 0 and 1, and these have values from "
+                           f"{float(samples.pixels.min()):.4g} to {float(samples.pixels.max()):.4g} where "
+                           f"{samples.top:g} stands for 1")  # fmt: skip
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``generator`` (G,), Adam's moments and ``steps``; from the task before, ``previous`` and ``teacher``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,7 @@ def test_a_run_names_its_augmentation() -> None:
     result = cl.run(photographs(), augment="images:crop=1,flip=true", seeds=1, epochs=1, batch=8)
     assert result.record["protocol"]["training"]["augment"] | {"crop": 1, "flip": True} == {
         "name": "images", "crop": 1, "flip": True, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "cutout": 0,
-        "replayed": True,
+        "replayed": True, "flip_tests": False,
     }  # fmt: skip
     same = cl.run(photographs(), augment=Images(crop=1, flip=True), seeds=1, epochs=1, batch=8)
     assert np.array_equal(result.arrays["loss"], same.arrays["loss"])
@@ -195,3 +195,24 @@ def test_a_batch_that_made_its_own_images_keeps_them() -> None:
     made = torch.full((2, 3, 6, 6), 0.5, dtype=torch.float64)
     joined = batch.join_images(made, torch.tensor([0, 1]), torch.tensor([0, 0]), task)
     assert torch.equal(joined.images[4:], made)
+
+
+def test_scores_of_an_image_and_its_mirror_image_are_averaged_where_asked() -> None:
+    """A network that looks at the left half alone answers by both halves."""
+    x = np.zeros((4, 1, 2, 4), np.uint8)
+    x[1, :, :, :2], x[2, :, :, 2:], x[3] = 200, 255, 255
+    y = np.array([0, 0, 1, 1])
+
+    @dataclass(frozen=True)
+    class Left(Strategy):
+        """Class 1 where the left half is brighter than a middle grey; on average of two views, the whole."""
+
+        def predict(self, net: Any, theta: Any, memory: Any, x: torch.Tensor, tasks: Any) -> torch.Tensor:
+            bright = x[..., :2].mean((1, 2, 3)) - 0.45
+            return torch.stack([-bright, bright], 1)
+
+    stream = Stream.from_arrays(x, y, x, y, tasks=1)
+    plain = cl.run(stream, Left(), seeds=1, model="mlp:layers=2")
+    both = cl.run(stream, Left(), seeds=1, model="mlp:layers=2", augment="images:flip_tests=true")
+    assert plain.accuracy[0, -1].tolist() == [0.5]  # of 0, 200 | 0, 0 | 255 and all 255 the 2nd and 3rd are wrong
+    assert both.accuracy[0, -1].tolist() == [1.0]  # whole images: 0, 100, 127.5 and 255 of 255 against 0.45

@@ -337,7 +337,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "large seed": ("run split-digits --seeds 2147483648-", ("below 2147483648",)),
     "far too many seeds": ("run split-digits --seeds 9000000000000000000", ("9000000000000000000",)),
     "epochs": ("run split-digits --epochs 0", ("epochs was given '0'", "int >= 1")),
-    "precision": ("run split-digits --precision float16", ("given 'float16'", "float32|bfloat16|float64")),
+    "precision": ("run split-digits --precision float16", ("given 'float16'", "float32|tf32|bfloat16|float64")),
     "device": ("run split-digits --device tpu", ("device 'tpu'", "cpu, cuda, cuda:N or auto")),
     "device number": ("run split-digits --device cuda:99", ("device 'cuda:99'", "GPUs here")),
     "out is a file": ("run split-digits finetune --out FILE", ("cannot write into the folder FILE",)),

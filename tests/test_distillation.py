@@ -8,10 +8,13 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import continual as cl
 from continual.conformance import check, small_stream
+from continual.errors import BadChain
 from continual.learning import distill
 from continual.learning.models import MLP, Out
 from continual.learning.optimizers import SGD, Constant
@@ -434,6 +437,20 @@ def test_fdr_has_a_gradient_where_nothing_has_changed(distance: Any) -> None:
 
 
 # ---- generative replay
+
+
+@pytest.mark.parametrize(("normalize", "top", "told"), [
+    ("channel", 255.0, "all scaled alike; use normalize=unit"), ("unit", 100.0, "values from 0 to 255 where 100"),
+])  # fmt: skip
+def test_generative_replay_refuses_images_that_its_generator_cannot_make(normalize: str, top: float, told: str) -> None:
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (2, 64, 3, 4, 4)).astype(np.float32), np.repeat(np.arange(4), 16)
+    x[:, 0, 0, 0, :2] = 0, 255
+    refused = Stream.from_arrays(x[0], y, x[1], y, tasks=2, top=top, normalize=normalize)
+    with pytest.raises(BadChain, match=told):
+        cl.run(refused, "generative-replay", seeds=1)
+    allowed = Stream.from_arrays(x[0], y, x[1], y, tasks=2, top=255.0)
+    assert cl.run(allowed, "generative-replay:layers=8,latent=2", seeds=1, model="mlp:layers=8").accuracy.shape[0] == 1
 
 
 class VAE(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import continual as cl
-from continual import cli
+from continual import cli, config, runner
 from continual.errors import BadOption
 from continual.streams import placement
 from continual.streams.data import Data
@@ -88,6 +88,32 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
     assert placed.samples.pixels.data_ptr() == data.x.data_ptr()
     maps = Path("/proc/self/maps").read_text()
     assert "digits.safetensors" in maps  # a file's mapping, which takes no memory of its own
+
+
+def test_images_are_the_same_with_their_channels_last() -> None:
+    (plain,), (last,) = (placement.place([stream()], CPU, channels_last=given) for given in (False, True))
+    rows = torch.tensor([3, 1, 39, 3])
+    one, two = plain.samples.images(rows, torch.float32), last.samples.images(rows, torch.float32)
+    assert torch.equal(one, two) and one.is_contiguous()
+    assert two.is_contiguous(memory_format=torch.channels_last) and not two.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("model", "seeds_as", "device", "precision", "last"),
+    [
+        ("cnn:channels=2,units=2", "loop", CPU, "float32", True),
+        ("cnn:channels=2,units=2", "map", CPU, "float32", False),
+        ("mlp:layers=2", "loop", CPU, "float32", False),
+        ("cnn:channels=2,units=2", "loop", GPU, "float32", False),
+        ("cnn:channels=2,units=2", "loop", GPU, "tf32", True),
+        ("cnn:channels=2,units=2", "loop", GPU, "bfloat16", True),
+    ],
+)
+def test_channels_are_last_where_convolutions_like_it(
+    model: str, seeds_as: str, device: torch.device, precision: str, last: bool
+) -> None:
+    net = config.make("models", model).build((3, 4, 4), 4)
+    assert runner.helps(net, seeds_as == "map", device, precision) == last
 
 
 class Watched:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from continual import plugins
+import continual as cl
+from continual import plugins, runner
 from continual.conformance import Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import evaluate, step
@@ -702,3 +703,15 @@ def test_a_trace_after_each_epoch_on_all_kinds_of_rows() -> None:
     plain = outcome(learners(Finetune(), [stream], [0], replace(training, evaluate_rows="test")),
                     replace(training, evaluate_rows="test"))  # fmt: skip
     assert "training_trace" not in plain and torch.equal(plain["trace"].nan_to_num(), found["trace"].nan_to_num())
+
+
+def test_tf32_is_refused_on_a_cpu_and_float32_is_float32_on_a_gpu() -> None:
+    with pytest.raises(BadOption, match="precision=tf32 is arithmetic of GPUs"):
+        cl.run("split-digits", seeds=1, precision="tf32", device="cpu")
+    before = torch.backends.cudnn.allow_tf32
+    assert before, "PyTorch's default"
+    with runner.tensor_float(False):
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    with runner.tensor_float(True):
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before and not torch.backends.cuda.matmul.allow_tf32

@@ -76,8 +76,9 @@ class Evaluation:
         samples = samples.with_tables(tables) if tables else samples
         own = samples.task[rows]
         told = own if stream.scenario == "task" else torch.full_like(own, self.latest)
-        x = samples.images(rows, learners.recipe.dtype)
-        scores = learners.strategy.predict(learners.network(memory), theta, memory, x, told)
+        views = learners.recipe.augmentation.views(samples.images(rows, learners.recipe.dtype))
+        net = learners.network(memory)
+        scores = torch.stack([learners.strategy.predict(net, theta, memory, x, told) for x in views]).mean(0)
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
         return right.to(learners.recipe.dtype)

@@ -55,7 +55,10 @@ def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[
                 features = torch.cat([net.features(theta, every.images(part, dtype)) for part in each.split(CHUNK)])
             found.append((every, features))
         image = samples.image if alike else each
-        return dataclasses.replace(samples, pixels=features, image=image, scale=1.0, shift=0.0, top=1.0, transforms=())
+        return dataclasses.replace(
+            samples, pixels=features, image=image, scale=1.0, shift=0.0, top=1.0, transforms=(), mapped=False,
+            channels_last=False,
+        )  # fmt: skip
 
     def one(stream: Stream) -> Stream:
         samples = embedded(stream.samples)

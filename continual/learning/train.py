@@ -34,7 +34,9 @@ class Training(Configured):
     batch: int = option(128, "rows in a batch", ge=1)
     last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
     optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
-    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the forward pass")
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = option(
+        "float32", "of the arithmetic; tf32: float32 whose products a GPU rounds; bfloat16: of the forward pass"
+    )
     evaluate_every: int | Literal["epoch"] | None = option(
         None, "also measure every so many steps, or after each epoch, on the tasks seen", ge=1
     )

@@ -1,4 +1,4 @@
-"""Augmentation: images as a step shows them, each at random in its own way. Evaluation shows them as they are."""
+"""Augmentation: images as a step shows them, each at random in its own way; evaluation shows them as they are."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ class Augmentation(Configured):
         """Images with a part covered."""
         return x
 
+    def views(self, x: Tensor) -> list[Tensor]:
+        """The views of images (B, C, H, W) whose scores are averaged in evaluation."""
+        return [x]
+
 
 @dataclass(frozen=True)
 class Images(Augmentation):
@@ -76,11 +80,13 @@ class Images(Augmentation):
     saturation: float = option(0.0, "s: away from or towards its grey image by a factor in 1 - s to 1 + s", ge=0, le=1)
     cutout: int = option(0, "side of a square at a random place that is set to 0 (DeVries & Taylor 2017)", ge=0)
     replayed: bool = option(True, "whether samples of earlier tasks are augmented too, anew each time")
+    flip_tests: bool = option(False, "in evaluation, average the scores of an image and of its mirror image")
 
     @property
     def active(self) -> bool:
         """See :class:`Augmentation`."""
-        return bool(self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout)
+        in_steps = self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout
+        return bool(in_steps or self.flip_tests)
 
     def free(self, tasks: Tensor, index: int) -> Tensor:
         """See :class:`Augmentation`."""
@@ -134,6 +140,10 @@ class Images(Augmentation):
             hidden.append((place >= 0) & (place < self.cutout))
         square = hidden[0][:, :, None] & hidden[1][:, None] & free[:, None, None]
         return x.masked_fill(square[:, None], 0.0)
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """See :class:`Augmentation`."""
+        return [x, x.flip(-1)] if self.flip_tests else [x]
 
     @staticmethod
     def _grey(x: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Samples:
     transforms: tuple[Transform, ...] = ()
     shown: Shown | None = None
     mapped: bool = False
+    channels_last: bool = False
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W); in a step also augmented."""
@@ -66,7 +67,8 @@ class Samples:
         for transform in self.transforms:
             x = transform(x, tasks)
         x = x + self.shift if self.shift else x
-        return x if shown is None else shown.covered(x, tasks)
+        x = x if shown is None else shown.covered(x, tasks)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
