@@ -28,8 +28,8 @@ from tabulate import tabulate
 
 from continual import config
 from continual.progress import Progress
-from continual.runner import new_record, run_strategy, versions
-from continual.streams.stream import place
+from continual.runner import mapping, new_record, run_strategy, versions
+from continual.streams.placement import place
 
 Work = Callable[[], Any]
 
@@ -39,8 +39,10 @@ def ours(root: Path, strategy: str, benchmark: str = "split-mnist", **settings: 
     plan = config.plan({"benchmark": benchmark, "strategies": [strategy], "seeds": 1, **settings})
     device = torch.device("cpu")
     streams = place([plan.benchmark.stream(seed, root) for seed in plan.training.seed_list], device)
+    net = plan.model.build(streams[0].shape, streams[0].units, len(streams[0].tasks))
     (made,) = plan.strategies
-    return lambda: run_strategy(plan, made, streams, new_record(plan, made, device), Progress())
+    mapped, record = mapping(plan.training, streams, net, device), new_record(plan, made, device)
+    return lambda: run_strategy(plan, made, streams, net, mapped, record, Progress())
 
 
 def avalanche(root: Path) -> Callable[[str], dict[str, Work]]:
