@@ -17,7 +17,7 @@ from continual.config import Plan
 from continual.errors import BadOption
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Learners, Recipe, dtype_of
-from continual.learning.train import Stopped, Training, Watch, train
+from continual.learning.train import Stopped, Training, Watch, not_captured, train
 from continual.progress import Progress
 from continual.results import store
 from continual.results.store import Result
@@ -209,6 +209,7 @@ def run_strategy(
         for number, group in enumerate(groups):
             learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
             told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
+            eager = not_captured(learners, plan.training)
             with _blamed(record):
                 arrays, lost = train(learners, plan.training, Watch(told.step))
             told.end()
@@ -221,6 +222,7 @@ def run_strategy(
     took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
     full = record | {
         "seeds_as": "map" if mapped else "loop",
+        "program": f"eager: {eager}" if eager else "captured",
         "threads": used,
         "data": {"sha256": streams[0].data.sha256, "skipped": list(streams[0].data.skipped)},
         "size": sizes,

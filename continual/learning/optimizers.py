@@ -53,14 +53,16 @@ class Adam(Optimizer):
     beta2: float = option(0.999, "decay of the mean squared gradient", ge=0, lt=1)
     eps: float = option(1e-8, "added to the root of the mean squared gradient", gt=0)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, theta: Tensor) -> dict[str, Any]:
         """What PyTorch's Adam and AdamW take."""
-        betas = (self.beta1, self.beta2)
-        return {"lr": self.lr, "betas": betas, "eps": self.eps, "weight_decay": self.weight_decay, "fused": True}
+        return {
+            "lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay,
+            "fused": True, "capturable": theta.is_cuda,
+        }  # fmt: skip
 
     def make(self, theta: Tensor) -> torch.optim.Optimizer:
         """See :class:`Optimizer`."""
-        return torch.optim.Adam([theta], **self.arguments())
+        return torch.optim.Adam([theta], **self.arguments(theta))
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class AdamW(Adam):
 
     def make(self, theta: Tensor) -> torch.optim.Optimizer:
         """See :class:`Optimizer`."""
-        return torch.optim.AdamW([theta], **self.arguments())
+        return torch.optim.AdamW([theta], **self.arguments(theta))
 
 
 @dataclass(frozen=True)

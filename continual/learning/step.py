@@ -50,8 +50,15 @@ class Program:
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
-        learners, self.number, self.own = self.learners, number, rows.shape[-1]
-        context = Context(self.tables, learners.seed, self._pool(number))
+        loss = self.step(self.numbers[number], rows, self._pool(number))
+        if number == 0:
+            self.read = self.noted
+        return loss
+
+    def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
+        """The same, its number () a tensor, with the random numbers that were drawn for it."""
+        learners, self.at, self.own = self.learners, at, rows.shape[-1]
+        context = Context(self.tables, learners.seed, pool)
         found = learners.map(self._forward, learners.flat, learners.parts, learners.memory, context, rows)
         data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
@@ -64,16 +71,13 @@ class Program:
                 learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:
                 self._after_step(context, batch, out, {"before": before, "gradient": data_gradient})
-        if number == 0:
-            self.read = self.noted
         return loss
 
     def _task(self, context: Context) -> Task:
         """The task as the hooks of this step see it."""
         task = self.learners.streams[0].tasks[self.index]
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
-        step = self.numbers[self.number]
-        key = replace(task.key, seed=context.seed, step=step, path="step/", pool=context.pool, wanted=self.wanted)
+        key = replace(task.key, seed=context.seed, step=self.at, path="step/", pool=context.pool, wanted=self.wanted)
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
             samples = replace(samples, shown=Shown(augmentation, key.child("augment"), self.index))

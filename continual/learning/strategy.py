@@ -108,6 +108,8 @@ class Strategy(Configured):
     """Whether the first task must come out as under fine-tuning; the conformance suite holds the strategy to it."""
     restarts_optimizer: ClassVar[bool] = False
     """Whether every task begins with a fresh optimiser, whatever the run says (for one that replaces θ)."""
+    can_be_captured: ClassVar[bool] = True
+    """Whether its steps may be recorded as CUDA graphs: not where one is done by other means than tensor operations."""
     starts_over: ClassVar[bool] = False
     """Whether every task begins with another θ than the last one ended with: such a strategy cannot be chained."""
     is_finetuning: ClassVar[bool] = False
@@ -246,6 +248,11 @@ class Chain(Strategy):
     def restarts_optimizer(self) -> bool:  # type: ignore[override]
         """Whether one part says so."""
         return any(part.restarts_optimizer for part in self.parts)
+
+    @property
+    def can_be_captured(self) -> bool:  # type: ignore[override]
+        """Whether all parts say so."""
+        return all(part.can_be_captured for part in self.parts)
 
     @property
     def is_finetuning(self) -> bool:  # type: ignore[override]

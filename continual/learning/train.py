@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from continual.errors import BadOption
+from continual.learning.capture import Captured, Graph
 from continual.learning.evaluate import Evaluation
 from continual.learning.seeds import Learners
 from continual.learning.step import Program
@@ -46,6 +48,9 @@ class Training(Configured):
     )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
+    program: Literal["auto", "captured", "eager"] = option(
+        "auto", "steps are recorded once as CUDA graphs and replayed, or done one by one; auto: recorded where possible"
+    )
     threads: int | None = option(
         None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
     )
@@ -131,7 +136,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     results: dict[str, list[Tensor]] = {}
     tasks = len(streams[0].tasks)
     evaluations = _evaluations(learners, training)
-    traced = Trace(learners, training)
+    recorded = not not_captured(learners, training)
+    traced = Trace(learners, training, recorded)
     stopped: list[Stopped] = []
 
     def measure(index: int) -> None:
@@ -149,14 +155,10 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
         batches = schedule(rows, training, learners.seed, index)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
                              dtype=learners.recipe.dtype)  # fmt: skip
-        program = Program(learners, index, len(batches))
         traced.begin(index, training.epoch(rows.shape[-1]))
-        rate = learners.recipe.optimizer.lr
-        for number, batch in enumerate(read_ahead(streams[0].samples, batches)):
+        for number, step in enumerate(_steps(learners, index, batches, losses, recorded)):
             watch.step(index, number, len(batches))
-            factor = learners.recipe.schedule.factor(number, len(batches))
-            learners.optimizer.param_groups[0]["lr"] = rate * factor
-            losses[..., number] = program(number, batch)
+            step()
             traced.after(index, number, len(batches))
         stopped += _stop_lost(learners, losses, index)
         learners.end(index)
@@ -167,6 +169,38 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     arrays = {name: torch.stack(rows, -2) for name, rows in results.items() if name != "loss"}
     arrays |= {"loss": torch.cat(results["loss"], -1), "stored_samples": torch.stack(stored, -1)}
     return arrays | traced.arrays(), stopped
+
+
+def not_captured(learners: Learners, training: Training) -> str:
+    """Why the steps are not recorded and replayed; nothing, where they are."""
+    if training.program != "auto":
+        return "" if training.program == "captured" else "as asked"
+    if learners.device.type != "cuda":
+        return "only a GPU gains by it"
+    if not learners.strategy.can_be_captured:
+        return "the strategy cannot be captured"
+    return "" if learners.streams[0].samples.pixels.is_cuda else "images are read from their file"
+
+
+def _steps(
+    learners: Learners, index: int, batches: list[Tensor], losses: Tensor, captured: bool
+) -> Iterator[Callable[[], None]]:
+    """The steps of a task, each as what does it."""
+    count = len(batches)
+    program, schedule = Program(learners, index, count), learners.recipe.schedule
+    rates = [learners.recipe.optimizer.lr * schedule.factor(number, count) for number in range(count)]
+    if captured:
+        replayed = Captured(program, batches, losses, rates)
+        for number in range(count):
+            yield functools.partial(replayed, number)
+        return
+
+    def one(number: int, rows: Tensor) -> None:
+        learners.optimizer.param_groups[0]["lr"] = rates[number]
+        losses[..., number] = program(number, rows)
+
+    for number, rows in enumerate(read_ahead(learners.streams[0].samples, batches)):
+        yield functools.partial(one, number, rows)
 
 
 def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation]:
@@ -201,7 +235,8 @@ def _stop_lost(learners: Learners, losses: Tensor, index: int) -> list[Stopped]:
 class Trace:
     """The accuracy on the tasks seen, between steps; it stays on the device until a task ends."""
 
-    def __init__(self, learners: Learners, training: Training) -> None:
+    def __init__(self, learners: Learners, training: Training, captured: bool = False) -> None:
+        self.captured, self.graphs = captured, dict[tuple[str, int], Graph]()
         self.every, self.learners, self.count = training.evaluate_every, learners, 0
         self.evaluations: dict[str, list[Evaluation]] = {}
         self.pending: dict[str, list[Tensor]] = {}
@@ -237,8 +272,17 @@ class Trace:
         self.count += 1
         if self.interval and ((number + 1) % self.interval == 0 or number + 1 == steps):
             for name, evaluations in self.evaluations.items():
-                self.pending.setdefault(name, []).append(evaluations[index](index))
+                self.pending.setdefault(name, []).append(self._measured(name, evaluations[index], index))
             self.marks.append((index, self.count))
+
+    def _measured(self, name: str, evaluation: Evaluation, index: int) -> Tensor:
+        if not self.captured:
+            return evaluation(index)
+        if (name, index) not in self.graphs:
+            self.graphs[name, index] = Graph(lambda: evaluation(index), self.learners.device)
+        found = self.graphs[name, index]()
+        assert found is not None
+        return found.clone()
 
     def collect(self) -> None:
         """Copy what was measured in a task; of a learner that was given up, nothing."""
@@ -248,7 +292,7 @@ class Trace:
                 if not alive:
                     (measured[r] if self.learners.mapped else measured).fill_(torch.nan)
             self.done.setdefault(name, []).append(measured)
-        self.pending = {}
+        self.pending, self.graphs = {}, {}  # between tasks memory may come to lie elsewhere
 
     def arrays(self) -> dict[str, Tensor]:
         """The trace, or nothing where none was asked for."""
