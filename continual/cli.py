@@ -102,7 +102,7 @@ def _help(known: Option) -> str:
 @click.option("--again", is_flag=True, help="run again what is stored already")
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 @click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
-@click.option("--quiet", is_flag=True, help="no progress")
+@click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
 def run(what: tuple[str, ...], **given: Any) -> None:
     """Run strategies on a benchmark and print the forgetting table.
 
@@ -127,10 +127,11 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     from continual.results import store, tables
     from continual.runner import run_plan
 
-    bar = Bar(silent=places["quiet"] or not sys.stderr.isatty())
+    bar = Bar(places["quiet"])
     results = run_plan(
-        plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar
-    )
+        plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
+        processes=True,
+    )  # fmt: skip
     if places["picture"]:
         from continual.results import plots
 
@@ -175,8 +176,8 @@ def _suggestion(plan: config.Plan) -> str:
 class Bar(Progress):
     """Progress on standard error: task, step, samples per second, time left."""
 
-    def __init__(self, silent: bool) -> None:
-        self.silent = silent
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.silent = quiet, quiet or not sys.stderr.isatty()
 
     def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
         """See :class:`continual.progress.Progress`."""
@@ -206,6 +207,11 @@ class Bar(Progress):
     def say(self, line: str) -> None:
         """See :class:`continual.progress.Progress`."""
         click.echo(line, err=True)
+
+    def note(self, line: str) -> None:
+        """See :class:`continual.progress.Progress`."""
+        if not self.quiet:
+            self.say(line)
 
 
 @main.command(name="list")
@@ -322,7 +328,7 @@ def check(strategy: str) -> None:
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 @click.option("--out", metavar="DIR", help="where runs are stored, and looked for [default: reproductions/TABLE]")
 @click.option("--format", "style", default="table", metavar="table|markdown|json", help="[default: table]")
-@click.option("--quiet", is_flag=True, help="no progress")
+@click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
 def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs: int, **given: Any) -> None:
     """Run the cells of a published table again and hold them against what was published.
 

@@ -17,3 +17,6 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Something that the user should know."""
+
+    def note(self, line: str) -> None:
+        """How it is done, for those who wonder."""

@@ -6,22 +6,26 @@ import contextlib
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from continual import config, plugins
+from continual import config, execution, plugins
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Learners, Recipe, dtype_of
-from continual.learning.train import Stopped, Training, Watch, not_captured, train
+from continual.learning.train import Watch, not_captured, train
 from continual.progress import Progress
 from continual.results import store
 from continual.results.store import Result
-from continual.streams.placement import Where, choose, free_memory, image_bytes, place
+from continual.streams.placement import Where, choose, free_memory, image_bytes, laid_out, place
 from continual.streams.sets import data_root
 from continual.streams.stream import Stream
 
@@ -31,9 +35,7 @@ if TYPE_CHECKING:
     from continual.learning.models import Net
     from continual.learning.strategy import Strategy
 
-SMALL = 2_000_000
-"""Below so many multiplications in a step (batch times parameters) a step on a CPU is mostly overhead, which mapped
-seeds share; above, the loop is as fast or faster (docs/measurements.md)."""
+SHARED_BY_SEEDS = ("trace_task", "trace_step")
 FEW = 2**28
 """So many bytes of images need no word."""
 LIE = {
@@ -41,8 +43,6 @@ LIE = {
     "pinned": "in pinned memory of the host",
     "mapped": "read from their file as they are needed",
 }
-SHARED = 10_000_000
-"""Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
 
 
 def run(
@@ -77,36 +77,89 @@ def run_plan(
     device: str = "auto",
     again: bool = False,
     progress: Progress | None = None,
+    processes: bool = False,
 ) -> list[Result]:
-    """Every strategy of a plan in turn; see :func:`run`."""
+    """Every strategy of a plan in turn; see :func:`run`.
+
+    With ``processes`` seeds are run in several of them where that is found to be faster: for programs that may be
+    started again, such as the command line. (A script has to begin with ``if __name__ == "__main__":`` for that.)
+    """
     told, target = progress or Progress(), choose_device(device)
-    if plan.training.precision == "tf32" and target.type != "cuda":
-        raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     folder = Path(out) if out is not None else None
     if folder is not None:
         store.check_writable(folder)
     records = [new_record(plan, strategy, target) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
-    if missing:
-        streams = [plan.benchmark.stream(seed, data_root(data)) for seed in plan.training.seed_list]
-        net: Net = plan.model.build(  # type: ignore[attr-defined]
-            streams[0].shape, streams[0].units, len(streams[0].tasks)
-        )
-        mapped = mapping(plan.training, streams, net, target)
-        where = choose_place(plan, streams, target, told)
-        streams = place(streams, target, where, channels_last=helps(net, mapped, target, plan.training.precision))
-        if not plan.augment.active:  # type: ignore[attr-defined]
-            net, streams = features_once(net, streams, dtype_of(plan.training.precision))
-        for strategy in missing:  # what cannot run is refused before anything is trained
-            strategy.suits(streams[0], net)
+    ready = prepare(plan, missing, data_root(data), target, told, processes) if missing else None
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
-        result = stored or run_strategy(plan, strategy, streams, net, mapped, record | {"pixels": where}, told)
+        result = stored or run_strategy(_sure(ready), strategy, record, told)
         if folder is not None and stored is None:
             store.save(result, folder, replace=again or bool(record["code"]))
         results.append(result)
     return results
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the strategies of a plan are run on: the streams of all seeds on a device, and how seeds are done."""
+
+    plan: Plan
+    root: Path
+    device: torch.device
+    streams: list[Stream]
+    net: Net
+    where: Where
+    choice: execution.Choice
+
+    def recipe(self, strategy: Strategy) -> Recipe:
+        """What the learners of a strategy share."""
+        return recipe_of(self.plan, strategy, self.net)
+
+
+def prepare(
+    plan: Plan, strategies: Sequence[Strategy], root: Path, device: torch.device, told: Progress,
+    processes: bool = False,
+) -> Ready:  # fmt: skip
+    """Load what the strategies need; what cannot run is refused here, before anything is trained."""
+    training = plan.training
+    if training.precision == "tf32" and device.type != "cuda":
+        raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
+    streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
+    net: Net = plan.model.build(  # type: ignore[attr-defined]
+        streams[0].shape, streams[0].units, len(streams[0].tasks)
+    )
+    where = choose_place(plan, streams, device, told)
+    streams = place(streams, device, where)
+    if not plan.augment.active:  # type: ignore[attr-defined]
+        net, streams = features_once(net, streams, dtype_of(training.precision))
+    for strategy in strategies:
+        strategy.suits(streams[0], net)
+    with execution.tensor_float(training.precision == "tf32"):
+        choice = execution.choose(recipe_of(plan, strategies[0], net), training, streams, processes)
+    if choice.why:
+        told.note(choice.why)
+    last = choice.how != "map" and execution.helps(net, device, training.precision)
+    return Ready(plan, root, device, laid_out(streams, last), net, where, choice)
+
+
+def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
+    """What the learners of a strategy share."""
+    return Recipe(
+        net,
+        strategy,
+        plan.optimizer,  # type: ignore[arg-type]
+        plan.schedule,  # type: ignore[arg-type]
+        plan.training.optimizer_state == "keep",
+        plan.training.precision,
+        plan.augment,  # type: ignore[arg-type]
+    )
+
+
+def _sure(ready: Ready | None) -> Ready:
+    assert ready is not None, "what is not stored was prepared for"
+    return ready
 
 
 def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: Progress) -> Where:
@@ -114,18 +167,9 @@ def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: 
     where = choose(streams, device, plan.training.pixels)
     held = image_bytes(streams)
     if held > FEW or where != "device":
-        told.say(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
+        told.note(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
                  f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
     return where
-
-
-def helps(net: Net, mapped: bool, device: torch.device, precision: str) -> bool:
-    """Whether images are better shown with their channels last, as the kernels of convolutions like them.
-
-    A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
-    """
-    convolves = any(len(shape) == 4 for shape in net.shapes.values())
-    return convolves and not mapped and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:
@@ -180,56 +224,94 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "system": platform.system()}
 
 
-def run_strategy(
-    plan: Plan,
-    strategy: Strategy,
-    streams: list[Stream],
-    net: Net,
-    mapped: bool,
-    record: dict[str, Any],
-    told: Progress,
-) -> Result:
-    """Train one strategy on all seeds, in one group or one by one."""
-    seeds = plan.training.seed_list
-    groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
-    recipe = Recipe(
-        net,
-        strategy,
-        plan.optimizer,  # type: ignore[arg-type]
-        plan.schedule,  # type: ignore[arg-type]
-        plan.training.optimizer_state == "keep",
-        plan.training.precision,
-        plan.augment,  # type: ignore[arg-type]
-    )
-    began, clock, parts, stopped = datetime.now(UTC), time.perf_counter(), [], []
-    sizes: dict[str, Any] = {}
-    tf32 = plan.training.precision == "tf32"
-    with threads(plan.training, len(groups[0]) * plan.training.batch * net.size), tensor_float(tf32):
-        used = torch.get_num_threads()
-        for number, group in enumerate(groups):
-            learners = Learners(recipe, [streams[r] for r in group], [seeds[r] for r in group])
-            told.begin(record["title"], number, len(groups), len(streams[0].tasks), plan.training.batch * len(group))
-            eager = not_captured(learners, plan.training)
-            with _blamed(record):
-                arrays, lost = train(learners, plan.training, Watch(told.step))
-            told.end()
-            parts.append(arrays)
-            stopped += lost
-            sizes = size(learners, streams[0], arrays["stored_samples"])
+def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> Result:
+    """Train one strategy on all seeds."""
+    began, clock = datetime.now(UTC), time.perf_counter()
+    do = in_processes if ready.choice.how == "processes" else in_groups
+    parts = do(ready, strategy, record, told)
+    seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
         told.say(f"{record['title']}: {describe_stop(one)}{others}")
     took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
-    full = record | {
-        "seeds_as": "map" if mapped else "loop",
-        "program": f"eager: {eager}" if eager else "captured",
-        "threads": used,
-        "data": {"sha256": streams[0].data.sha256, "skipped": list(streams[0].data.skipped)},
-        "size": sizes,
+    full = record | parts[0].facts | {
+        "seeds_as": ready.choice.how,
+        "pixels": ready.where,
+        "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
         "time": took,
-        "stopped": [vars(one) | {"why": "loss or parameters not finite"} for one in stopped],
-    }
-    return Result(full, join(parts, mapped))
+        "stopped": stopped,
+    }  # fmt: skip
+    return Result(full, join(parts, seeds))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some of the seeds gave: arrays with R in front, those that were given up, and how it was done."""
+
+    seeds: list[int]
+    arrays: dict[str, Any]
+    stopped: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
+    """All seeds in this process: mapped as one group, or each as a group of its own."""
+    training, seeds = ready.plan.training, ready.plan.training.seed_list
+    mapped = ready.choice.how == "map"
+    groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
+    recipe, parts = ready.recipe(strategy), []
+    multiplications = len(groups[0]) * training.batch * ready.net.size
+    with execution.threads(training.threads, multiplications), execution.tensor_float(training.precision == "tf32"):
+        for number, group in enumerate(groups):
+            learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])
+            tasks = len(ready.streams[0].tasks)
+            told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
+            eager = not_captured(learners, training)
+            with _blamed(record):
+                arrays, lost = train(learners, training, Watch(told.step))
+            told.end()
+            facts = {
+                "program": f"eager: {eager}" if eager else "captured",
+                "threads": torch.get_num_threads(),
+                "size": size(learners, ready.streams[0], arrays["stored_samples"]),
+            }
+            stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
+            parts.append(Part(learners.seeds, by_seed(arrays, mapped), stopped, facts))
+    return parts
+
+
+def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
+    """The seeds dealt out to as many processes as there are processor cores."""
+    training, seeds = ready.plan.training, ready.plan.training.seed_list
+    count, parts = execution.workers(len(seeds)), []
+    threads = training.threads or execution.threads_each(len(seeds))
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        pending = []
+        for first in range(count):
+            share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
+            plan = replace(ready.plan, strategies=(strategy,), training=share)
+            pending.append(pool.submit(_alone, plan, ready.root, str(ready.device)))
+        tasks = len(ready.streams[0].tasks)
+        try:
+            for number, future in enumerate(as_completed(pending)):
+                told.begin(record["title"], number, count, tasks, training.batch)
+                parts.append(_part(future.result()))
+                told.end()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return parts
+
+
+def _alone(plan: Plan, root: Path, device: str) -> Result:
+    """What a process does of it."""
+    (result,) = run_plan(plan, data=root, device=device)
+    return result
+
+
+def _part(result: Result) -> Part:
+    facts = {name: result.record[name] for name in ("program", "threads", "size")}
+    return Part(result.seeds, result.arrays, result.record["stopped"], facts)
 
 
 @contextlib.contextmanager
@@ -243,50 +325,9 @@ def _blamed(record: dict[str, Any]) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def threads(training: Training, multiplications: int) -> Iterator[None]:
-    """Within it, PyTorch uses the threads that were asked for, or one where a step is too small to be shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(training.threads or (before if multiplications > SHARED else 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def tensor_float(allowed: bool) -> Iterator[None]:
-    """Within it, a GPU multiplies float32 as TF32 or does not; PyTorch's default allows it in convolutions alone."""
-    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in backends]
-    for one in backends:
-        one.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for one, value in zip(backends, before, strict=True):
-            one.allow_tf32 = value
-
-
-def describe_stop(one: Stopped) -> str:
+def describe_stop(one: dict[str, Any]) -> str:
     """A stopped seed in words."""
-    return f"seed {one.seed} was stopped at task {one.task}, step {one.step}: its loss was not finite"
-
-
-def mapping(training: Training, streams: Sequence[Stream], net: Net, device: torch.device) -> bool:
-    """Whether the seeds are mapped; where tasks differ in size between seeds they can only be looped."""
-    sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
-    if len(sizes) > 1:
-        if training.evaluate_every and training.iterations is None:
-            raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), "
-                            "so they are not measured at the same steps; give iterations, not epochs")  # fmt: skip
-        if training.seeds_as == "map":
-            raise BadOption("seeds_as=map: the seeds' tasks differ in size (the class order is drawn by the seed), so "
-                            "seeds can only be run one after the other; use seeds_as=loop or auto")  # fmt: skip
-        return False
-    if len(streams) == 1 or training.seeds_as == "loop":
-        return False
-    return training.seeds_as == "map" or device.type == "cuda" or training.batch * net.size < SMALL
+    return f"seed {one['seed']} was stopped at task {one['task']}, step {one['step']}: its loss was not finite"
 
 
 def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
@@ -300,18 +341,30 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
     }
 
 
-def join(parts: list[dict[str, Tensor]], mapped: bool) -> dict[str, Any]:
-    """The arrays of all seeds, R in front; when a trace was taken is the same for all, and taken once.
+def by_seed(arrays: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
+    """The arrays of a group with R in front; when a trace was taken is the same for all."""
+    alone = not mapped
+    return {
+        name: (value[None] if alone and name not in SHARED_BY_SEEDS else value).numpy()
+        for name, value in arrays.items()
+    }  # fmt: skip
+
+
+def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:
+    """The arrays of all seeds in their order.
 
     Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN.
     """
-    joined = {}
-    for name, first in parts[0].items():
-        if mapped or name in ("trace_task", "trace_step"):
-            joined[name] = first.numpy()
-        elif name == "loss":
-            losses = [part[name] for part in parts]
-            joined[name] = torch.nn.utils.rnn.pad_sequence(losses, batch_first=True, padding_value=torch.nan).numpy()
-        else:
-            joined[name] = torch.stack([part[name] for part in parts]).numpy()
+    found = [seed for part in parts for seed in part.seeds]
+    order = [found.index(seed) for seed in seeds]
+    joined: dict[str, Any] = {}
+    for name, first in parts[0].arrays.items():
+        if name in SHARED_BY_SEEDS:
+            joined[name] = first
+            continue
+        values = [part.arrays[name] for part in parts]
+        longest = max(value.shape[-1] for value in values)
+        if name == "loss":
+            values = [np.pad(one, ((0, 0), (0, longest - one.shape[-1])), constant_values=np.nan) for one in values]
+        joined[name] = np.concatenate(values)[order]
     return joined

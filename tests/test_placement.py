@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import continual as cl
-from continual import cli, config, runner
+from continual import cli, config, execution
 from continual.errors import BadOption
 from continual.streams import placement
 from continual.streams.data import Data
@@ -91,7 +91,8 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
 
 
 def test_images_are_the_same_with_their_channels_last() -> None:
-    (plain,), (last,) = (placement.place([stream()], CPU, channels_last=given) for given in (False, True))
+    plain = stream()
+    (last,) = placement.laid_out([plain], channels_last=True)
     rows = torch.tensor([3, 1, 39, 3])
     one, two = plain.samples.images(rows, torch.float32), last.samples.images(rows, torch.float32)
     assert torch.equal(one, two) and one.is_contiguous()
@@ -99,21 +100,20 @@ def test_images_are_the_same_with_their_channels_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "seeds_as", "device", "precision", "last"),
+    ("model", "device", "precision", "last"),
     [
-        ("cnn:channels=2,units=2", "loop", CPU, "float32", True),
-        ("cnn:channels=2,units=2", "map", CPU, "float32", False),
-        ("mlp:layers=2", "loop", CPU, "float32", False),
-        ("cnn:channels=2,units=2", "loop", GPU, "float32", False),
-        ("cnn:channels=2,units=2", "loop", GPU, "tf32", True),
-        ("cnn:channels=2,units=2", "loop", GPU, "bfloat16", True),
+        ("cnn:channels=2,units=2", CPU, "float32", True),
+        ("mlp:layers=2", CPU, "float32", False),
+        ("cnn:channels=2,units=2", GPU, "float32", False),
+        ("cnn:channels=2,units=2", GPU, "tf32", True),
+        ("cnn:channels=2,units=2", GPU, "bfloat16", True),
     ],
 )
 def test_channels_are_last_where_convolutions_like_it(
-    model: str, seeds_as: str, device: torch.device, precision: str, last: bool
+    model: str, device: torch.device, precision: str, last: bool
 ) -> None:
     net = config.make("models", model).build((3, 4, 4), 4)
-    assert runner.helps(net, seeds_as == "map", device, precision) == last
+    assert execution.helps(net, device, precision) == last
 
 
 class Watched:

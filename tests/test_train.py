@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import continual as cl
-from continual import plugins, runner
+from continual import execution, plugins
 from continual.conformance import Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import evaluate, step
@@ -710,8 +710,8 @@ def test_tf32_is_refused_on_a_cpu_and_float32_is_float32_on_a_gpu() -> None:
         cl.run("split-digits", seeds=1, precision="tf32", device="cpu")
     before = torch.backends.cudnn.allow_tf32
     assert before, "PyTorch's default"
-    with runner.tensor_float(False):
+    with execution.tensor_float(False):
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    with runner.tensor_float(True):
+    with execution.tensor_float(True):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before and not torch.backends.cuda.matmul.allow_tf32

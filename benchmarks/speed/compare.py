@@ -28,8 +28,7 @@ from tabulate import tabulate
 
 from continual import config
 from continual.progress import Progress
-from continual.runner import mapping, new_record, run_strategy, versions
-from continual.streams.placement import place
+from continual.runner import new_record, prepare, run_strategy, versions
 
 Work = Callable[[], Any]
 
@@ -37,12 +36,9 @@ Work = Callable[[], Any]
 def ours(root: Path, strategy: str, benchmark: str = "split-mnist", **settings: Any) -> Work:
     """A run of this framework on streams that are built already."""
     plan = config.plan({"benchmark": benchmark, "strategies": [strategy], "seeds": 1, **settings})
-    device = torch.device("cpu")
-    streams = place([plan.benchmark.stream(seed, root) for seed in plan.training.seed_list], device)
-    net = plan.model.build(streams[0].shape, streams[0].units, len(streams[0].tasks))
     (made,) = plan.strategies
-    mapped, record = mapping(plan.training, streams, net, device), new_record(plan, made, device)
-    return lambda: run_strategy(plan, made, streams, net, mapped, record, Progress())
+    ready = prepare(plan, plan.strategies, root, torch.device("cpu"), Progress())
+    return lambda: run_strategy(ready, made, new_record(plan, made, ready.device), Progress())
 
 
 def avalanche(root: Path) -> Callable[[str], dict[str, Work]]:

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tabulate import tabulate
 
 from continual import config
+from continual.execution import helps
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import schedule
-from continual.runner import choose_device, device_name, helps, versions
+from continual.runner import choose_device, device_name, versions
 from continual.streams.augment import Augmentation
-from continual.streams.placement import place
+from continual.streams.placement import laid_out, place
 from continual.streams.sets import load
 from continual.streams.stream import Samples, Stream
 
@@ -133,7 +134,7 @@ def main() -> None:
     device = choose_device(given.device)
     stream = config.make_benchmark(BENCHMARK).stream(0, Path(given.data))
     net = config.make("models", given.model).build(stream.shape, stream.units, len(stream.tasks))
-    (placed,) = place([stream], device, channels_last=helps(net, False, device, "float32"))
+    (placed,) = laid_out(place([stream], device), helps(net, device, "float32"))
     fixed, whole = steps(still(placed), net, False), steps(placed, net, True)
     contenders = {
         "a fixed batch": lambda: block(fixed, given.steps, device),

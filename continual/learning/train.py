@@ -47,7 +47,9 @@ class Training(Configured):
         "test", "whose rows are measured between steps: the tests', or those of training and validation too"
     )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
-    seeds_as: Literal["auto", "map", "loop"] = option("auto", "seeds side by side, or one after the other")
+    seeds_as: Literal["auto", "map", "loop", "processes"] = option(
+        "auto", "seeds side by side, one after the other, or in processes; auto: what a few steps show to be fastest"
+    )
     program: Literal["auto", "captured", "eager"] = option(
         "auto", "steps are recorded once as CUDA graphs and replayed, or done one by one; auto: recorded where possible"
     )
@@ -156,7 +158,7 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
                              dtype=learners.recipe.dtype)  # fmt: skip
         traced.begin(index, training.epoch(rows.shape[-1]))
-        for number, step in enumerate(_steps(learners, index, batches, losses, recorded)):
+        for number, step in enumerate(steps_of(learners, index, batches, losses, recorded)):
             watch.step(index, number, len(batches))
             step()
             traced.after(index, number, len(batches))
@@ -182,10 +184,10 @@ def not_captured(learners: Learners, training: Training) -> str:
     return "" if learners.streams[0].samples.pixels.is_cuda else "images are read from their file"
 
 
-def _steps(
+def steps_of(
     learners: Learners, index: int, batches: list[Tensor], losses: Tensor, captured: bool
 ) -> Iterator[Callable[[], None]]:
-    """The steps of a task, each as what does it."""
+    """The steps of a task, each as a function that does it and puts its loss into ``losses``."""
     count = len(batches)
     program, schedule = Program(learners, index, count), learners.recipe.schedule
     rates = [learners.recipe.optimizer.lr * schedule.factor(number, count) for number in range(count)]

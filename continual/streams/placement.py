@@ -61,23 +61,15 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def place(
-    streams: Sequence[Stream], device: torch.device | str, where: Where = "device", channels_last: bool = False
-) -> list[Stream]:
-    """The streams on a device, their images as :func:`choose` says; those that share their pixels there do so here.
-
-    With ``channels_last`` a batch of images lies in memory as kernels for convolutions like it; its numbers are the
-    same.
-    """
+def place(streams: Sequence[Stream], device: torch.device | str, where: Where = "device") -> list[Stream]:
+    """The streams on a device, their images as :func:`choose` says; those that share their pixels there do so here."""
     device, moved = torch.device(device), dict[int, torch.Tensor]()
 
     def samples(old: Samples) -> Samples:
         if id(old.pixels) not in moved:
             moved[id(old.pixels)] = _placed(old.pixels, device, where)
         tables = tuple(table.to(device) for table in old.tables)
-        return dataclasses.replace(
-            old, pixels=moved[id(old.pixels)], mapped=where == "mapped", channels_last=channels_last
-        ).with_tables(tables)
+        return dataclasses.replace(old, pixels=moved[id(old.pixels)], mapped=where == "mapped").with_tables(tables)
 
     def one(stream: Stream) -> Stream:
         train, outputs = samples(stream.samples), stream.tasks[0].outputs.to(device)
@@ -100,6 +92,19 @@ def place(
             test_samples=samples(stream.test_samples),
             test_outputs=stream.test_outputs.to(device),
         )
+
+    return [one(stream) for stream in streams]
+
+
+def laid_out(streams: Sequence[Stream], channels_last: bool) -> list[Stream]:
+    """The streams with batches of images laid out in memory as kernels for convolutions like them, or as usual."""
+
+    def one(stream: Stream) -> Stream:
+        train, test = (
+            dataclasses.replace(part, channels_last=channels_last) for part in (stream.samples, stream.test_samples)
+        )
+        tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
+        return dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test)
 
     return [one(stream) for stream in streams]
 

@@ -1,0 +1,148 @@
+"""How the seeds of a run are done: side by side, one after the other, or in processes, whichever is found fastest."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from continual.errors import BadOption
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.train import Training, not_captured, schedule, steps_of
+from continual.streams.placement import laid_out
+from continual.streams.stream import Stream
+
+if TYPE_CHECKING:
+    from continual.learning.models import Net
+
+How = Literal["map", "loop", "processes"]
+
+SHARED = 10_000_000
+"""Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
+WARM, TIMED = 3, 5
+"""Steps that are done before some are timed, and those."""
+START = 6.0
+"""Seconds that a process takes until it learns."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How seeds are done, and why, where it was measured."""
+
+    how: How
+    why: str = ""
+    inner: Literal["map", "loop"] = "loop"
+    """How each process does its own."""
+
+
+def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], processes: bool) -> Choice:
+    """As asked, else by the time of a few steps of the first task; ``processes`` may be chosen where that is safe.
+
+    Raises :class:`~continual.errors.BadOption` for seeds that were asked to be mapped and cannot be.
+    """
+    can_map = alike(training, streams)
+    if training.seeds_as != "auto":
+        return Choice("loop" if len(streams) == 1 else training.seeds_as)
+    if len(streams) == 1:
+        return Choice("loop")
+    device = streams[0].samples.image.device
+    seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
+    if can_map:
+        seconds["map"] = step_seconds(recipe, training, streams)
+    most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
+    if processes and device.type == "cpu" and cores() > 1 and most * min(seconds.values()) > START:
+        turns = math.ceil(len(streams) / workers(len(streams)))
+        alone = step_seconds(recipe, training, streams[:1], threads_each(len(streams)))
+        seconds["processes"] = turns * alone + START / most
+    told = {"loop": "one after the other", "map": "side by side", "processes": "in processes"}
+    ordered = sorted(seconds, key=lambda one: seconds[one])
+    listed = ", ".join(f"{told[one]} {1000 * seconds[one]:.1f}" for one in ordered)
+    inner: Literal["map", "loop"] = "map" if seconds.get("map", math.inf) < seconds["loop"] else "loop"
+    return Choice(ordered[0], f"{len(streams)} seeds {told[ordered[0]]} (a step of all, in ms: {listed})", inner)
+
+
+def alike(training: Training, streams: Sequence[Stream]) -> bool:
+    """Whether the seeds' tasks are of the same sizes; where they are not, what needs that is refused."""
+    sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
+    if len(sizes) == 1:
+        return True
+    if training.evaluate_every and training.iterations is None:
+        raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), so "
+                        "they are not measured at the same steps; give iterations, not epochs")  # fmt: skip
+    if training.seeds_as == "map":
+        raise BadOption("seeds_as=map: the seeds' tasks differ in size (the class order is drawn by the seed), so "
+                        "seeds can only be run one after the other; use seeds_as=loop or auto")  # fmt: skip
+    return False
+
+
+def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
+    """The seconds of a step of some seeds together, of the first task, as it will be done."""
+    last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
+    with threads(fixed or training.threads, len(streams) * training.batch * recipe.net.size):
+        learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
+        batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
+        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
+        took = []
+        for step in steps_of(learners, 0, batches, losses, not not_captured(learners, training)):
+            began = time.perf_counter()
+            step()
+            if learners.device.type == "cuda":
+                torch.cuda.synchronize(learners.device)
+            took.append(time.perf_counter() - began)
+    return statistics.median(took[WARM:] or took[-1:] or [0.0])
+
+
+def helps(net: Net, device: torch.device, precision: str) -> bool:
+    """Whether images are better shown with their channels last, as the kernels of convolutions like them.
+
+    A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
+    """
+    convolves = any(len(shape) == 4 for shape in net.shapes.values())
+    return convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers(seeds: int) -> int:
+    """How many processes share so many seeds."""
+    return max(1, min(seeds, cores()))
+
+
+def threads_each(seeds: int) -> int:
+    """The processor threads of each of these processes."""
+    return max(1, cores() // workers(seeds))
+
+
+@contextlib.contextmanager
+def threads(asked: int | None, multiplications: int) -> Iterator[None]:
+    """Within it, PyTorch uses the threads that were asked for, or one where a step is too small to be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(asked or (before if multiplications > SHARED else 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Within it, a GPU multiplies float32 as TF32 or does not; PyTorch's default allows it in convolutions alone."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in backends]
+    for one in backends:
+        one.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for one, value in zip(backends, before, strict=True):
+            one.allow_tf32 = value

@@ -1,0 +1,130 @@
+"""How seeds are done: what is chosen, and that no number depends on it beyond rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import continual as cl
+from continual import cli, config, execution
+from continual.errors import BadOption
+from continual.learning.seeds import Recipe
+from continual.learning.train import Training
+from continual.results.store import Result
+from continual.runner import recipe_of
+from continual.streams.stream import Stream
+
+SETTINGS: dict[str, Any] = {"seeds": (4, 0, 7), "epochs": 2, "batch": 16, "model": "mlp:layers=16", "data": None}
+
+
+def same(one: Result, two: Result) -> None:
+    assert one.arrays.keys() == two.arrays.keys() and one.seeds == two.seeds
+    for name, values in one.arrays.items():
+        np.testing.assert_allclose(values, two.arrays[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "ewc+replay:capacity=20"])
+def test_numbers_do_not_depend_on_how_seeds_are_done(strategy: str) -> None:
+    found = {
+        how: cl.run("split-digits:limit=20", strategy, seeds_as=how, evaluate_every=3, **SETTINGS)
+        for how in ("loop", "map", "processes")
+    }
+    assert {how: result.record["seeds_as"] for how, result in found.items()} == {how: how for how in found}
+    same(found["loop"], found["map"])
+    same(found["loop"], found["processes"])
+    for result in found.values():
+        assert result.record["protocol"] == found["loop"].record["protocol"]
+
+
+def test_processes_keep_to_the_order_of_seeds_and_to_tasks_of_different_sizes() -> None:
+    """MNIST's classes differ in size; the digits' do too."""
+    asked = {**SETTINGS, "epochs": 1}
+    loop, processes = (
+        cl.run("split-digits:order=seed,tasks=3", seeds_as=how, **asked) for how in ("loop", "processes")
+    )
+    assert np.isnan(loop.arrays["loss"]).any()
+    same(loop, processes)
+
+
+def test_a_seed_that_is_lost_in_a_process_is_told(tmp_path: Path) -> None:
+    asked = ["run", "split-digits:limit=10", "finetune", "--optimizer", "sgd:lr=1e30", "--seeds", "2", "--seeds-as",
+             "processes", "--out", str(tmp_path)]  # fmt: skip
+    told = CliRunner().invoke(cli.main, asked)
+    assert told.exit_code == 0 and "seed 0 was stopped at task 1" in told.output
+    assert "seed 1 was stopped at task 1" in told.output
+
+
+# ---- the choice
+
+
+def ready(seeds: int, **training: Any) -> tuple[Recipe, Training, list[Stream]]:
+    plan = config.plan({"benchmark": "split-digits:limit=10", "seeds": seeds, "model": "mlp:layers=8", **training})
+    streams = [plan.benchmark.stream(seed, Path("nowhere")) for seed in range(seeds)]
+    net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
+    return recipe_of(plan, plan.strategies[0], net), plan.training, streams
+
+
+@pytest.mark.parametrize(
+    ("loop", "together", "alone", "processes", "chosen", "inner"),
+    [
+        (0.01, 0.03, 0.01, True, "map", "map"),
+        (0.01, 0.05, 0.01, True, "loop", "loop"),
+        (0.01, 0.05, 0.01, False, "loop", "loop"),
+        (9.0, 40.0, 9.0, True, "processes", "loop"),
+        (9.0, 30.0, 9.0, True, "processes", "map"),
+        (9.0, 30.0, 9.0, False, "map", "map"),
+        (0.01, 0.05, 0.001, True, "loop", "loop"),
+    ],
+)
+def test_what_takes_least_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, loop: float, together: float, alone: float, processes: bool, chosen: str,
+    inner: str,
+) -> None:  # fmt: skip
+    """Four seeds on four cores; seconds of a step of one, of all mapped, and of one on its share of the cores."""
+    recipe, training, streams = ready(4)
+
+    def seconds(recipe: Recipe, training: Training, streams: list[Stream], fixed: int | None = None) -> float:
+        return together if len(streams) == 4 else alone if fixed else loop
+
+    monkeypatch.setattr(execution, "step_seconds", seconds)
+    monkeypatch.setattr(execution, "cores", lambda: 4)
+    found = execution.choose(recipe, training, streams, processes)
+    assert (found.how, found.inner) == (chosen, inner)
+    assert found.why.startswith("4 seeds ") and f"one after the other {4000 * loop:.1f}" in found.why
+    assert ("in processes" in found.why) == (processes and loop > 1), "a second of work in all needs no processes"
+
+
+def test_what_was_asked_for_is_done_and_one_seed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "step_seconds", None)
+    for how in ("loop", "map", "processes"):
+        recipe, training, streams = ready(2, seeds_as=how)
+        assert execution.choose(recipe, training, streams, False) == execution.Choice(how)  # type: ignore[arg-type]
+        recipe, training, streams = ready(1, seeds_as=how)
+        assert execution.choose(recipe, training, streams, False) == execution.Choice("loop")
+
+
+def test_seeds_with_tasks_of_different_sizes_are_not_mapped() -> None:
+    asked: dict[str, Any] = {"benchmark": "split-digits:order=seed,tasks=3"}
+    assert "side by side" not in execution.choose(*ready(3, **asked), processes=False).why
+    with pytest.raises(BadOption, match="seeds_as=map: the seeds' tasks differ in size"):
+        execution.choose(*ready(3, seeds_as="map", **asked), processes=False)
+
+
+def test_a_step_is_timed_as_it_will_be_done() -> None:
+    recipe, training, streams = ready(3)
+    before = torch.get_num_threads()
+    assert 0 < execution.step_seconds(recipe, training, streams[:1]) < 1
+    assert 0 < execution.step_seconds(recipe, training, streams, fixed=1) < 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:
+    asked = ["run", "split-digits:limit=10", "finetune", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
+    said = CliRunner().invoke(cli.main, [*asked, "3"])
+    assert said.output.startswith("3 seeds ") and "a step of all, in ms: " in said.output
+    assert "in ms" not in CliRunner().invoke(cli.main, [*asked, "4", "--quiet"]).output
