@@ -81,7 +81,12 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 
     for known in reversed(options_of(Training).values()):
         flag = f"--{known.name.replace('_', '-')}"
-        command = click.option(flag, known.name, metavar=known.kind.upper(), help=_help(known))(command)
+        if known.hint is bool:
+            given: dict[str, Any] = {"default": None}
+            flag = f"{flag}/--no-{flag[2:]}"
+        else:
+            given = {"metavar": known.kind.upper()}
+        command = click.option(flag, known.name, help=_help(known), **given)(command)
     return command
 
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 DEFAULT_BENCHMARK = "split-digits"
 NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant"),
          "augment": ("augmentations", "none")}  # fmt: skip
-EXECUTION = ("seeds_as", "program", "threads", "pixels")  # how it is computed, which changes no number beyond rounding
+EXECUTION = (
+    "seeds_as",
+    "program",
+    "compile",
+    "threads",
+    "pixels",
+)  # how it is computed, which changes no number beyond rounding
 METHODS = {
     "benchmarks": "stream",
     "strategies": "after_task",

@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -84,6 +84,7 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
 
 def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
     """The seconds of a step of some seeds together, of the first task, as it will be done."""
+    recipe = replace(recipe, compiled=False)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
     with threads(fixed or training.threads, len(streams) * training.batch * recipe.net.size):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))

@@ -154,6 +154,7 @@ def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
         plan.training.optimizer_state == "keep",
         plan.training.precision,
         plan.augment,  # type: ignore[arg-type]
+        plan.training.compile,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,19 @@ def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:
     said = CliRunner().invoke(cli.main, [*asked, "3"])
     assert said.output.startswith("3 seeds ") and "a step of all, in ms: " in said.output
     assert "in ms" not in CliRunner().invoke(cli.main, [*asked, "4", "--quiet"]).output
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
+def test_compiled_steps_give_the_same_numbers() -> None:
+    found = [
+        cl.run("split-digits:limit=20,tasks=2", "ewc+replay:capacity=20", compile=compiled, seeds_as="map",
+               **SETTINGS)
+        for compiled in (True, False)
+    ]  # fmt: skip
+    same(*found)
+
+
+def test_compiling_is_a_flag(tmp_path: Path) -> None:
+    asked = ["run", "split-digits:limit=2", "finetune", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
+    assert CliRunner().invoke(cli.main, [*asked, "--no-compile"]).exit_code == 0
+    assert CliRunner().invoke(cli.main, [*asked, "--compile", "true"]).exit_code == 2

@@ -36,6 +36,7 @@ class Recipe:
     keep_optimizer: bool
     precision: str
     augmentation: Augmentation = field(default_factory=Augmentation)
+    compiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     Pool = dict[tuple[str, int], Tensor]
 
 POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as PyTorch's compiler makes it; for every task anew, whose number it takes for a constant."""
+    torch.compiler.reset()
+    made: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return made
 
 
 class Context(NamedTuple):
@@ -47,19 +55,21 @@ class Program:
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
+        self.forward: Callable[..., dict[str, Any]] = self._forward
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
         loss = self.step(self.numbers[number], rows, self._pool(number))
         if number == 0:
             self.read = self.noted
+            self.forward = compiled(self._forward) if self.learners.recipe.compiled else self._forward
         return loss
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
         """The same, its number () a tensor, with the random numbers that were drawn for it."""
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
         context = Context(self.tables, learners.seed, pool)
-        found = learners.map(self._forward, learners.flat, learners.parts, learners.memory, context, rows)
+        found = learners.map(self.forward, learners.flat, learners.parts, learners.memory, context, rows)
         data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
         with torch.no_grad():

@@ -53,6 +53,9 @@ class Training(Configured):
     program: Literal["auto", "captured", "eager"] = option(
         "auto", "steps are recorded once as CUDA graphs and replayed, or done one by one; auto: recorded where possible"
     )
+    compile: bool = option(
+        False, "compile the forward pass with torch.compile: seconds for each task, then faster steps"
+    )
     threads: int | None = option(
         None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
     )
