@@ -18,13 +18,37 @@ import torch  # noqa: E402
 from avalanche.benchmarks.classic import SplitMNIST  # noqa: E402
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics  # noqa: E402
 from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
-from avalanche.training.supervised import EWC, Naive, Replay  # noqa: E402
+from avalanche.training.supervised import (  # noqa: E402
+    AGEM,
+    DER,
+    ER_ACE,
+    EWC,
+    GEM,
+    MAS,
+    MIR,
+    Cumulative,
+    GDumb,
+    LwF,
+    Naive,
+    Replay,
+    SynapticIntelligence,
+)  # fmt: skip
 from hand import mlp  # noqa: E402
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "finetune": (Naive, {}),
     "ewc": (EWC, {"ewc_lambda": 100.0}),
     "replay": (Replay, {"mem_size": 500}),
+    "si": (SynapticIntelligence, {"si_lambda": 1.0}),
+    "mas": (MAS, {}),
+    "lwf": (LwF, {"alpha": 1.0, "temperature": 2.0}),
+    "a-gem": (AGEM, {"patterns_per_exp": 200, "sample_size": 256}),
+    "gem": (GEM, {"patterns_per_exp": 200, "memory_strength": 0.5}),
+    "der": (DER, {"mem_size": 500, "batch_size_mem": 128, "alpha": 0.1, "beta": 0.0}),
+    "er-ace": (ER_ACE, {"mem_size": 500, "batch_size_mem": 128}),
+    "mir": (MIR, {"mem_size": 500, "subsample": 500, "batch_size_mem": 128}),
+    "gdumb": (GDumb, {"mem_size": 500}),
+    "cumulative": (Cumulative, {}),
 }
 
 

@@ -84,6 +84,11 @@ class Learner:
         x, y = self.data.x[rows], self.data.y[rows]
         return F.cross_entropy(cut(self.net(x), 2 * (task + 1)), y)
 
+    def step(self, rows: Tensor, task: int) -> None:
+        """Learn from a batch."""
+        self.loss(rows, task).backward()
+        self.optimizer.step()
+
     def after(self, rows: Tensor, task: int) -> None:
         """A task ends."""
 
@@ -96,8 +101,7 @@ class Learner:
             for _ in range(epochs):
                 for batch in rows[torch.randperm(len(rows))].split(BATCH):
                     self.optimizer.zero_grad()
-                    self.loss(batch, task).backward()
-                    self.optimizer.step()
+                    self.step(batch, task)
             self.after(rows, task)
             matrix.append(evaluate(self.net, self.data, task, tests, some)[0])
         return torch.tensor(matrix)
@@ -173,7 +177,71 @@ class Replay(Learner):
         self.memory = torch.cat([pool[self.data.y[pool] == c][:quota] for c in range(2 * (task + 1))])
 
 
-METHODS: dict[str, Callable[..., Learner]] = {"finetune": Learner, "l2": L2, "ewc": EWC, "replay": Replay}
+class SI(Learner):
+    """Synaptic intelligence: the path integral at every step, by the gradient of the data term."""
+
+    strength, damping = 1.0, 0.1
+
+    def __init__(self, data: Mnist, seed: int, layers: tuple[int, ...] = (400, 400)) -> None:
+        super().__init__(data, seed, layers)
+        self.path, self.importance = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        self.anchors = [p.detach().clone() for p in self.parameters]
+
+    def step(self, rows: Tensor, task: int) -> None:
+        """The penalty's gradient is known, so the data term's needs no second backward pass."""
+        self.loss(rows, task).backward()
+        before = [p.detach().clone() for p in self.parameters]
+        data = [p.grad.clone() for p in self.parameters if p.grad is not None]
+        with torch.no_grad():
+            for p, i, a in zip(self.parameters, self.importance, self.anchors, strict=True):
+                assert p.grad is not None
+                p.grad.add_(i * (p - a), alpha=2 * self.strength)
+            self.optimizer.step()
+            for path, g, p, b in zip(self.path, data, self.parameters, before, strict=True):
+                path.sub_(g * (p - b))
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """The path becomes importance."""
+        with torch.no_grad():
+            for path, i, p, a in zip(self.path, self.importance, self.parameters, self.anchors, strict=True):
+                i.add_(path / ((p - a).square() + self.damping))
+                path.zero_()
+                a.copy_(p)
+
+
+class AGEM(Learner):
+    """Averaged GEM: the gradient is projected where it opposes that of 256 stored samples."""
+
+    capacity, samples = 1000, 256
+    memory = torch.zeros(0, dtype=torch.int64)
+
+    def step(self, rows: Tensor, task: int) -> None:
+        """With the projection."""
+        self.loss(rows, task).backward()
+        if task:
+            gradient = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+            drawn = self.memory[torch.randperm(len(self.memory))[: self.samples]]
+            self.optimizer.zero_grad()
+            self.loss(drawn, task).backward()
+            reference = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+            product = gradient @ reference
+            if product < 0:
+                gradient = gradient - product / (reference @ reference) * reference
+            parts = gradient.split([p.numel() for p in self.parameters])
+            for p, part in zip(self.parameters, parts, strict=True):
+                p.grad = part.view_as(p)
+        self.optimizer.step()
+
+    def after(self, rows: Tensor, task: int) -> None:
+        """Share the memory out among the classes seen."""
+        pool = torch.cat([self.memory, rows[torch.randperm(len(rows))]])
+        quota = self.capacity // (2 * (task + 1))
+        self.memory = torch.cat([pool[self.data.y[pool] == c][:quota] for c in range(2 * (task + 1))])
+
+
+METHODS: dict[str, Callable[..., Learner]] = {
+    "finetune": Learner, "l2": L2, "ewc": EWC, "replay": Replay, "si": SI, "a-gem": AGEM
+}  # fmt: skip
 
 
 def main() -> None:

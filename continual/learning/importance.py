@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Label = Literal["expected", "sampled", "true", "argmax"]
 CHUNK = 512
+HELD = 2**26  # numbers
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:
@@ -88,10 +89,11 @@ def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tenso
         jacobian: Tensor = torch.func.jacrev(terms)(theta)
         return jacobian.square().sum(0)
 
-    memory = 2**28 // (theta.numel() * len(weights))  # so many samples' gradients are held at a time
-    mapped = torch.vmap(squares, in_dims=(0, 0, 1), chunk_size=max(1, memory))
-    found: Tensor = mapped(x, tasks, weights)
-    return found.sum(0)
+    held = max(1, HELD // (theta.numel() * len(weights)))  # so many samples' gradients are held at a time
+    mapped, total = torch.vmap(squares, in_dims=(0, 0, 1)), torch.zeros_like(theta)
+    for one, of, weight in zip(x.split(held), tasks.split(held), weights.split(held, 1), strict=True):
+        total += mapped(one, of, weight).sum(0)
+    return total
 
 
 def _batch_square(live: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
