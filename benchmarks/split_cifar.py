@@ -14,6 +14,7 @@ class SplitCIFAR10(ImageBenchmark):
     """Photographs of ten kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
 
     data: ClassVar[str] = "cifar10"
+    pixels: ClassVar[int | None] = 32
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class SplitCIFAR100(ImageBenchmark):
     """Photographs of a hundred kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
 
     data: ClassVar[str] = "cifar100"
+    pixels: ClassVar[int | None] = 32
 
     tasks: int = option(10, "number of tasks", ge=1)
 

@@ -140,26 +140,31 @@ class Plan:
     augment: Configured
     training: Training
 
-    def protocol(self) -> dict[str, Any]:
-        """What all strategies of the plan share, every default spelled out."""
+    def protocol(self, root: Path) -> dict[str, Any]:
+        """What all strategies of the plan share, every default spelled out, on the data of a data root."""
         training = self.training.values()
         return {
-            "benchmark": benchmark_record(self.benchmark),
-            "model": describe("models", self.model),
+            "benchmark": benchmark_record(self.benchmark, root),
+            "model": describe("models", self.model) | _facts(self.model),
             "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION)}
             | {name: describe(NAMED[name][0], getattr(self, name)) for name in ("optimizer", "schedule", "augment")},
             "seeds": list(self.training.seed_list),
         }
 
 
-def benchmark_record(benchmark: Any) -> dict[str, Any]:
+def _facts(made: Any, *where: Path) -> dict[str, Any]:
+    """What a run is recognised by beside the options of what it is made of, such as a checksum of weights."""
+    return dict(made.facts(*where)) if hasattr(made, "facts") else {}
+
+
+def benchmark_record(benchmark: Any, root: Path) -> dict[str, Any]:
     """What a run's record says of a benchmark, or of a stream that was made in Python."""
     if not isinstance(benchmark, Configured):
         return dict(benchmark.record)
     described = {"name": "sequence", **benchmark.values()} if _members(benchmark) else describe("benchmarks", benchmark)
     if _members(benchmark):
-        described["sequence"] = [benchmark_record(member) for member in _members(benchmark)]
-    return described | (benchmark.facts() if hasattr(benchmark, "facts") else {})
+        described["sequence"] = [benchmark_record(member, root) for member in _members(benchmark)]
+    return described | _facts(benchmark, root)
 
 
 def _members(benchmark: Any) -> tuple[Any, ...]:
@@ -193,14 +198,17 @@ def plan(given: dict[str, Any]) -> Plan:
 
     benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
     made = make_benchmark(benchmark)
-    merged = _base(made, given) | {name: value for name, value in given.items() if value is not None}
-    allowed = {"benchmark", "strategies", *NAMED, *options_of(Training)}
+    known = options_of(Training)
+    nothing = {name for name, each in known.items() if each.is_optional}  # where it is a value like others
+    said = {name: value for name, value in given.items() if value is not None or name in nothing}
+    merged = _base(made, given) | said
+    allowed = {"benchmark", "strategies", *NAMED, *known}
     for name in merged:
         if name not in allowed:
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
     strategies = merged.get("strategies") or ["finetune"]
     listed = strategies if isinstance(strategies, list | tuple) else [strategies]
-    settings = {name: value for name, value in merged.items() if name in options_of(Training)}
+    settings = {name: value for name, value in merged.items() if name in known}
     named = {name: make(kind, merged.get(name, default)) for name, (kind, default) in NAMED.items()}
     return Plan(
         benchmark=made,

@@ -85,8 +85,9 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
 def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
     """The seconds of a step of some seeds together, of the first task, as it will be done."""
     recipe = replace(recipe, compiled=False)
+    multiplications = len(streams) * training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, len(streams) * training.batch * recipe.net.size):
+    with threads(fixed or training.threads, multiplications):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -105,8 +106,7 @@ def helps(net: Net, device: torch.device, precision: str) -> bool:
 
     A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
     """
-    convolves = any(len(shape) == 4 for shape in net.shapes.values())
-    return convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
+    return net.convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
 
 
 def cores() -> int:

@@ -53,6 +53,11 @@ class Option:
         """Whether it takes a list and nothing else."""
         return typing.get_origin(self.hint) is tuple
 
+    @property
+    def is_optional(self) -> bool:
+        """Whether nothing is one of its values."""
+        return type(None) in typing.get_args(self.hint)
+
     def read(self, owner: str, value: Any) -> Any:
         """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
         typed = _limited(self.hint, self.limits)

@@ -23,6 +23,7 @@ from continual.errors import BadOption, Mistake, choices, nearest, unknown
 from continual.results import store
 from continual.results.comparison import Comparison, Published, compare
 from continual.results.metrics import metric
+from continual.streams.sets import data_root
 
 if TYPE_CHECKING:
     from continual.results.metrics import Array
@@ -224,9 +225,9 @@ def values(name: str, cell: Cell, seeds: Sequence[int], place: Place) -> Array:
     """A metric of a cell's seeds (R,), in %; NaN for those that are not stored."""
     from continual.runner import choose_device, new_record
 
-    found = []
+    found, device, root = [], choose_device(place.device), data_root(place.data)
     for group in place.groups(seeds):
         plan = cell.plan(group)
-        stored = store.lookup(place.out, new_record(plan, plan.strategies[0], choose_device(place.device)))
+        stored = store.lookup(place.out, new_record(plan, plan.strategies[0], device, root))
         found.append(np.full(len(group), np.nan) if stored is None else 100 * stored.metric(name))
     return np.concatenate(found)

@@ -88,10 +88,11 @@ def run_plan(
     folder = Path(out) if out is not None else None
     if folder is not None:
         store.check_writable(folder)
-    records = [new_record(plan, strategy, target) for strategy in plan.strategies]
+    root = data_root(data)
+    records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
-    ready = prepare(plan, missing, data_root(data), target, told, processes) if missing else None
+    ready = prepare(plan, missing, root, target, told, processes) if missing else None
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
         result = stored or run_strategy(_sure(ready), strategy, record, told)
@@ -130,6 +131,10 @@ def prepare(
     net: Net = plan.model.build(  # type: ignore[attr-defined]
         streams[0].shape, streams[0].units, len(streams[0].tasks)
     )
+    plan.augment.suits(streams[0])  # type: ignore[attr-defined]
+    if skipped := streams[0].data.skipped:
+        told.note(f"{streams[0].data.name}: {len(skipped)} files were left out, as they cannot be decoded "
+                  f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
     where = choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     if not plan.augment.active:  # type: ignore[attr-defined]
@@ -196,12 +201,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def new_record(plan: Plan, strategy: Strategy, device: torch.device) -> dict[str, Any]:
+def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path) -> dict[str, Any]:
     """What is known of a run before it begins: everything that it will be recognised by, and the versions."""
     return {
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
-        "protocol": plan.protocol(),
+        "protocol": plan.protocol(root),
         "device": {"type": device.type, "name": device_name(device)},
         "versions": versions(),
         "code": {
@@ -261,7 +266,7 @@ def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Pr
     mapped = ready.choice.how == "map"
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     recipe, parts = ready.recipe(strategy), []
-    multiplications = len(groups[0]) * training.batch * ready.net.size
+    multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
     with execution.threads(training.threads, multiplications), execution.tensor_float(training.precision == "tf32"):
         for number, group in enumerate(groups):
             learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])

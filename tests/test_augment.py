@@ -12,6 +12,7 @@ from torchvision.transforms import functional as theirs
 
 import continual as cl
 from continual.conformance import asks_nothing
+from continual.errors import BadOption
 from continual.learning.models import MLP
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -216,3 +217,16 @@ def test_scores_of_an_image_and_its_mirror_image_are_averaged_where_asked() -> N
     both = cl.run(stream, Left(), seeds=1, model="mlp:layers=2", augment="images:flip_tests=true")
     assert plain.accuracy[0, -1].tolist() == [0.5]  # of 0, 200 | 0, 0 | 255 and all 255 the 2nd and 3rd are wrong
     assert both.accuracy[0, -1].tolist() == [1.0]  # whole images: 0, 100, 127.5 and 255 of 255 against 0.45
+
+
+def test_samples_that_no_colour_or_crop_is_for() -> None:
+    flat = Stream.from_arrays(np.zeros((4, 5), np.float32), [0, 0, 1, 1], np.zeros((4, 5), np.float32), [0, 0, 1, 1],
+                              tasks=2)  # fmt: skip
+    with pytest.raises(BadOption, match=r"augment: it is for images \(C, H, W\), and the samples of arrays are \(5,\)"):
+        cl.run(flat, augment="images:crop=1", seeds=1)
+    cl.run(flat, augment="images", seeds=1, model="mlp:layers=2")
+    x = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
+    standardised = Stream.from_arrays(x, [0, 0, 1, 1], x, [0, 0, 1, 1], tasks=2)
+    with pytest.raises(BadOption, match="are for pixels from 0 to 1; those of arrays go from -"):
+        cl.run(standardised, augment="images:contrast=0.5", seeds=1)
+    cl.run(standardised, augment="images:flip=true", seeds=1, model="mlp:layers=2")

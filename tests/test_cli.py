@@ -143,7 +143,7 @@ def test_mnist_from_its_published_files(data_root: Path, tmp_path: Path) -> None
     arguments = ("run", "split-mnist:limit=20", "ewc", *TINY, "--model", "mlp:layers=20", "--data", data_root,
                  "--out", tmp_path / "runs", "--json")  # fmt: skip
     assert "split-mnist" in succeeded(invoke(*arguments)).stdout
-    assert (data_root / "packed" / "mnist.safetensors").is_file()
+    assert (data_root / "packed" / "mnist" / "original.safetensors").is_file()
 
 
 def test_an_interrupt_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -342,9 +342,9 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "device number": ("run split-digits --device cuda:99", ("device 'cuda:99'", "GPUs here")),
     "out is a file": ("run split-digits finetune --out FILE", ("cannot write into the folder FILE",)),
     "out under a file": ("run split-digits finetune --out FILE/runs", ("cannot write into the folder FILE/runs",)),
-    "data is a file": ("run split-digits --data FILE", ("FILE/packed cannot be written", "--data")),
-    "data under a file": ("run split-digits --data FILE/x", ("FILE/x/packed cannot be written", "--data")),
-    "damaged data": ("run split-digits --data DAMAGED", ("DAMAGED/packed/digits.safetensors",)),
+    "data is a file": ("run split-digits --data FILE", ("FILE/packed/digits cannot be written", "--data")),
+    "data under a file": ("run split-digits --data FILE/x", ("FILE/x/packed/digits cannot be written", "--data")),
+    "damaged data": ("run split-digits --data DAMAGED", ("DAMAGED/packed/digits/original.safetensors",)),
     "yaml: a list": ("run list.yaml", ("list.yaml: a run's file is a mapping",)),
     "yaml: none": ("run broken.yaml", ("broken.yaml is not YAML", "line 2")),
     "yaml: key": ("run key.yaml", ("no option 'batchs'; did you mean 'batch'?",)),
@@ -373,9 +373,11 @@ def bench(tmp_path: Path, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     (tmp_path / "broken.yaml").write_text("epochs: [1\n")
     (tmp_path / "key.yaml").write_text("benchmark: split-digits\nbatchs: 3\n")
-    packed = tmp_path / "DAMAGED" / "packed" / "digits.safetensors"
+    packed = tmp_path / "DAMAGED" / "packed" / "digits" / "original.safetensors"
     packed.parent.mkdir(parents=True)
-    content = bytearray((Path(os.environ["CONTINUAL_DATA"]) / "packed" / "digits.safetensors").read_bytes())
+    content = bytearray(
+        (Path(os.environ["CONTINUAL_DATA"]) / "packed" / "digits" / "original.safetensors").read_bytes()
+    )
     content[-100] ^= 1
     packed.write_bytes(content)
     return tmp_path

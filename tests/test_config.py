@@ -231,6 +231,11 @@ def test_what_is_given_wins_over_the_packaged_file_and_the_rest_stays() -> None:
     assert (plan.training.epochs, plan.training.batch, len(plan.training.seed_list)) == (1, 32, 10)
 
 
+def test_nothing_is_a_value_where_an_option_takes_it() -> None:
+    assert config.plan({"evaluate_samples": None}).training.evaluate_samples is None
+    assert config.plan({"batch": None}).training.batch == 32, "as the packaged file has it"
+
+
 def test_a_benchmark_without_a_packaged_file_starts_from_the_defaults(tmp_path: Path) -> None:
     plan = config.plan({"benchmark": "continual.benchmarks.rotated_mnist:RotatedMNIST"})
     assert plan.strategies == (cl.strategies.Finetune(),) and plan.model == MLP()
@@ -241,11 +246,11 @@ def test_a_stream_made_in_python_is_a_benchmark_too() -> None:
     stream = cl.Stream.from_arrays([[[0]], [[9]]], [0, 1], [[[0]], [[9]]], [0, 1], name="dots", tasks=2)
     plan = config.plan({"benchmark": stream})
     assert plan.benchmark is stream
-    assert plan.protocol()["benchmark"] == stream.record and stream.record["name"] == "dots"
+    assert plan.protocol(Path())["benchmark"] == stream.record and stream.record["name"] == "dots"
 
 
 def test_the_protocol_spells_out_every_default() -> None:
-    protocol = config.plan({"seeds": "3-5"}).protocol()
+    protocol = config.plan({"seeds": "3-5"}).protocol(Path())
     assert protocol["seeds"] == [3, 5]
     assert protocol["benchmark"]["scenario"] == "class" and protocol["benchmark"]["name"] == "split-digits"
     assert protocol["training"]["optimizer"]["beta2"] == 0.999

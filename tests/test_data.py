@@ -146,6 +146,7 @@ FLOATS = {"x": np.zeros((3, 2)), "x_test": np.zeros((2, 2))}
         ({"x": np.full((3, 1, 2, 2), -1)}, "value -1 in row 0 is not in 0..255"),
         ({"x": np.zeros((3, 2), dtype=complex)}, "training samples cannot be read"),
         ({"x": torch.zeros((3, 2), dtype=torch.complex64)}, "are complex"),
+        ({"x": np.zeros((3, 8, 8, 3), np.uint8)}, "with the channels last; they take"),
         (FLOATS | {"x": [[0, 0.0], [0, 0], [0, np.nan]]}, "value nan in row 2 is not finite"),
         (FLOATS | {"x_test": [[0, 0.0], [1e300, 0]]}, "test samples: the value inf in row 1 is not finite"),
         ({"y_test": [0, 5]}, r"test labels: the value 5 in row 1 is no label of the training set \(0, 1\)"),
@@ -272,7 +273,7 @@ def test_digits(tmp_path: Path) -> None:
     for label in range(10):
         assert (data.y_test == label).sum() == ((data.y == label).sum() + (data.y_test == label).sum()) // 5
     assert same(data, load("digits", tmp_path))
-    assert [file.name for file in tmp_path.rglob("*")] == ["packed", "digits.safetensors"]
+    assert [file.name for file in tmp_path.rglob("*")] == ["packed", "digits", "original.safetensors"]
 
 
 def test_a_packed_set_needs_neither_torchvision_nor_sklearn_nor_a_writable_root(tmp_path: Path) -> None:
@@ -281,9 +282,11 @@ def test_a_packed_set_needs_neither_torchvision_nor_sklearn_nor_a_writable_root(
         "import sys; from continual.streams.sets import load; load('digits', sys.argv[1]); "
         "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
     )
-    (tmp_path / "packed").chmod(0o555)
+    for folder in (tmp_path / "packed", tmp_path / "packed" / "digits"):
+        folder.chmod(0o555)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    (tmp_path / "packed").chmod(0o755)
+    for folder in (tmp_path / "packed", tmp_path / "packed" / "digits"):
+        folder.chmod(0o755)
 
 
 def test_every_flipped_byte_of_the_header_and_any_of_the_data_is_found(
@@ -291,7 +294,7 @@ def test_every_flipped_byte_of_the_header_and_any_of_the_data_is_found(
 ) -> None:
     raw(tmp_path, contents)
     load("fashion-mnist", tmp_path)
-    file = tmp_path / "packed" / "fashion-mnist.safetensors"
+    file = tmp_path / "packed" / "fashion-mnist" / "original.safetensors"
     good = file.read_bytes()
     (size,) = struct.unpack("<Q", good[:8])
     header = len(good[: 8 + size].rstrip())  # without the spaces that pad it
@@ -306,7 +309,7 @@ def test_every_flipped_byte_of_the_header_and_any_of_the_data_is_found(
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
 def test_a_truncated_packed_file_is_found_and_left_alone(tmp_path: Path, length: int) -> None:
     load("digits", tmp_path)
-    file = tmp_path / "packed" / "digits.safetensors"
+    file = tmp_path / "packed" / "digits" / "original.safetensors"
     damaged = file.read_bytes()[:length]
     file.write_bytes(damaged)
     with pytest.raises(BadData, match="delete this file") as caught:
@@ -318,9 +321,10 @@ def test_a_foreign_packed_file_is_refused(tmp_path: Path, contents: dict[str, by
     from safetensors.torch import save_file
 
     load("digits", tmp_path)
-    file = tmp_path / "packed" / "fashion-mnist.safetensors"
+    file = tmp_path / "packed" / "fashion-mnist" / "original.safetensors"
+    file.parent.mkdir()
     for write in (
-        lambda: file.write_bytes((tmp_path / "packed" / "digits.safetensors").read_bytes()),
+        lambda: file.write_bytes((tmp_path / "packed" / "digits" / "original.safetensors").read_bytes()),
         lambda: save_file({"x": torch.zeros(3)}, file),
         lambda: file.write_text("not a packed file"),
     ):
@@ -336,7 +340,7 @@ def test_two_processes_pack_at_once(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0] and said[0] == said[1]
-    assert [file.name for file in (tmp_path / "packed").iterdir()] == ["digits.safetensors"]
+    assert [file.name for file in (tmp_path / "packed" / "digits").iterdir()] == ["original.safetensors"]
 
 
 def test_a_failure_while_packing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +351,7 @@ def test_a_failure_while_packing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         patched.setattr(os, "fsync", full)
         with pytest.warns(Notice, match=r"No space left on device.*--data .*digits is read anew at every start"):
             unpacked = load("digits", tmp_path)
-    assert not list((tmp_path / "packed").iterdir())
+    assert not (tmp_path / "packed").exists()
     assert same(unpacked, load("digits", tmp_path)) and list((tmp_path / "packed").iterdir())
 
 
@@ -530,4 +534,4 @@ def test_the_real_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         times.append(time.perf_counter() - start)
     assert min(times) < 0.3
     with contextlib.suppress(OSError):
-        (tmp_path / "packed" / "mnist.safetensors").unlink()  # 55 MB
+        (tmp_path / "packed" / "mnist" / "original.safetensors").unlink()  # 55 MB

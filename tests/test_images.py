@@ -17,10 +17,10 @@ import continual as cl
 from continual import config, plugins
 from continual.benchmarks import CIFAR10ImageNet, SplitCIFAR10, SplitImageNet
 from continual.cli import main
-from continual.errors import BadData, BadOption, Mistake
+from continual.errors import BadData, BadOption, Mistake, Notice, UnknownName
 from continual.results import store
 from continual.streams import images, sets
-from continual.streams.benchmark import Sequence, class_list
+from continual.streams.benchmark import Sequence, _load, class_list
 from continual.streams.data import Data, joined
 from continual.streams.sets import Wanted, load
 
@@ -79,7 +79,7 @@ def test_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path) -> None:
         wanted = functional.center_crop(small, [6])
         got = data.x[number].numpy().transpose(1, 2, 0).astype(int)
         assert got.shape == (6, 6, 3) and np.abs(got - np.asarray(wanted)).max() <= 1
-    assert (tmp_path / "packed" / "animals-6.safetensors").is_file()
+    assert (tmp_path / "packed" / "animals" / "6.safetensors").is_file()
 
 
 def test_some_classes_in_another_order(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_some_classes_in_another_order(tmp_path: Path) -> None:
     assert data.classes == ("emu", "cat") and data.y.tolist() == [0] * 4 + [1] * 4
     assert np.array_equal(data.x[0].numpy(), array(8)) and np.array_equal(data.x[4].numpy(), array(0))
     whole = load("animals", tmp_path)
-    assert len(list((tmp_path / "packed").iterdir())) == 2 and whole.only(("emu",)).x.shape[0] == 4
+    assert len(list((tmp_path / "packed" / "animals").iterdir())) == 2 and whole.only(("emu",)).x.shape[0] == 4
     with pytest.raises(BadData, match="no class folder 'emi'; did you mean 'emu'"):
         load("animals", tmp_path, wanted=Wanted(classes=("emi",)))
 
@@ -248,9 +248,10 @@ def test_a_list_from_a_file_is_recorded_by_its_hash(tmp_path: Path) -> None:
     benchmark = SplitImageNet(folder="animals", subset=str(listed), tasks=2, size=8)
     stream = benchmark.stream(0, tmp_path)
     assert [task.classes for task in stream.tasks] == [("emu",), ("cat",)]
-    record = config.benchmark_record(benchmark)
+    record = config.benchmark_record(benchmark, tmp_path)
+    assert record["sha256"] == stream.data.sha256
     assert record["subset_sha256"] == hashlib.sha256(b"emu\ncat").hexdigest() and record["subset"] == str(listed)
-    assert "subset_sha256" not in config.benchmark_record(SplitImageNet())
+    assert "subset_sha256" not in config.benchmark_record(SplitImageNet(folder="animals", size=8), tmp_path)
 
 
 @pytest.mark.parametrize(("given", "told"), [
@@ -310,7 +311,7 @@ def test_a_sequence_has_the_tasks_of_each_in_turn(
 def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
     folders(tmp_path / "data", name="cifar10")
     (tmp_path / "run.yaml").write_text(
-        "benchmark:\n  sequence:\n    - split-digits:limit=5\n    - {name: split-cifar10, tasks: 3}\n  size: 8\n"
+        "benchmark:\n  sequence:\n    - split-digits\n    - {name: split-cifar10, tasks: 3}\n  size: 8\n  limit: 5\n"
         "strategies: [finetune]\nseeds: 1\nepochs: 1\n"
     )
     said = CliRunner().invoke(main, ["run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "data"), "--out",
@@ -339,6 +340,97 @@ def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:
     made = CIFAR10ImageNet(tasks=(5, 2), subset="imagenette", size=64)
     assert [part.tasks for part in made.parts()] == [5, 2]
     assert plugins.name_of("benchmarks", type(made)) == "cifar10-imagenet"
+
+
+def test_a_sequences_members_have_no_options_of_the_whole() -> None:
+    for given, name in (("split-digits:limit=5", "limit"), ("split-cifar10:scenario=task", "scenario"),
+                        ("split-imagenet:size=32", "size"), ("split-digits:validation=0.1", "validation")):  # fmt: skip
+        with pytest.raises(BadOption, match=f"was given {name}=.*: write {name} beside 'sequence'"):
+            config.plan({"benchmark": {"sequence": ["split-mnist", given]}})
+
+
+def test_images_of_a_sequence_are_decoded_at_its_size_and_packed_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path, size=(16, 16))
+    monkeypatch.setitem(sets.SETS, "digits", lambda *given: small("digits", tuple("0123456789"), (1, 8, 8), 16))
+    members = [cl.benchmarks.SplitDigits(), SplitImageNet(folder="animals", tasks=3)]
+    data = Sequence.of(members, size=10).load(tmp_path)
+    alone = load("animals", tmp_path, wanted=Wanted(10))
+    assert torch.equal(data.x[-12:], alone.x) and data.packed and data.joined == (10, 3)
+    assert [file.name for file in (tmp_path / "packed" / "animals").iterdir()] == ["10.safetensors"], "no other size"
+    monkeypatch.setattr("continual.streams.sets.joined", lambda *given: pytest.fail("joined again"))
+    again = sets.load_joined([load("digits", tmp_path), alone], 10, tmp_path)
+    assert torch.equal(again.x, data.x) and again.joined == data.joined
+
+
+def test_images_that_have_the_size_are_not_packed_twice(tmp_path: Path) -> None:
+    folders(tmp_path, name="cifar10", size=(32, 32))
+    assert SplitCIFAR10(tasks=3).load(tmp_path).sha256 == SplitCIFAR10(tasks=3, size=32).load(tmp_path).sha256
+    assert len(list((tmp_path / "packed" / "cifar10").iterdir())) == 1
+    assert SplitCIFAR10(tasks=3, size=16).load(tmp_path).x.shape[-1] == 16
+
+
+# ---- what changes
+
+
+def test_images_that_have_changed_are_packed_anew_and_are_another_run(tmp_path: Path) -> None:
+    folders(tmp_path)
+    asked: dict[str, Any] = {"out": tmp_path / "runs", "data": tmp_path, "seeds": 1, "model": "mlp:layers=4"}
+    benchmark = "split-imagenet:folder=animals,size=8,tasks=3"
+    first = cl.run(benchmark, **asked)
+    picture(99).save(tmp_path / "animals" / "train" / "cat" / "00.png")
+    _load.cache_clear()  # as another process would begin
+    with pytest.warns(Notice, match="the images in .*animals have changed since they were packed; they are packed ane"):
+        second = cl.run(benchmark, **asked)
+    assert np.array_equal(load("animals", tmp_path, wanted=Wanted(8)).x[0].numpy(), array(99))
+    assert first.record["protocol"] != second.record["protocol"] and len(store.find(tmp_path / "runs")) == 2
+    assert first.record["protocol"]["benchmark"]["sha256"] == first.record["data"]["sha256"]
+
+
+def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Path) -> None:
+    data = load("animals", folders(tmp_path))
+    (tmp_path / "animals" / "train").rename(tmp_path / "animals" / "elsewhere")
+    with pytest.raises(UnknownName, match=r"no data set is named 'animals'.*no class folders .*animals/train/<class>/"):
+        load("animals", tmp_path)
+    (tmp_path / "animals" / "elsewhere").rename(tmp_path / "animals" / "train")
+    assert load("animals", tmp_path).sha256 == data.sha256
+
+
+def test_a_name_that_looks_like_a_size_is_another_set(tmp_path: Path) -> None:
+    folders(tmp_path, name="dup", size=(16, 16))
+    folders(tmp_path, name="dup-8", each=3)
+    assert load("dup", tmp_path, wanted=Wanted(8)).x.shape == (12, 3, 8, 8)
+    assert load("dup-8", tmp_path).x.shape == (9, 3, 8, 8)
+
+
+def test_the_folder_of_tests_is_the_one_with_classes(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "test").mkdir()
+    picture(0).save(tmp_path / "animals" / "test" / "0.png")  # as ImageNet's, whose labels are not known
+    assert len(load("animals", tmp_path).y_test) == 6
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "val" / "yak").mkdir()
+    for index in range(3):
+        (tmp_path / "animals" / "train" / "cat" / f"0{index}.png").write_bytes(b"no picture")
+    asked = ["run", "split-imagenet:folder=animals,size=8,tasks=3,skip=true", "--seeds", "1", "--data", str(tmp_path)]
+    said = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "runs")])
+    assert "animals/train has no such class: yak" in said.output
+    assert said.exit_code == 0 and "animals: 3 files were left out" in said.output and "train/cat/00.png" in said.output
+    (tmp_path / "animals" / "train" / "cat" / "03.png").write_bytes(b"no picture")
+    with pytest.raises(BadData, match="train/cat: none of its images can be decoded"):
+        load("animals", tmp_path, wanted=Wanted(8, skip=True))
+
+
+def test_images_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
+    folders(tmp_path)
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(deep).save(tmp_path / "animals" / "train" / "dog" / "00.png")
+    with pytest.raises(BadData, match=r"dog/00.png cannot be used: it is of mode I;16, with more than 8 bits"):
+        load("animals", tmp_path)
 
 
 # ---- normalisation by channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from continual.streams.stream import Samples, Stream, split
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def stream(seed: int = 0) -> Stream:
+def stream(seed: int = 0, packed: bool = True, **options: Any) -> Stream:
     numbers = np.random.default_rng(0)
     x, y = numbers.integers(0, 256, (2, 40, 3, 4, 4), dtype=np.uint8), np.repeat(np.arange(4), 10)
-    return split(Data.from_arrays(x[0], y, x[1], y), tasks=2, seed=seed)
+    return split(replace(Data.from_arrays(x[0], y, x[1], y), packed=packed), tasks=2, seed=seed, **options)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,15 @@ def test_images_lie_where_half_of_the_free_memory_takes_them(
     assert placement.image_bytes(streams) == 2 * 40 * 48
     assert placement.choose(streams, device) == chosen
     assert placement.choose(streams, device, "mapped") == "mapped"
+
+
+@pytest.mark.parametrize("made", [{"packed": False}, {"pad": 1}], ids=str)
+def test_images_that_have_no_file_are_not_read_from_one(monkeypatch: pytest.MonkeyPatch, made: dict[str, Any]) -> None:
+    monkeypatch.setattr(placement, "free_memory", lambda device: 1)
+    one = stream(**made)
+    with pytest.raises(BadOption, match="pixels=mapped: the images of arrays are in memory, not in a packed file"):
+        placement.choose([one], CPU, "mapped")
+    assert placement.choose([one], CPU) == "device" and placement.choose([one], GPU) == "pinned"
 
 
 def test_free_memory_is_that_of_the_machine() -> None:
@@ -87,7 +97,7 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
     (placed,) = placement.place([split(data, tasks=5)], CPU)
     assert placed.samples.pixels.data_ptr() == data.x.data_ptr()
     maps = Path("/proc/self/maps").read_text()
-    assert "digits.safetensors" in maps  # a file's mapping, which takes no memory of its own
+    assert "digits/original.safetensors" in maps  # a file's mapping, which takes no memory of its own
 
 
 def test_images_are_the_same_with_their_channels_last() -> None:

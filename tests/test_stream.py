@@ -21,7 +21,7 @@ from continual.streams.benchmark import Benchmark, Sequence
 from continual.streams.data import Data, joined
 from continual.streams.placement import place
 from continual.streams.rng import key
-from continual.streams.stream import Stream, Task, permuted, rotated, set_aside, split
+from continual.streams.stream import Stream, Task, _first, permuted, rotated, set_aside, split
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
 COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)
@@ -575,3 +575,15 @@ def test_permuted_mnist_on_the_real_data(data_root: Path) -> None:
     assert [len(task.test) for task in stream.tasks] == [10_000, 10_000]
     first, second = (stream.test_samples.images(task.test, torch.float32).flatten(1) for task in stream.tasks)
     assert not torch.equal(first, second) and torch.equal(first.sort(1).values, second.sort(1).values)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_the_first_rows_of_a_class_are_those_that_a_loop_finds(limit: int) -> None:
+    numbers = np.random.default_rng(limit)
+    y, held = torch.from_numpy(numbers.integers(0, 7, 60)), torch.from_numpy(numbers.random(60) < 0.3)
+    seen: dict[int, int] = {}
+    wanted = []
+    for label, out in zip(y.tolist(), held.tolist(), strict=True):
+        wanted.append(not out and seen.get(label, 0) < limit)
+        seen[label] = seen.get(label, 0) + (not out)
+    assert _first(y, held, limit).tolist() == wanted

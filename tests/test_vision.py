@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 import continual as cl
 from continual import config
 from continual.errors import BadChain, BadData, BadOption
-from continual.learning import modules, norms
+from continual.learning import frozen, modules, norms
 from continual.learning.models import Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -379,11 +380,37 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (lambda: Torchvision(weights="new", train="head"), "weights=new makes no sense"),
         (lambda: ResNet18(norm="group", statistics="task"), "norm=group has none"),
         (lambda: Torchvision(arch="vit_b_16", norm="group"), "LayerNorm throughout"),
+        (lambda: Torchvision(train="head", statistics="task"), "statistics=task does nothing with train=head"),
     ],
 )
 def test_what_is_refused(make: Any, told: str) -> None:
     with pytest.raises(BadOption, match=told):
         make()
+
+
+def test_the_work_of_a_network_is_counted_by_its_layers_trained_or_not(weights: Path) -> None:
+    convolutions = 5 * 3 * 9 * 16 * 16 + 7 * 5 * 9 * 8 * 8  # outputs x inputs x 3x3 x places, at 16 and at 8 pixels
+    assert CNN(channels=(5, 7), units=11).build((3, 16, 16), 4).work((3, 16, 16)) == (
+        convolutions + 7 * 4 * 4 * 11 + 11 * 4
+    )
+    built = [Torchvision(weights=str(weights), train=train).build((3, 32, 32), 4) for train in ("all", "head")]
+    assert built[0].work((3, 32, 32)) == built[1].work((3, 32, 32)) > 10**7 > built[1].size and built[1].convolves
+
+
+def test_weights_are_part_of_what_a_run_is_recognised_by(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(weights.read_bytes() + b" ")
+    ours, theirs = (
+        config.plan({"model": Torchvision(weights=str(path), train="head")}).protocol(tmp_path)["model"]
+        for path in (weights, other)
+    )
+    assert ours["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest() != theirs["weights_sha256"]
+
+
+def test_statistics_by_task_in_bfloat16() -> None:
+    settings: dict[str, Any] = {"seeds": 1, "epochs": 1, "batch": 6, "precision": "bfloat16"}
+    result = cl.run(photographs(), model="reduced-resnet18:width=2,statistics=task", **settings)
+    assert np.isfinite(result.arrays["loss"]).all()
 
 
 def test_a_vision_transformer_goes_through() -> None:
@@ -427,6 +454,24 @@ def test_features_of_a_network_whose_head_is_trained_are_computed_once(
     assert sum(calls) > 3 * 24
     np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
     assert np.array_equal(kept.accuracy, each.accuracy)
+
+
+def test_features_are_those_of_the_images_that_are_used(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (2, 40, 3, 32, 32), dtype=np.uint8), np.repeat(np.arange(4), 10)
+    net = Torchvision(weights=str(weights), train="head").build((3, 32, 32), 4)
+    theta = net.initial(key(0), torch.float32)
+    for options in ({"limit": 2}, {"limit": 2, "validation": 0.2}):
+        whole = Stream.from_arrays(x[0], y, x[1], y, tasks=2, **options)
+        _, (few,) = frozen.features_once(net, [whole], torch.float32)
+        used = sum(len(task.train) + len(task.validation) for task in whole.tasks)
+        assert len(few.samples.pixels) == used < 40
+        for task in whole.tasks:
+            for rows in (task.train, task.validation):
+                given = net.features(theta, whole.samples.images(rows, torch.float32))
+                torch.testing.assert_close(few.samples.images(rows, torch.float32), given)
+            given = net.features(theta, whole.test_samples.images(task.test, torch.float32))
+            torch.testing.assert_close(few.test_samples.images(task.test, torch.float32), given)
 
 
 def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> None:

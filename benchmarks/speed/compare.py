@@ -38,7 +38,7 @@ def ours(root: Path, strategy: str, benchmark: str = "split-mnist", **settings: 
     plan = config.plan({"benchmark": benchmark, "strategies": [strategy], "seeds": 1, **settings})
     (made,) = plan.strategies
     ready = prepare(plan, plan.strategies, root, torch.device("cpu"), Progress())
-    return lambda: run_strategy(ready, made, new_record(plan, made, ready.device), Progress())
+    return lambda: run_strategy(ready, made, new_record(plan, made, ready.device, ready.root), Progress())
 
 
 def avalanche(root: Path) -> Callable[[str], dict[str, Work]]:

@@ -9,6 +9,7 @@ import torch
 
 from continual.learning.models import LinearNet, Net
 from continual.learning.modules import ModuleNet
+from continual.streams.data import PATIENCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,38 +36,61 @@ class Head(LinearNet):
 def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[Net, list[Stream]]:
     """The head and streams of features, where nothing else of the network is trained; else both as they are.
 
-    The streams must show their images as they are (no augmentation). Features take the place of pixels, in ``dtype``.
+    The streams must show their images as they are (no augmentation). Features take the place of pixels, in ``dtype``,
+    of the images that some task uses.
     """
     if not isinstance(net, ModuleNet) or set(net.shapes) != set(net.head):
         return net, streams
     found: list[tuple[Samples, Tensor]] = []
+    theta = net.initial(streams[0].tasks[0].key, dtype)
 
-    def embedded(samples: Samples) -> Samples:
+    def embedded(samples: Samples, used: Tensor) -> Samples:
         # where all tasks show an image alike, its features are computed once for all seeds; else for each row
         alike = all((shown.table == shown.table[:1]).all() for shown in samples.transforms)
-        each = torch.arange(len(samples.pixels if alike else samples.image), device=samples.image.device)
-        none = torch.zeros_like(each)
-        every = dataclasses.replace(samples, image=each, task=none) if alike else samples
-        every = dataclasses.replace(every, y=none)  # what is learnt of an image does not change what it shows
-        features = next((features for known, features in found if _same(known, every)), None)
+        rows = _one_of_each(samples.image, used) if alike else used
+        task = torch.zeros_like(samples.task) if alike else samples.task
+        # what is learnt of an image does not change what it shows
+        shown = dataclasses.replace(samples, image=samples.image[rows], y=torch.zeros_like(rows), task=task[rows])
+        features = next((features for known, features in found if _same(known, shown)), None)
         if features is None:
-            theta = net.initial(streams[0].tasks[0].key, dtype)
-            with torch.no_grad():
-                features = torch.cat([net.features(theta, every.images(part, dtype)) for part in each.split(CHUNK)])
-            found.append((every, features))
-        image = samples.image if alike else each
+            features = _features(net, theta, shown, dtype)
+            found.append((shown, features))
+        place = torch.zeros(len(samples.pixels) if alike else len(samples.image), dtype=torch.int64, device=rows.device)
+        place[samples.image[rows] if alike else rows] = torch.arange(len(rows), device=rows.device)
         return dataclasses.replace(
-            samples, pixels=features, image=image, scale=1.0, shift=0.0, top=1.0, transforms=(), mapped=False,
-            channels_last=False,
+            samples, pixels=features, image=place[samples.image] if alike else place, scale=1.0, shift=0.0, top=1.0,
+            transforms=(), mapped=False, channels_last=False,
         )  # fmt: skip
 
     def one(stream: Stream) -> Stream:
-        samples = embedded(stream.samples)
+        learnt = torch.cat([part for task in stream.tasks for part in (task.train, task.validation)])
+        samples = embedded(stream.samples, learnt)
         tasks = tuple(dataclasses.replace(task, samples=samples) for task in stream.tasks)
-        return dataclasses.replace(stream, samples=samples, tasks=tasks, test_samples=embedded(stream.test_samples))
+        tested = embedded(stream.test_samples, torch.cat([task.test for task in stream.tasks]))
+        return dataclasses.replace(stream, samples=samples, tasks=tasks, test_samples=tested)
 
     return Head(net), [one(stream) for stream in streams]
 
 
+def _one_of_each(image: Tensor, used: Tensor) -> Tensor:
+    """A row of each image that the rows show, in the images' order, by which seeds that use the same are known."""
+    last = torch.full((int(image.max()) + 1,), -1, device=image.device)
+    last[image[used]] = used
+    return last[last >= 0]
+
+
+def _features(net: ModuleNet, theta: Tensor, samples: Samples, dtype: torch.dtype) -> Tensor:
+    """The features of all rows (N, D), with a progress bar where that takes long."""
+    from tqdm import tqdm
+
+    parts = torch.arange(len(samples.image), device=samples.image.device).split(CHUNK)
+    with torch.no_grad():
+        return torch.cat([
+            net.features(theta, samples.images(part, dtype), samples.task[part])
+            for part in tqdm(parts, desc="features", delay=PATIENCE, leave=False, disable=None)
+        ])  # fmt: skip
+
+
 def _same(a: Samples, b: Samples) -> bool:
-    return a.pixels is b.pixels and all(map(torch.equal, a.tables, b.tables))
+    return a.pixels is b.pixels and all(one.shape == two.shape and torch.equal(one, two)
+                                        for one, two in zip(a.tables, b.tables, strict=True))  # fmt: skip

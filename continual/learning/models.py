@@ -36,6 +36,8 @@ class Net:
     head: tuple[str, ...] = ("head.weight", "head.bias")
     hidden: tuple[int, ...] = ()
     """Units of each hidden layer that can be gated."""
+    convolves: bool = False
+    """Whether it takes images through convolutions."""
     statistics: int = 0
     """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
 
@@ -79,6 +81,10 @@ class Net:
         itself calls it: a strategy's own passes never move the statistics.
         """
         return self.forward(theta, x, tasks), None
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        """The multiplications of a forward pass of one image (C, H, W); in linear layers one for each parameter."""
+        return self.size
 
     def weights(self, theta: Tensor) -> Tensor:
         """The entries of θ that follow a gradient, without running statistics: a view of θ, or θ itself."""

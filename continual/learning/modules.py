@@ -51,6 +51,7 @@ class ModuleNet(Net):
         self.module.requires_grad_(False)
         parameters = dict(self.module.named_parameters())
         self.trained = [name for name in parameters if trained(name)]
+        self.convolves = any(isinstance(one, nn.Conv2d) for one in self.module.modules())
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
         # a layer that is not trained keeps its statistics too
         self.norms = [one for name, one in norms.items() if f"{name}.weight" in self.trained]
@@ -59,6 +60,7 @@ class ModuleNet(Net):
         self.buffers = [name for name, _ in self.module.named_buffers() if name.rpartition(".")[0] + "." in moving]
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
+        self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
         self.fixed_from = frozen_from if statistics == "frozen" else None
 
@@ -89,15 +91,29 @@ class ModuleNet(Net):
             one.fresh = None
         return out, torch.cat(parts)
 
+    def work(self, shape: tuple[int, ...]) -> int:
+        """See :meth:`Net.work`; as PyTorch counts them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            self.forward(torch.empty(self.size), torch.empty(1, *shape), torch.zeros(1, dtype=torch.int64))
+        return int(counter.get_total_flops()) // 2
+
     def _called(self, theta: Tensor, x: Tensor, tasks: Tensor | None, batch_statistics: bool) -> Out:
         p = self.parameters(theta)
         given = {name: p[name] for name in self.trained} | {name: p[name].detach() for name in self.buffers}
-        if self.kept:
-            given |= {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
+        given |= self._kept_like(x)
         for one in self.norms:
             one.batch_statistics, one.tasks = batch_statistics, tasks
         out: Out = functional_call(self.module, given, (x,))
         return out
+
+    def _kept_like(self, x: Tensor) -> dict[str, Tensor]:
+        """What is not trained, on the device and in the type of the images; moved there once."""
+        kind = (x.device, x.dtype)
+        if kind not in self._kept_as:
+            self._kept_as[kind] = {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
+        return self._kept_as[kind]
 
 
 class CNNBody(nn.Sequential):

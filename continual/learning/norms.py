@@ -61,10 +61,12 @@ class BatchNorm(nn.Module):
             )
         mean, variance = self.running_mean, self.running_var
         if self.batch_statistics:
-            member = torch.nn.functional.one_hot(self.tasks, count).to(x.dtype)
+            kind = self.running_mean.dtype  # the statistics', whatever the images are rounded to
+            member = torch.nn.functional.one_hot(self.tasks, count).to(kind)
             n = member.sum(0)[:, None] * x.shape[2] * x.shape[3]
-            mean = member.T @ x.sum((2, 3)) / n.clamp_min(1)
-            variance = member.T @ (x - mean[self.tasks][..., None, None]).square().sum((2, 3)) / n.clamp_min(1)
+            mean = member.T @ x.sum((2, 3), dtype=kind) / n.clamp_min(1)
+            from_mean = (x - mean[self.tasks][..., None, None]).square().sum((2, 3), dtype=kind)
+            variance = member.T @ from_mean / n.clamp_min(1)
             unbiased, there = (variance * n / (n - 1).clamp_min(1)).detach(), n > 0
             self.fresh = (
                 torch.where(there, torch.lerp(self.running_mean, mean.detach(), MOMENTUM), self.running_mean),
@@ -72,7 +74,8 @@ class BatchNorm(nn.Module):
             )
         factor = self.weight * (variance + self.eps).rsqrt()
         term = self.bias - mean * factor
-        return torch.addcmul(term[self.tasks][..., None, None], x, factor[self.tasks][..., None, None])
+        factor, term = (part[self.tasks][..., None, None].to(x.dtype) for part in (factor, term))
+        return torch.addcmul(term, x, factor)
 
 
 def norm(kind: Norm, channels: int, tasks: int | None) -> nn.Module:

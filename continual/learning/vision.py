@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,6 +103,9 @@ class Torchvision(Normalised):
         super().check()
         if self.weights == "new" and self.train != "all":
             raise BadOption(f"train={self.train} leaves the rest as it is, so weights=new makes no sense; give weights")
+        if self.train == "head" and self.statistics != "running":
+            raise BadOption(f"statistics={self.statistics} does nothing with train=head, which trains no BatchNorm: "
+                            "those of the network keep the statistics that they have; leave it out")  # fmt: skip
         if self.arch == "vit_b_16" and (self.norm, self.statistics) != ("batch", "running"):
             raise BadOption("vit_b_16 has LayerNorm throughout: norm and statistics do nothing there; leave them out")
 
@@ -135,12 +139,19 @@ class Torchvision(Normalised):
 
         return modules.ModuleNet(made, trained, self.statistics, frozen_from=0 if given is not None else 1)
 
-    def state(self) -> dict[str, Any]:
-        """The weights by name; :class:`~continual.errors.BadData` where they are not there or are others'."""
+    def facts(self) -> dict[str, Any]:
+        """The checksum of the weights' file, by which a run is recognised: other weights are another run."""
+        if self.weights == "new":
+            return {}
+        with open(self.file(), "rb") as file:
+            return {"weights_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    def file(self) -> Path:
+        """The file of the weights; :class:`~continual.errors.BadData` where it is not there."""
         import torch
         import torchvision
 
-        path = Path(self.weights)
+        path = Path(self.weights).expanduser()
         where = f"weights={self.weights}: there is no file {path}"
         if self.weights == "imagenet":
             source = getattr(torchvision.models, ARCHITECTURES[self.arch][0]).DEFAULT
@@ -148,6 +159,14 @@ class Torchvision(Normalised):
             where = f"{self.arch}'s weights are not there; download {source.url} to {path}, or give weights=FILE"
         if not path.is_file():
             raise BadData(where)
+        return path
+
+    def state(self) -> dict[str, Any]:
+        """The weights by name; :class:`~continual.errors.BadData` where they are not there or are others'."""
+        import torch
+        import torchvision
+
+        path = self.file()
         try:
             if path.suffix == ".safetensors":
                 from safetensors.torch import load_file

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadOption
 from continual.options import Configured, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.streams.rng import Key
+    from continual.streams.stream import Stream
 
 GREY = (0.299, 0.587, 0.114)
 """How bright red, green and blue look (ITU-R BT.601), as PIL and torchvision have it."""
@@ -47,6 +49,12 @@ class Augmentation(Configured):
     def active(self) -> bool:
         """Whether it does anything."""
         return False
+
+    def suits(self, stream: Stream) -> None:
+        """Raise :class:`~continual.errors.BadOption` for a stream whose samples are not images."""
+        if self.active and len(stream.shape) != 3:
+            raise BadOption(f"augment: it is for images (C, H, W), and the samples of {stream.data.name} are "
+                            f"{stream.shape}; leave it out")  # fmt: skip
 
     def free(self, tasks: Tensor, index: int) -> Tensor:
         """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,)."""
@@ -87,6 +95,17 @@ class Images(Augmentation):
         """See :class:`Augmentation`."""
         in_steps = self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout
         return bool(in_steps or self.flip_tests)
+
+    def suits(self, stream: Stream) -> None:
+        """See :class:`Augmentation`; colours are for values from 0 to 1, or to what stands for 1."""
+        super().suits(stream)
+        pixels, top = stream.samples.pixels, stream.samples.top
+        if (self.brightness or self.contrast or self.saturation) and pixels.is_floating_point():
+            low, high = float(pixels.min()), float(pixels.max())
+            if low < 0 or high > top:
+                raise BadOption(f"augment: brightness, contrast and saturation are for pixels from 0 to {top:g}; those "
+                                f"of {stream.data.name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
+                                "with normalize=standard")  # fmt: skip
 
     def free(self, tasks: Tensor, index: int) -> Tensor:
         """See :class:`Augmentation`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from continual.errors import BadOption
-from continual.options import option
+from continual.options import option, options_of
 from continual.streams.stream import Permuted, Rotated, Split, StreamOptions
 
 if TYPE_CHECKING:
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, root: Path, wanted: Wanted | None = None) -> Data:
+def _load(name: str, root: Path, wanted: Wanted | None = None, size: int | None = None) -> Data:
     from continual.streams.sets import load
 
-    return load(name, root, wanted=wanted)
+    data = load(name, root, wanted=wanted)
+    return data if size is None else data.resized(size)
 
 
 @functools.lru_cache(maxsize=1)
-def _joined(parts: tuple[Data, ...], size: int) -> Data:
-    from continual.streams.data import joined
+def _joined(parts: tuple[Data, ...], size: int, root: Path) -> Data:
+    from continual.streams.sets import load_joined
 
-    return joined(parts, size)
+    return load_joined(parts, size, root)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Benchmark(StreamOptions):
         """The data, of which every seed's stream is made."""
         return _load(self.data, root)
 
-    def facts(self) -> dict[str, Any]:
-        """What a run's record says beside the options."""
+    def facts(self, root: Path) -> dict[str, Any]:
+        """What a run is recognised by beside the options: nothing, where the name says what the data is."""
         return {}
 
 
@@ -71,26 +72,33 @@ class RotatedBenchmark(Rotated, Benchmark):
 class ImageBenchmark(SplitBenchmark):
     """Tasks that divide the classes of images, which may be resized when they are packed."""
 
+    pixels: ClassVar[int | None] = None
+    """The side of its images, where that is always the same."""
+
     size: int | None = option(None, "pixels of the images' sides; none: as they are", ge=1, le=1024)
     skip: bool = option(False, "leave out image files that cannot be decoded, instead of stopping")
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        return _load(self.source(), root, self.wanted())
+        return _load(self.source(), root, self.wanted(), self.size)
 
     def source(self) -> str:
         """The name of the data set, or of a folder of the data root."""
         return self.data
 
     def wanted(self) -> Wanted:
-        """What is wanted of it."""
+        """What is packed of it: images that have the size already are packed as they are."""
         from continual.streams.sets import Wanted
 
-        return Wanted(self.size, self.classes(), self.skip)
+        return Wanted(None if self.size == self.pixels else self.size, self.classes(), self.skip)
 
     def classes(self) -> tuple[str, ...] | None:
         """The classes that are wanted; none: all."""
         return None
+
+    def facts(self, root: Path) -> dict[str, Any]:
+        """The checksum of the images: others in the same folders, or other classes in a list, are another run."""
+        return {"sha256": self.load(root).sha256}
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,11 @@ class FolderBenchmark(ImageBenchmark):
         """See :meth:`ImageBenchmark.classes`."""
         return None if self.subset == "all" else class_list(self.subset)
 
-    def facts(self) -> dict[str, Any]:
-        """The hash of the list, by which the same name with other classes is another run."""
+    def facts(self, root: Path) -> dict[str, Any]:
+        """See :meth:`ImageBenchmark.facts`; and the hash of the list of classes."""
         found = self.classes()
-        return {} if found is None else {"subset_sha256": hashlib.sha256("\n".join(found).encode()).hexdigest()}
+        listed = {} if found is None else {"subset_sha256": hashlib.sha256("\n".join(found).encode()).hexdigest()}
+        return super().facts(root) | listed
 
 
 @functools.lru_cache
@@ -146,6 +155,9 @@ class Sequence(Benchmark):
     Made with :meth:`of`, or with ``sequence: [...]`` in a run's file.
     """
 
+    OF_THE_WHOLE: ClassVar[tuple[str, ...]] = (*options_of(StreamOptions), "size")
+    """The options that a sequence has and its members do not."""
+
     size: int = option(32, "pixels of the images' sides", ge=1, le=1024)
     members: tuple[SplitBenchmark, ...] = field(default=(), init=False)
 
@@ -156,6 +168,10 @@ class Sequence(Benchmark):
         for one in given:
             if not isinstance(one, SplitBenchmark):
                 raise BadOption(f"a sequence takes benchmarks that divide classes, such as split-mnist, not {one!r}")
+            for name in cls.OF_THE_WHOLE:
+                if name in options_of(type(one)) and getattr(one, name) != options_of(type(one))[name].default:
+                    raise BadOption(f"a sequence's {one.data} was given {name}={getattr(one, name)}, which is one for "
+                                    f"the whole sequence: write {name} beside 'sequence'")  # fmt: skip
         if len(given) < 2:
             raise BadOption(f"a sequence takes two or more benchmarks, not {len(given)}")
         object.__setattr__(made, "members", given)
@@ -167,7 +183,8 @@ class Sequence(Benchmark):
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        return _joined(tuple(part.load(root) for part in self.parts()), self.size)
+        sized = (replace(part, size=self.size) if isinstance(part, ImageBenchmark) else part for part in self.parts())
+        return _joined(tuple(part.load(root) for part in sized), self.size, root)
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
@@ -178,6 +195,7 @@ class Sequence(Benchmark):
             start += classes
         return self.assemble(data, groups, seed)
 
-    def facts(self) -> dict[str, Any]:
-        """See :meth:`Benchmark.facts`."""
-        return {name: fact for part in self.parts() for name, fact in part.facts().items()}
+    def facts(self, root: Path) -> dict[str, Any]:
+        """See :meth:`ImageBenchmark.facts`; and the hash of each list of classes."""
+        listed = {name: fact for part in self.parts() for name, fact in part.facts(root).items()}
+        return listed | {"sha256": self.load(root).sha256}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PARTS = ("x", "y", "x_test", "y_test")
 PATIENCE = 3.0  # seconds before a progress bar appears
-CHUNK = 4096  # images that are resized at a time
+CHUNK = 2**24  # values that are worked on at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +49,8 @@ class Data:
     """The files that were left out because they could not be decoded."""
     joined: tuple[int, ...] = ()
     """Where it was made of several sets, the number of classes of each."""
+    packed: bool = False
+    """Whether the samples are mapped from a packed file; else they lie in memory."""
 
     def __repr__(self) -> str:
         kind, shape = str(self.x.dtype).removeprefix("torch."), tuple(self.x.shape[1:])
@@ -70,7 +72,7 @@ class Data:
         if self.x.ndim != 4:
             raise BadData(f"{self.name}: samples {tuple(self.x.shape[1:])} cannot be padded; only (C, H, W) images can")
         grown = functools.partial(torch.nn.functional.pad, pad=(pixels,) * 4)
-        return replace(self, x=grown(self.x), x_test=grown(self.x_test))
+        return replace(self, x=grown(self.x), x_test=grown(self.x_test), packed=False)
 
     def resized(self, size: int) -> Data:
         """The same images at ``size`` x ``size`` pixels (bilinear with antialiasing, in the type that they have)."""
@@ -84,12 +86,12 @@ class Data:
         def at(x: Tensor) -> Tensor:
             parts = [
                 torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-                for part in x.split(CHUNK)
+                for part in in_parts(x)
             ]
             whole = [part.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else part for part in parts]
             return torch.cat(whole)
 
-        return replace(self, x=at(self.x), x_test=at(self.x_test))
+        return replace(self, x=at(self.x), x_test=at(self.x_test), packed=False)
 
     def only(self, classes: Sequence[str]) -> Data:
         """The samples of some classes, numbered in the order in which they are given."""
@@ -104,7 +106,7 @@ class Data:
         kept, kept_test = labels[self.y] >= 0, labels[self.y_test] >= 0
         return replace(
             self, x=self.x[kept], y=labels[self.y][kept], x_test=self.x_test[kept_test],
-            y_test=labels[self.y_test][kept_test], classes=tuple(classes),
+            y_test=labels[self.y_test][kept_test], classes=tuple(classes), packed=False,
         )  # fmt: skip
 
     def in_colour(self) -> Data:
@@ -117,7 +119,7 @@ class Data:
 
         if self.x.ndim != 4 or self.x.shape[1] not in (1, 3):
             raise BadData(f"{self.name}: samples {tuple(self.x.shape[1:])} are no images of one or three channels")
-        return replace(self, x=coloured(self.x), x_test=coloured(self.x_test), top=255.0)
+        return replace(self, x=coloured(self.x), x_test=coloured(self.x_test), top=255.0, packed=False)
 
     @classmethod
     def from_arrays(
@@ -214,6 +216,12 @@ def joined(parts: Sequence[Data], size: int) -> Data:
     )
 
 
+def in_parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Samples (N, ...) a few at a time: what is made of them needs little memory."""
+    parts: tuple[Tensor, ...] = x.split(max(1, CHUNK // max(1, x[0].numel())))
+    return parts
+
+
 def _kind(sample: Tensor) -> str:
     return f"{tuple(sample.shape)} {str(sample.dtype).removeprefix('torch.')}"
 
@@ -245,6 +253,9 @@ def _samples(given: Any, what: str) -> Tensor:
         raise BadData(f"{what} have shape {tuple(x.shape)}; they take (N, C, H, W) or (N, features)")
     if x.is_complex():
         raise BadData(f"{what} are complex; they take integers in 0..255 or floats")
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 3:
+        raise BadData(f"{what} have shape {tuple(x.shape)}, with the channels last; they take (N, C, H, W), which "
+                      "numpy's x.transpose(0, 3, 1, 2) gives")  # fmt: skip
     if x.is_floating_point() or x.dtype == torch.bool:
         x = x.float()
         _every(x.isfinite(), x, what, "is not finite")

@@ -30,17 +30,25 @@ class Images:
     skipped: tuple[str, ...]
 
 
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted; none where it is not there or cannot be read."""
+    with contextlib.suppress(OSError):
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return []
+
+
 def class_names(folder: Path) -> list[str]:
     """The names of the class folders, sorted; :class:`~continual.errors.BadData` where there are none."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise BadData(
-            f"{folder} cannot be read ({error.strerror or error}); it takes a folder for each class"
-        ) from None
+    names = class_folders(folder)
     if not names:
-        raise BadData(f"{folder} has no class folders; it takes {folder.name}/<class>/*.jpg")
+        raise BadData(f"{folder} has no class folders that can be read; it takes {folder.name}/<class>/*.jpg")
     return names
+
+
+def listing(folder: Path, classes: Sequence[str]) -> str:
+    """The name, size and time of each image file of the classes: what tells whether they have changed."""
+    files = [Path(path) for name in classes for path in _paths(folder / name)]
+    return "\n".join(f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
 def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool, room: Room) -> Images:
@@ -83,6 +91,8 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
             pool.shutdown(cancel_futures=True)
             raise
     kept = [number for number in range(len(files)) if number not in bad]
+    for label in set(range(len(classes))) - {files[number][1] for number in kept}:
+        raise BadData(f"{folder / classes[label]}: none of its images can be decoded")
     for place, number in enumerate(kept):
         if place != number:
             x[place] = x[number]
@@ -92,12 +102,17 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
 
 
 def _files(folder: Path) -> list[Path]:
-    """The image files of a class, by name."""
+    """The image files of a class, by name; :class:`~continual.errors.BadData` where there are none."""
+    found = _paths(folder)
+    if not found:
+        raise BadData(f"{folder} has no images that can be read ({', '.join(ENDINGS)})")
+    return [Path(path) for path in found]
+
+
+def _paths(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
-        if found:
-            return [Path(path) for path in found]
-    raise BadData(f"{folder} has no images that can be read ({', '.join(ENDINGS)})")
+        return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
+    return []
 
 
 def _first(files: list[tuple[Path, int]], size: int | None) -> tuple[int, int, int]:
@@ -116,6 +131,8 @@ def _decode(file: Path, size: int | None) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     with Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"it is of mode {image.mode}, with more than 8 bits for a pixel; save it with 8")
         rgb = image.convert("RGB")
     if size is not None and rgb.size != (size, size):
         width, height = rgb.size

@@ -31,19 +31,29 @@ def choose(streams: Sequence[Stream], device: torch.device, asked: Literal["auto
 
     ``device``: in the device's memory (on a CPU: where they are). ``pinned``: in the host's memory, from which a GPU
     reads the images of a step by itself. ``mapped``: in their file, from which they are read as they are needed.
-    Raises :class:`~continual.errors.BadOption` for ``pinned`` without a GPU.
+    Raises :class:`~continual.errors.BadOption` for ``pinned`` without a GPU, and for ``mapped`` without a file.
     """
     if asked == "pinned" and device.type != "cuda":
         raise BadOption(
             "pixels=pinned is memory that a GPU reads from, and this run is on the CPU; use device or mapped"
         )
+    if asked == "mapped" and not on_disk(streams):
+        raise BadOption(f"pixels=mapped: the images of {streams[0].data.name} are in memory, not in a packed file "
+                        "(they were given as arrays, or padded); use device")  # fmt: skip
     if asked != "auto":
         return asked
     needed = image_bytes(streams)
     if needed <= SHARE * free_memory(device):
         return "device"
+    if not on_disk(streams):  # they take the host's memory already
+        return "device" if device.type == "cpu" else "pinned"
     on_gpu = device.type == "cuda"
     return "pinned" if on_gpu and needed <= SHARE * free_memory(torch.device("cpu")) else "mapped"
+
+
+def on_disk(streams: Sequence[Stream]) -> bool:
+    """Whether all images are mapped from packed files, and take no memory of their own."""
+    return all(one.data.packed and one.samples.pixels is one.data.x for one in streams)
 
 
 def image_bytes(streams: Sequence[Stream]) -> int:

@@ -2,8 +2,9 @@
 
 ``load("mnist")`` reads the published files the first time, checks them, and packs them into one file of the data root;
 later calls read that file only and check it every time. A damaged file is an error that names it: it is never trained
-on, never silently replaced, and never a reason to go to the network. Some classes of a set, or a set at another
-resolution, are packed in a file of their own.
+on, never silently replaced, and never a reason to go to the network. Some classes of a set, a set at another
+resolution, and several sets joined into one are packed in files of their own. Class folders that have changed since
+they were packed are packed anew.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from continual.errors import BadData, BadFolder, Notice, unknown
+from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images
-from continual.streams.data import PARTS, Data, content, digest
+from continual.streams.data import PARTS, Data, content, digest, joined
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-FORMAT = "continual packed data 2"
+FORMAT = "continual packed data 3"
 KINDS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}
-TESTS = ("test", "val")  # what the folder of test images may be called
+CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folders that torchvision unpacks into
+TESTS = ("val", "test")  # what the folder of test images may be called
 AGAIN = "put a good one there or let it be downloaded"
 REPACKED = "the next use packs it anew"
 
@@ -72,11 +74,11 @@ class Wanted:
     skip: bool = False
 
     def file(self, name: str) -> str:
-        """The name of the packed file."""
-        parts = [name] + ([str(self.size)] if self.size else [])
+        """The packed file, in the folder of packed files."""
+        parts = [str(self.size or "original")]
         if self.classes is not None:
             parts.append(hashlib.sha256("\n".join(self.classes).encode()).hexdigest()[:8])
-        return "-".join(parts + (["skip"] if self.skip else [])) + ".safetensors"
+        return f"{name}/{'-'.join(parts + (['skip'] if self.skip else []))}.safetensors"
 
 
 def load(
@@ -88,7 +90,7 @@ def load(
 ) -> Data:
     """A data set: read from its published files the first time, from the packed file ever after.
 
-    The tensors are memory-mapped from ``<root>/packed/<name>.safetensors`` and their checksum is verified at every
+    The tensors are memory-mapped from ``<root>/packed/<name>/*.safetensors`` and their checksum is verified at every
     call. torchvision and scikit-learn are imported only where there is no packed file yet. Where the root cannot be
     written the data is read anew each time, which a :class:`~continual.errors.Notice` says.
 
@@ -105,45 +107,73 @@ def load(
         BadFolder: a folder or file that cannot be made, read or written.
     """
     root, wanted = data_root(root), wanted or Wanted()
-    if name not in SETS and not _is_folder_set(root / name):
-        raise unknown("data set", name, SETS)
-    file = root / "packed" / wanted.file(name)
+    if name not in SETS and _parts(root / name) is None:
+        raise UnknownName(f"no data set is named '{name}'{nearest(name, SETS)} (known: {choices(SETS)}), and there are "
+                          f"no class folders {root / name}/train/<class>/ with val/<class>/ or test/<class>/"
+                          )  # fmt: skip
+    file, source = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
-        return _unpack(name, file)
+        data, packed = _unpack(name, file)
+        if not source or packed == source:
+            return data
+        warnings.warn(Notice(f"{name}: the images in {root / name} have changed since they were packed; they are "
+                             "packed anew"), stacklevel=2)  # fmt: skip
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
     if wanted.size is not None:
         data = data.resized(wanted.size)
+    return _packed(data, file, source)
+
+
+def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
+    """Several data sets as one, see :func:`~continual.streams.data.joined`; packed, as :func:`load` does it."""
+    key = hashlib.sha256(json.dumps([size, *((part.name, part.sha256) for part in parts)]).encode()).hexdigest()[:16]
+    name = "+".join(part.name for part in parts)
+    file = data_root(root) / "packed" / "joined" / f"{key}.safetensors"
+    return _unpack(name, file)[0] if os.path.exists(file) else _packed(joined(parts, size), file, "")
+
+
+def _packed(data: Data, file: Path, source: str) -> Data:
+    """The data, packed; as it is where that is not possible."""
     try:
-        _pack(data, file)
+        _pack(data, file, source)
     except BadFolder as error:
         if isinstance(error.__cause__, (FileExistsError, NotADirectoryError)):
             raise  # it is no folder
-        warnings.warn(Notice(f"{error}; until then {name} is read anew at every start"), stacklevel=2)
+        warnings.warn(Notice(f"{error}; until then {data.name} is read anew at every start"), stacklevel=3)
         return data
-    return _unpack(name, file)
+    return _unpack(data.name, file)[0]
+
+
+def _source(name: str, root: Path, wanted: Wanted) -> str:
+    """The SHA-256 over the names, sizes and times of the image files that a set is made of; nothing for others."""
+    found = _parts(root / name)
+    if found is None or not _from_folders(name, root):
+        return ""
+    classes = wanted.classes or images.class_names(found[0])
+    return hashlib.sha256("\n".join(images.listing(folder, classes) for folder in found).encode()).hexdigest()
 
 
 # The packed file
 
 
-def _pack(data: Data, file: Path) -> None:
+def _pack(data: Data, file: Path, source: str) -> None:
     """Write the packed file in one piece, or leave nothing; who packs at the same time writes the same."""
     facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
-    facts |= {"skipped": json.dumps(data.skipped)} if data.skipped else {}
+    facts |= {"skipped": json.dumps(data.skipped), "joined": json.dumps(data.joined), "source": source}
     facts["sha256"] = _checksum(facts, data.sha256)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as stream:
-                _write(stream, {part: getattr(data, part) for part in PARTS}, facts)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _folder(file.parent):
+            try:
+                with open(temporary, "xb") as stream:
+                    _write(stream, {part: getattr(data, part) for part in PARTS}, facts)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable(file.parent, "written", error) from error
 
@@ -170,8 +200,8 @@ def _checksum(facts: dict[str, str], sha256: str) -> str:
     return hashlib.sha256(json.dumps([facts, sha256], sort_keys=True).encode()).hexdigest()
 
 
-def _unpack(name: str, file: Path) -> Data:
-    """The data of a packed file, memory-mapped, its checksum verified."""
+def _unpack(name: str, file: Path) -> tuple[Data, str]:
+    """The data of a packed file, memory-mapped, its checksum verified; and what it was made of."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -188,10 +218,11 @@ def _unpack(name: str, file: Path) -> Data:
     sha256 = digest(tensors)
     if facts.pop("sha256", "") != _checksum(facts, sha256):
         raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
-    classes, skipped = (tuple(json.loads(facts.get(fact, "[]"))) for fact in ("classes", "skipped"))
-    data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped)
+    classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
+    data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
+                packed=True)  # fmt: skip
     vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
-    return data
+    return data, facts["source"]
 
 
 def _damaged(file: Path, fault: str, then: str) -> BadData:
@@ -222,21 +253,27 @@ def _digits(name: str, root: Path, wanted: Wanted, download: bool, progress: boo
     return Data.from_arrays(x[~test], y[~test], x[test], y[test], name, [str(label) for label in range(10)], top=16.0)
 
 
-def _is_folder_set(folder: Path) -> bool:
-    return (folder / "train").is_dir() and any((folder / part).is_dir() for part in TESTS)
+def _parts(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of training and test images, where they are there and hold class folders."""
+    found = [folder / part for part in ("train", *TESTS) if images.class_folders(folder / part)]
+    return (found[0], found[1]) if len(found) > 1 and found[0].name == "train" else None
 
 
 def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
     """Images in class folders, ``train/<class>/`` and ``val/<class>/`` or ``test/<class>/``; nothing is downloaded."""
-    folder = root / name
-    if not _is_folder_set(folder):
-        raise BadData(f"{name} is not there: put its images into {folder}/train/<class>/ and {folder}/val/<class>/, as "
-                      "*.jpg or *.png")  # fmt: skip
-    test = next(folder / part for part in TESTS if (folder / part).is_dir())
-    classes = wanted.classes or tuple(images.class_names(folder / "train"))
+    parts = _parts(root / name)
+    if parts is None:
+        raise BadData(f"{name} is not there: put its images into {root / name}/train/<class>/ and "
+                      f"{root / name}/val/<class>/, as *.jpg or *.png")  # fmt: skip
+    train, test = parts
+    known = images.class_names(train)
+    if more := sorted(set(images.class_names(test)) - set(known)):
+        warnings.warn(Notice(f"{test}: left out, as {train} has no such class: {', '.join(more[:5])}"
+                             f"{', ...' if len(more) > 5 else ''}"), stacklevel=3)  # fmt: skip
+    classes = wanted.classes or tuple(known)
     one, two = (
         images.decoded(part, classes, wanted.size, wanted.skip, progress, functools.partial(_room, root))
-        for part in (folder / "train", test)
+        for part in parts
     )
     data = Data.from_arrays(one.x, one.y, two.x, two.y, name, classes)
     return replace(data, skipped=one.skipped + two.skipped)
@@ -245,10 +282,10 @@ def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bo
 def _room(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """An array for images, on a disk if there is one to write to: they may be more than fits into memory."""
     try:
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it lives as long as the array
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape)))  # a disk that is full is told of here
-        return np.memmap(file, np.uint8, "r+", shape=shape)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape)))  # a disk that is full is told of here
+            return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError:  # that it cannot be written is told of when it is packed
         return np.empty(shape, np.uint8)
 
@@ -257,11 +294,11 @@ def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool
     """CIFAR-10 or CIFAR-100 as torchvision unpacks them, or as class folders where those are there instead."""
     import torchvision.datasets
 
+    if _from_folders(name, root):
+        return _folders(name, root, wanted, download, progress)
     published = getattr(torchvision.datasets, source)
     folder = root / published.base_folder
     if not folder.is_dir():
-        if _is_folder_set(root / name):
-            return _folders(name, root, wanted, download, progress)
         _fetch_cifar(name, published, root, download, progress)
     listed = [*published.train_list, *published.test_list, [published.meta["filename"], published.meta["md5"]]]
     for file, md5 in listed:
@@ -273,6 +310,11 @@ def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool
     one, two = (published(str(root), train=train, download=False) for train in (True, False))
     x, x_test = (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (one, two))
     return Data.from_arrays(x, one.targets, x_test, two.targets, name, list(one.classes))
+
+
+def _from_folders(name: str, root: Path) -> bool:
+    """Whether a set is read from class folders: where they are there, and the published files are not."""
+    return not (name in CIFAR and (root / CIFAR[name]).is_dir()) and _parts(root / name) is not None
 
 
 def _fetch_cifar(name: str, published: Any, root: Path, download: bool, progress: bool) -> None:

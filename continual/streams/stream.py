@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Scenario = Literal["task", "domain", "class"]
 Active = Literal["task", "seen", "all"]
-CHUNK = 4096  # images that are looked at together
 ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 
 
@@ -161,7 +160,7 @@ class Stream:
     def record(self) -> dict[str, Any]:
         """What a run's record says of it: the data with its checksum, the kind of stream, every option."""
         made = {"name": self.data.name, "sha256": self.data.sha256, "stream": type(self.options).__name__.lower()}
-        return made | self.options.values()
+        return made | {"top": self.data.top} | self.options.values()
 
     @classmethod
     def from_arrays(
@@ -385,6 +384,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @functools.lru_cache(maxsize=8)
 def channels(data: Data, normalize: str) -> Tensor:
     """Factor and term (2, C, 1, 1) of each channel for values in [0, 1]; the data's own reads every training pixel."""
+    from continual.streams.data import in_parts
+
     if data.x.ndim != 4:
         raise BadStream(f"{data.name}: samples {tuple(data.x.shape[1:])} have no channels; use normalize=standard")
     if normalize == "imagenet":
@@ -395,7 +396,7 @@ def channels(data: Data, normalize: str) -> Tensor:
         mean, deviation = (torch.tensor(values, dtype=torch.float64) for values in IMAGENET)
     else:
         sums, squares = torch.zeros(2, data.x.shape[1], dtype=torch.float64)
-        for part in data.x.split(CHUNK):
+        for part in in_parts(data.x):
             values = part.double() / data.top
             sums, squares = sums + values.sum((0, 2, 3)), squares + values.square().sum((0, 2, 3))
         count = data.x.numel() / data.x.shape[1]
@@ -443,5 +444,9 @@ def _first(y: Tensor, held: Tensor, limit: int | None) -> Tensor:
     """Which rows are among the first ``limit`` of their class that are not held out: bool (N,)."""
     if limit is None:
         return torch.ones_like(held)
-    free = torch.nn.functional.one_hot(y) * ~held[:, None]
-    return free.cumsum(0).gather(1, y[:, None]).squeeze(1) <= limit
+    free = (~held).nonzero().squeeze(1)
+    labels, order = y[free].sort(stable=True)
+    rank = torch.arange(len(free)) - torch.searchsorted(labels, labels)
+    kept = torch.zeros_like(held)
+    kept[free[order[rank < limit]]] = True
+    return kept
