@@ -1,14 +1,17 @@
-"""Our values of one number over seeds, held against a published mean and spread."""
+"""Values of one number over seeds, held against each other, or against a published mean and spread."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from continual.results.metrics import Array
 
 Verdict = Literal["reproduced", "differs", "not run"]
 LEVEL = 0.95
@@ -64,8 +67,6 @@ def compare(ours: ArrayLike, published: Published) -> Comparison:
     the variance of the difference. A single value of ours has no variance of its own, so the published one stands for
     it. Values that are not finite are left out.
     """
-    from scipy import stats
-
     values = np.asarray(ours, np.float64)
     values = values[np.isfinite(values)]
     n = len(values)
@@ -76,10 +77,95 @@ def compare(ours: ArrayLike, published: Published) -> Comparison:
     own = sd**2 / n if n > 1 else published.sd**2
     freedom = [n - 1 if n > 1 else published.n - 1, published.n - 1]
     # Satterthwaite's degrees of freedom; where neither varies only the rounding is left, which has no freedom to lose
-    shares = [v**2 / f for v, f in zip((own, theirs), freedom, strict=True) if f]
-    df = (own + theirs) ** 2 / sum(shares) if sum(shares) else math.inf
+    df = _satterthwaite((own, theirs), freedom)
     error = math.sqrt(own + theirs + published.digit**2 / 12)
     difference = mean - published.mean
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(difference) / error, df))
-    return Comparison(mean, sd, n, difference, difference - reach, difference + reach, p)
+    return Comparison(mean, sd, n, difference, *_tested(difference, error, df))
+
+
+# ---- two runs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of two runs with its 95 % interval; all NaN where there are too few seeds for a test.
+
+    ``paired`` tells that it is the mean of the differences of ``n`` seeds that both have; else ``n`` counts the values
+    of both sides.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    paired: bool
+
+    @property
+    def tied(self) -> bool:
+        """Whether the interval has zero in it, so that the two cannot be told apart; NaN tells nothing apart."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def difference(
+    ours: ArrayLike, theirs: ArrayLike, seeds: Sequence[int], their_seeds: Sequence[int], pairs: bool = True
+) -> Difference:
+    """Ours minus theirs: Student's paired t-test over the seeds that both have, or Welch's test.
+
+    Pairing takes out what a seed does to both (the order of classes, the initial weights). Where fewer than two seeds
+    are shared, or without ``pairs``, it is Welch's test of equal means, whose variances may differ. Values that are not
+    finite are left out.
+    """
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    shared = [seed for seed in seeds if seed in their_seeds] if pairs else []
+    each = [ours[seeds.index(seed)] - theirs[their_seeds.index(seed)] for seed in shared]
+    differences = np.asarray([value for value in each if math.isfinite(value)])
+    n = len(differences)
+    if n < 2:
+        return _welch(ours[np.isfinite(ours)], theirs[np.isfinite(theirs)])
+    mean = float(differences.mean())
+    return Difference(mean, *_tested(mean, float(differences.std(ddof=1)) / math.sqrt(n), n - 1), n, True)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, corrected as Holm (1979) has it; NaN is no test and stays.
+
+    The least is multiplied by the number of tests, the next by one less and so on; none is below the one before it.
+    """
+    order = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=lambda i: values[i])
+    corrected, least = list(values), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * values[i]))
+        corrected[i] = least
+    return corrected
+
+
+def _welch(ours: Array, theirs: Array) -> Difference:
+    """Welch's two-sided t-test of equal means (Welch 1947)."""
+    n = len(ours) + len(theirs)
+    if min(len(ours), len(theirs)) < 2:
+        mean = float(ours.mean() - theirs.mean()) if len(ours) and len(theirs) else math.nan
+        return Difference(mean, math.nan, math.nan, math.nan, n, False)
+    variances = [float(side.var(ddof=1)) / len(side) for side in (ours, theirs)]
+    df = _satterthwaite(variances, [len(ours) - 1, len(theirs) - 1])
+    mean = float(ours.mean() - theirs.mean())
+    return Difference(mean, *_tested(mean, math.sqrt(sum(variances)), df), n, False)
+
+
+def _satterthwaite(variances: Sequence[float], freedom: Sequence[int]) -> float:
+    """The degrees of freedom of a sum of variances; infinite where nothing varies."""
+    shares = sum(v**2 / f for v, f in zip(variances, freedom, strict=True) if f)
+    return sum(variances) ** 2 / shares if shares else math.inf
+
+
+def _tested(difference: float, error: float, df: float) -> tuple[float, float, float]:
+    """The interval of a difference with this standard error, and the p-value of Student's two-sided t-test."""
+    from scipy.special import ndtr, ndtri, stdtr, stdtrit  # takes half as long to import as scipy.stats
+
+    finite = math.isfinite(df)
+    reach = float(stdtrit(df, (1 + LEVEL) / 2) if finite else ndtri((1 + LEVEL) / 2)) * error
+    if not error:
+        return difference, difference, float(difference == 0)
+    t = -abs(difference) / error
+    p = 2 * float(stdtr(df, t) if finite else ndtr(t))
+    return difference - reach, difference + reach, p

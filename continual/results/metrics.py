@@ -197,9 +197,15 @@ def forgetting(A: ArrayLike, *, rows: Rows = "all", last: bool = False, average:
     T = A.shape[2]
     if average not in ("T-1", "T"):
         raise BadOption(f"forgetting: option average was given {average!r}; it takes T-1|T")
-    drops = [_best(A, j, rows, last) - A[:, -1, j - 1] for j in range(1, T)]
-    mean = _mean_of(drops, len(A))
+    mean = _mean(forgetting_by_task(A, rows=rows, last=last))
     return mean * (T - 1) / T if average == "T" else mean
+
+
+def forgetting_by_task(A: ArrayLike, *, rows: Rows = "all", last: bool = False) -> Array:
+    """f_j = max_l A[l, j] - A[T, j] of each of the first T-1 tasks, (R, T-1); see :func:`forgetting`."""
+    A = _matrix(A)
+    drops = [_best(A, j, rows, last) - A[:, -1, j - 1] for j in range(1, A.shape[2])]
+    return np.reshape(np.asarray(drops, np.float64), (len(drops), len(A))).T
 
 
 @_named("backward-transfer", "final minus just after learning, mean over the first T-1 tasks", LOPEZ_PAZ)
@@ -424,8 +430,14 @@ def stability_gap(trace: ArrayLike, task: ArrayLike) -> Array:
     evaluation before k) - min of a(n) over the evaluations while k is learnt. The paper names and shows the gap but
     gives no formula; this one is ours. Where evaluations begin after the first step, a gap can be negative.
     """
+    return _mean(stability_gaps(trace, task))
+
+
+def stability_gaps(trace: ArrayLike, task: ArrayLike) -> Array:
+    """The gap at each of the T-1 switches, (R, T-1); see :func:`stability_gap`."""
     trace, task = _trace(trace, task)
-    return _mean_of([_gap(trace, task, k) for k in range(1, trace.shape[2])], len(trace))
+    gaps = [_gap(trace, task, k) for k in range(1, trace.shape[2])]
+    return np.reshape(np.asarray(gaps, np.float64), (len(gaps), len(trace))).T
 
 
 def _trace(trace: ArrayLike, task: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
