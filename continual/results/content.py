@@ -1,0 +1,281 @@
+"""What a table holds before it is written in some format: experiments, results, metrics and a summary for each pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from continual.results.comparison import Difference, difference
+from continual.results.metrics import METRICS, Array, Metric, Summary, metric, summarise
+from continual.results.store import Result, experiment
+
+INTERVALS = {
+    "sd": "standard deviation (n-1)",
+    "se": "standard error",
+    "ci95": "half the 95 % interval (Student's t)",
+}
+DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
+DEFAULT_TRACED = (*DEFAULT[:3], "minimum-accuracy", "worst-case-accuracy", "stability-gap")
+FEW = 5  # so many metrics have room for a second decimal
+
+
+# ---- what a table holds
+
+
+@dataclass(frozen=True)
+class Content:
+    """One experiment: results as lines, metrics as columns, and the seeds' values and their summary for each pair."""
+
+    results: list[Result]
+    metrics: list[Metric]
+    values: list[list[Array]]
+    cells: list[list[Summary]]
+
+    @property
+    def decimals(self) -> int:
+        """Decimals that there is room for, in percent."""
+        return 2 if len(self.metrics) <= FEW else 1
+
+
+def experiments(results: Sequence[Result]) -> list[list[Result]]:
+    """The results by experiment, in the order in which each first occurs."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(experiment(result.record), []).append(result)
+    return list(groups.values())
+
+
+def joint(group: list[Result]) -> Result | None:
+    """The result of joint training on the same protocol, if there is one."""
+
+    def is_joint(parts: list[dict[str, Any]]) -> bool:
+        # trained once at the end it is no reference for the tasks before
+        return [part["name"] for part in parts] == ["joint"] and parts[0].get("every", True)
+
+    return next((one for one in group if is_joint(one.record["strategy"])), None)
+
+
+def chosen(group: list[Result], names: list[str] | None) -> list[Metric]:
+    """The metrics of these names; see :func:`continual.results.tables.table`."""
+    if names is None:
+        return _default(group)
+    if names == ["all"]:
+        return [one for one in METRICS.values() if all(one.fits(result, joint(group)) for result in group)]
+    return _by_task(group) if names == ["tasks"] else [metric(name) for name in names]
+
+
+def _default(group: list[Result]) -> list[Metric]:
+    """What fits into a hundred columns."""
+    if all(result.trace is not None for result in group):
+        return [METRICS[name] for name in DEFAULT_TRACED]
+    return [METRICS[name] for name in (*DEFAULT, *(["intransigence"] if joint(group) else []))]
+
+
+def _by_task(group: list[Result]) -> list[Metric]:
+    def column(j: int) -> Metric:
+        return Metric(f"task-{j + 1}", "accuracy after the last task", "", lambda A: A[:, -1, j])
+
+    return [column(j) for j in range(group[0].accuracy.shape[2])]
+
+
+def computed(group: list[Result], names: list[str] | None = None) -> Content:
+    """The table of one experiment; UnknownName or BadOption for a metric that there is not or that does not fit."""
+    metrics, reference = chosen(group, names), joint(group)
+    values = [[one(result, reference) for one in metrics] for result in group]
+    return Content(group, metrics, values, [[summarise(value) for value in line] for line in values])
+
+
+# ---- what is best
+
+
+BOUNDS = ("joint", "cumulative")
+"""Strategies that train on the data of all tasks: bounds, which are no competitors."""
+
+
+def competes(result: Result) -> bool:
+    """Whether a result takes part in being the best."""
+    return not any(part["name"] in BOUNDS for part in result.record["strategy"])
+
+
+def best(table: Content) -> list[list[bool]]:
+    """Of each cell, whether it is its column's best, or cannot be told from the best by the 95 % interval.
+
+    Nothing is where a column has no two lines with an interval that compete, or no direction that is better.
+    """
+    columns = [_best(table, column) for column in range(len(table.metrics))]
+    return [[line in found for found in columns] for line in range(len(table.results))]
+
+
+def _best(table: Content, column: int) -> set[int]:
+    """The lines that are best in a column."""
+    up = table.metrics[column].higher_is_better
+    lines = [n for n, one in enumerate(table.results) if competes(one) and table.cells[n][column].n > 1]
+    if up is None or len(lines) < 2:
+        return set()
+    first = max(lines, key=lambda n: table.cells[n][column].mean * (1 if up else -1))
+    return {n for n in lines if n == first or _difference(table, column, n, first).tied}
+
+
+def _difference(table: Content, column: int, one: int, other: int) -> Difference:
+    return difference(table.values[one][column], table.values[other][column],
+                      table.results[one].seeds, table.results[other].seeds)  # fmt: skip
+
+
+def boldness(table: Content) -> str:
+    """What bold stands for in this table, in a sentence or two."""
+    if not any(any(line) for line in best(table)):
+        return "Nothing is in bold: there are no two lines with seeds enough to be told apart."
+    left = ", ".join(result.name for result in table.results if not competes(result))
+    rest = f" Trained on the data of all tasks and so left out of this: {left}." if left else ""
+    return ("Bold: the best of a column, and what is not told apart from it (the 95 % interval of the difference, "
+            f"paired over seeds, has 0 in it).{rest}")  # fmt: skip
+
+
+# ---- what stands in it
+
+
+def number(value: float, decimals: int) -> str:
+    """A number as a table has it, or a dash."""
+    # a value that rounds to zero from below would print as -0.00
+    return f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A difference as a table has it, or a dash."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}" if math.isfinite(value) else "–"
+
+
+def reach(cell: Summary, interval: str) -> float:
+    """What stands after ±, as a fraction."""
+    return {"sd": cell.sd, "se": cell.se, "ci95": cell.high - cell.mean}[interval]
+
+
+def shown(cell: Summary, one: Metric, interval: str, decimals: int) -> tuple[str, str]:
+    """Mean and error as text: no error where there is none, and a dash where there is no mean."""
+    scale, digits = (100, decimals) if one.unit == "%" else (1, decimals + 1)
+    error = reach(cell, interval)
+    return number(scale * cell.mean, digits), number(scale * error, digits) if math.isfinite(error) else ""
+
+
+def grid(table: Content, interval: str) -> tuple[list[str], list[list[str]]]:
+    """The column titles and the rows, as plain text."""
+    head = ["strategy", *(one.title for one in table.metrics)]
+    rows = [
+        [
+            one_line(result.name),
+            *(_joined(*shown(*pair, interval, table.decimals)) for pair in zip(cells, table.metrics, strict=True)),
+        ]
+        for result, cells in zip(table.results, table.cells, strict=True)
+    ]
+    if uneven(table):
+        head.append("seeds")
+        for row, cells in zip(rows, table.cells, strict=True):
+            row.append(seeds(cells))
+    return head, rows
+
+
+def _joined(mean: str, error: str) -> str:
+    return f"{mean} ± {error}" if error else mean
+
+
+def one_line(name: str) -> str:
+    """A name whose spaces break no line."""
+    return " ".join(name.split())
+
+
+def uneven(table: Content) -> bool:
+    """Whether some seeds have no value, so that each line has to say how many have."""
+    return len(_counts(cell for cells in table.cells for cell in cells)) > 1
+
+
+def seeds(cells: Iterable[Summary]) -> str:
+    """Of how many seeds a line's values are means."""
+    return _range(_counts(cells))
+
+
+def _counts(cells: Iterable[Summary]) -> list[int]:
+    """The least and the greatest number of seeds that a value is a mean over, one number where they are the same."""
+    found = {cell.n for cell in cells if cell.n}
+    return sorted({min(found), max(found)}) if found else []
+
+
+def _range(counts: list[int]) -> str:
+    return "–".join(map(str, counts)) or "0"
+
+
+# ---- what is said of it
+
+
+def heading(record: dict[str, Any]) -> str:
+    """The protocol in one line; the record's own ``heading`` where it has one."""
+    if "heading" in record:
+        return str(record["heading"])
+    protocol = record["protocol"]
+    parts = [described(protocol["benchmark"]), described(protocol["model"]), _trained(protocol["training"])]
+    return "; ".join([*filter(None, parts), count(len(protocol["seeds"]), "seed")])
+
+
+def _trained(training: Any) -> str:
+    """The training in short: how long, with what batch, which optimiser and learning rate."""
+    if not isinstance(training, dict):
+        return str(training)
+    long = "iterations" if training.get("iterations") else "epochs"
+    optimizer = training.get("optimizer")
+    if isinstance(optimizer, dict):
+        optimizer = described({name: value for name, value in optimizer.items() if name in ("name", "lr")})
+    return described({long: training.get(long), "batch": training.get("batch"), "optimizer": optimizer})
+
+
+def described(value: Any) -> str:
+    """A name and its options in words; options that are off, empty or zero are left out."""
+    if not isinstance(value, dict):
+        return str(value)
+    kept = [f"{name} {_listed(item)}" for name, item in value.items() if name != "name" and item not in _NOTHING]
+    name = str(value.get("name", ""))
+    return f"{name} ({', '.join(kept)})" if name and kept else name or ", ".join(kept)
+
+
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], "default", "none")
+
+
+def _listed(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def caption(table: Content, interval: str) -> str:
+    """What the numbers are: error, number of seeds and unit."""
+    counts = _counts(cell for row in table.cells for cell in row)
+    over = f"{_range(counts)} {'seed' if counts == [1] else 'seeds'}" if counts else "no seed, as none came through"
+    error = f" ± {INTERVALS[interval]}" if max(counts, default=0) > 1 else ""
+    percent = ", in %" if any(one.unit == "%" for one in table.metrics) else ""
+    return f"mean{error} over {over}{percent}."
+
+
+def source(one: Metric) -> str:
+    """What a metric is, which way is better, and where it is from."""
+    better = "; lower is better" if one.higher_is_better is False else ""
+    return f"{one.title}: {one.meaning}{better} ({one.citation})" if one.citation else one.meaning
+
+
+def stopped(results: Iterable[Result]) -> list[str]:
+    """A line for each seed that ended early."""
+    return [
+        f"seed {one['seed']} of {result.name} was stopped: {one['why']} at task {one['task']}, step {one['step']}."
+        for result in results
+        for one in result.record.get("stopped", [])
+    ]
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def tabulated(head: list[str], rows: list[list[str]], style: str) -> str:
+    """Lines and columns in one of tabulate's styles."""
+    from tabulate import tabulate
+
+    align = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, tablefmt=style, colalign=align, headersalign=align, disable_numparse=True)
