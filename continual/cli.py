@@ -295,8 +295,7 @@ def show(
     if style not in FORMATS:
         raise BadOption(f"--format {style}: it takes {choices(FORMATS)}")
     results = store.find(Path(folder))
-    chosen = None if names is None else [name.strip() for name in names.split(",")]
-    click.echo(tables.table(results, metrics=chosen, format=style, interval=error))
+    click.echo(tables.table(results, metrics=_names(names), format=style, interval=error))
     for result in results if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
     for result in results if trace else ():
@@ -306,6 +305,43 @@ def show(
 
         plots.picture(results, Path(picture))
         click.echo(f"\nDrawn in {picture}.")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--out", metavar="FILE", help="where the report is written [default: DIR/report.html]")
+@click.option("--title", help="of the report [default: the folder's name]")
+@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
+@click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
+def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
+    """Write the runs in DIR as one HTML file: tables, figures, configuration, and the command that repeats them.
+
+    The file needs no network and no other file. docs/read-the-report.md says what is in it.
+    """
+    from continual.repeat import repeat
+    from continual.results import content, figures, report, store
+
+    report.check_interval(error)
+    groups = content.experiments(store.find(Path(folder)))
+    found = [figures.sections(group) for group in groups]
+    file = Path(out or Path(folder) / "report.html")
+    page = report.html(
+        title or f"Results in {Path(folder).resolve().name}", groups, found, [repeat(group) for group in groups],
+        _names(names), error,
+    )  # fmt: skip
+    report.write(page, file)
+    click.echo(f"Written to {file}.")
+    if drawn:
+        written = [
+            path for group, one in zip(groups, found, strict=True) for path in figures.write(group, one, Path(drawn))
+        ]
+        click.echo(f"{len(written) // 2} figures, each as .svg and .csv, in {drawn}.")
+
+
+def _names(given: str | None) -> list[str] | None:
+    """Names joined by commas, one by one."""
+    return None if given is None else [name.strip() for name in given.split(",")]
 
 
 @main.command()

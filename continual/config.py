@@ -104,7 +104,7 @@ def describe(kind: str, made: Configured) -> dict[str, Any]:
 def title(kind: str, made: Configured) -> str:
     """The text that makes the object, with the options that differ from their defaults."""
     given = [
-        f"{name}={_written(options_of(type(made))[name], value)}"
+        f"{name}={written(options_of(type(made))[name], value)}"
         for name, value in made.values().items()
         if getattr(made, name) != options_of(type(made))[name].default
     ]
@@ -112,7 +112,7 @@ def title(kind: str, made: Configured) -> str:
     return f"{name}:{','.join(given)}" if given else name
 
 
-def _written(known: Option, value: Any) -> str:
+def written(known: Option, value: Any) -> str:
     """An option's value as a command line has it."""
     if isinstance(value, list):
         # where a number alone means something else, a list of one is written with a dash behind it

@@ -13,20 +13,22 @@ from continual.results import content
 from continual.results.content import Content
 
 
-def _footnotes(table: Content) -> list[str]:
-    """What each column is, once each, in the order of the letters that name them; none for tasks, which need none."""
-    return list(dict.fromkeys(content.source(one) for one in table.metrics))
-
-
-def _letters(table: Content) -> list[str]:
-    """The letter of each column's footnote."""
-    notes = _footnotes(table)
-    numbers = [divmod(notes.index(content.source(one)), 26) for one in table.metrics]
+def letters(table: Content) -> list[str]:
+    """The letter of each column's footnote; columns of one convention share it."""
+    sources = [content.source(one) for one in table.metrics]
+    known = list(dict.fromkeys(sources))
+    numbers = [divmod(known.index(source), 26) for source in sources]
     return [string.ascii_lowercase[rest] * (1 + times) for times, rest in numbers]
 
 
-def _notes(table: Content, interval: str) -> list[str]:
-    """What stands under a table."""
+def footnotes(table: Content) -> dict[str, str]:
+    """The convention of each column, by its letter."""
+    sources = [f"{content.source(one)}." for one in table.metrics]
+    return dict(zip(letters(table), sources, strict=True))
+
+
+def notes(table: Content, interval: str) -> list[str]:
+    """What stands under a table: what its numbers are, what bold is, and which seeds ended early."""
     return [content.caption(table, interval), content.boldness(table), *content.stopped(table.results)]
 
 
@@ -53,7 +55,7 @@ def _whole(table: Content, cells: list[list[str]], escape: Callable[[str], str])
 
 def _head(table: Content, letter: str, escape: Callable[[str], str]) -> list[str]:
     """The titles of the columns, each with its footnote's letter."""
-    titles = [escape(one.title) + letter.format(mark) for one, mark in zip(table.metrics, _letters(table), strict=True)]
+    titles = [escape(one.title) + letter.format(mark) for one, mark in zip(table.metrics, letters(table), strict=True)]
     return ["strategy", *titles, *(["seeds"] if content.uneven(table) else [])]
 
 
@@ -70,16 +72,13 @@ def markdown(table: Content, interval: str) -> str:
     bold = _cells(table, interval, "**{}**", " ± ", escaped_markdown)
     lines = _whole(table, bold, escaped_markdown)
     heading = escaped_markdown(content.heading(table.results[0].record))
-    footnotes = "  \n".join(
-        f"<sup>{mark}</sup> {escaped_markdown(note)}."
-        for mark, note in zip(dict.fromkeys(_letters(table)), _footnotes(table), strict=True)
-    )
+    below = (f"<sup>{mark}</sup> {escaped_markdown(note)}" for mark, note in footnotes(table).items())
     return "\n\n".join(
         [
             f"**{heading}**",
             content.tabulated(_head(table, "<sup>{}</sup>", escaped_markdown), lines, "github"),
-            *map(escaped_markdown, _notes(table, interval)),
-            footnotes,
+            *map(escaped_markdown, notes(table, interval)),
+            "  \n".join(below),
         ]
     )
 
@@ -115,11 +114,8 @@ def latex(table: Content, interval: str) -> str:
     """A table that needs the package booktabs, with its footnotes below the rules."""
     bold = _cells(table, interval, r"\textbf{{{}}}", r" $\pm$ ", _negative)
     lines = _whole(table, bold, escaped_latex)
-    caption = " ".join([f"{content.heading(table.results[0].record)}.", *_notes(table, interval)])
-    footnotes = [
-        rf"$^{{{mark}}}$ {escaped_latex(note)}.\\"
-        for mark, note in zip(dict.fromkeys(_letters(table)), _footnotes(table), strict=True)
-    ]
+    caption = " ".join([f"{content.heading(table.results[0].record)}.", *notes(table, interval)])
+    below = [rf"$^{{{mark}}}$ {escaped_latex(note)}\\" for mark, note in footnotes(table).items()]
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -135,7 +131,7 @@ def latex(table: Content, interval: str) -> str:
             r"\end{tabular}",
             r"\par\smallskip",
             r"\begin{minipage}{\linewidth}\footnotesize",
-            *footnotes,
+            *below,
             r"\end{minipage}",
             r"\end{table}",
         ]

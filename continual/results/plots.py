@@ -1,100 +1,399 @@
-"""Results as pictures, drawn with Matplotlib (the extra ``plots``)."""
+"""Results as pictures: one function for each, which draws into Matplotlib axes and gives them back.
+
+The report, ``--picture`` and ``result.plot`` all draw with these.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from continual.errors import BadFolder, BadOption
+from continual.errors import BadOption
+from continual.results import canvas
+from continual.results.canvas import colour, marker, plain
+from continual.results.metrics import (
+    Array,
+    Measured,
+    Metric,
+    average_accuracy,
+    forgetting_by_task,
+    metric,
+    stability_gaps,
+    summarise,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from continual.results.store import Result
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's eight colours, which colour-blind people can tell apart."""
 STYLES = {"test": "-", "training": ":", "validation": "--"}
 MANY = 10  # more tasks than these are not told apart by colour
+NUMBERS = 40  # of more tasks a heat map has no room for numbers
+LOG = 15  # a greater ratio of the largest to the least is drawn on a logarithmic axis
 
 
-def curves(result: Result, axes: Axes | None = None) -> Axes:
+class Drawn(Measured, Protocol):
+    """What is drawn of a result."""
+
+    @property
+    def name(self) -> str:
+        """The strategy, as a table names it."""
+
+    @property
+    def training_accuracy(self) -> Array | None:
+        """(R, T+1, T)."""
+
+    @property
+    def training_trace(self) -> Array | None:
+        """(R, E, T)."""
+
+    @property
+    def validation_trace(self) -> Array | None:
+        """(R, E, T)."""
+
+    @property
+    def trace_step(self) -> NDArray[np.int64] | None:
+        """(E,)."""
+
+
+# ---- numbers
+
+
+def over_seeds(values: Array) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Mean, standard deviation (n-1) and number of the finite values along the first axis; NaN where there are none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy warns of a mean over nothing
+        finite = np.where(np.isfinite(values), values, np.nan)
+        return np.nanmean(finite, axis=0), np.nanstd(finite, axis=0, ddof=1), np.isfinite(values).sum(axis=0)
+
+
+def seconds(result: Measured) -> float | None:
+    """The time that all seeds of a run took together."""
+    found: float | None = result.record.get("time", {}).get("seconds")
+    return found
+
+
+def held(result: Measured) -> float | None:
+    """The bytes that one learner holds at most: parameters, what its strategy keeps, stored samples; None: unknown."""
+    size = result.record.get("size", {})
+    if not all(name in size for name in ("parameters", "memory_bytes", "stored_samples_per_task")):
+        return None
+    stored = max(size["stored_samples_per_task"], default=0)
+    if stored and "sample_bytes" not in size:
+        return None
+    training = result.record["protocol"]["training"]
+    width = 8 if isinstance(training, dict) and training.get("precision") == "float64" else 4
+    samples = stored * size.get("sample_bytes", 0)
+    return float(np.max(size["parameters"]) * width + size["memory_bytes"] + samples)
+
+
+# ---- heat maps
+
+
+def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
+    """The accuracy matrix in percent, mean over the seeds; right of the stepped line a task was not learnt yet."""
+    tasks = result.accuracy.shape[2]
+    axes = axes or canvas.new_axes(*matrix_size(tasks))
+    values = 100 * over_seeds(result.accuracy)[0]
+    _heat(axes, values, "Blues", "{:.1f}" if tasks <= 6 else "{:.0f}")
+    corners = np.repeat(np.arange(tasks + 1), 2)
+    axes.plot(corners[1:] - 0.5, corners[:-1] + 0.5, color="black", linewidth=1.8, solid_capstyle="butt", zorder=3)
+    axes.set(xlabel="accuracy on task", ylabel="after learning task", title=plain(result.name, 44))
+    axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
+    axes.set_yticks(range(tasks + 1), ["none", *(str(i + 1) for i in range(tasks))])
+    return axes
+
+
+def matrix_size(tasks: int) -> tuple[float, float]:
+    """Inches that an accuracy matrix takes."""
+    side = max(3.2, 0.36 * tasks)
+    return side + 0.9, max(2.6, 0.9 * side) + 0.9
+
+
+def forgetting(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
+    """Forgetting of each task but the last, in percent, mean and standard deviation over the seeds."""
+    axes = axes or canvas.new_axes(*forgetting_size(results))
+    each = [over_seeds(forgetting_by_task(one.accuracy)) for one in results]
+    tasks = each[0][0].shape[0]
+    _heat(axes, 100 * np.array([mean for mean, _, _ in each]), "Oranges", "{:.1f}" if tasks <= MANY else "{:.0f}")
+    axes.set(xlabel="forgetting of task")
+    axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
+    axes.set_yticks(range(len(results)), [plain(one.name, 26) for one in results])
+    return axes
+
+
+def forgetting_size(results: Sequence[Drawn]) -> tuple[float, float]:
+    """Inches that the forgetting of several results takes."""
+    return 1.9 + max(2.6, 0.44 * (results[0].accuracy.shape[2] - 1)), 0.8 + 0.36 * len(results)
+
+
+def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
+    """Percentages as shades from white (0) to dark (100), with the numbers in them."""
+    edges = [np.arange(count + 1) - 0.5 for count in values.shape]
+    axes.pcolormesh(edges[1], edges[0], values, cmap=colours, vmin=0, vmax=100, edgecolors="white", linewidth=1)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if values.shape[1] > NUMBERS:
+        return
+    size = 9 if values.shape[1] <= MANY else 7.5
+    for (i, j), value in np.ndenumerate(values):
+        text = form.format(round(value, 1) + 0.0) if np.isfinite(value) else "–"
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if value > 60 else "black")
+
+
+# ---- lines
+
+
+def curves(result: Drawn, axes: Axes | None = None) -> Axes:
     """Accuracy on each task over time, mean and standard deviation over the seeds, in percent.
 
     Where the run was measured between steps (``--evaluate-every``) time is steps, with training and validation beside
     the test where they were measured; else it is tasks, with the untrained network as 0.
     """
-    axes = axes or _pyplot().gca()
-    test, time, label = result.accuracy, np.arange(result.accuracy.shape[1]), "tasks learnt"
-    others = {"training": result.training_accuracy if test.shape[2] == 1 else None}
-    if result.trace is not None and result.trace_step is not None:
-        test, time, label = result.trace, result.trace_step, "step"
-        others = {"training": result.training_trace, "validation": result.validation_trace}
-    tasks = test.shape[2]
-    measured = {kind: values for kind, values in others.items() if values is not None}
-    for kind, values in {"test": test, **measured}.items():
-        for j in range(tasks):
-            colour = _colour(list(STYLES).index(kind) if tasks == 1 else j, tasks)
-            label_of = kind if tasks == 1 else f"task {j + 1}" if kind == "test" and tasks <= MANY else None
-            _line(axes, time, values[:, :, j], colour, label_of, STYLES[kind])
-    if tasks > 1:
-        mean = np.nanmean(test, axis=(0, 2))
-        axes.plot(time, 100 * mean, color="black", linewidth=2, label="mean")
-        axes.set(ylim=(-2, 102))
-    axes.set(xlabel=label, ylabel="accuracy in %", title=result.name)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize="small", frameon=False)
+    if result.trace is None or result.trace_step is None:
+        return by_task(result, axes)
+    others = {"training": result.training_trace, "validation": result.validation_trace}
+    return _curves(result, axes, result.trace, others, result.trace_step, "step")
+
+
+def by_task(result: Drawn, axes: Axes | None = None) -> Axes:
+    """Accuracy on each task after each task, as :func:`curves`."""
+    time = np.arange(result.accuracy.shape[1])
+    others = {"training": result.training_accuracy if result.accuracy.shape[2] == 1 else None}
+    axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt")
+    axes.locator_params(axis="x", integer=True)
     return axes
 
 
-def _colour(number: int, tasks: int) -> Any:
-    return COLOURS[number] if tasks <= len(COLOURS) else _pyplot().get_cmap("viridis")(number / (tasks - 1))
+def _curves(
+    result: Drawn, axes: Axes | None, test: Array, others: dict[str, Array | None], time: NDArray[Any], label: str
+) -> Axes:
+    axes, tasks = axes or canvas.new_axes(), test.shape[2]
+    measured = {kind: values for kind, values in others.items() if values is not None}
+    for kind, values in {"test": test, **measured}.items():
+        for j in range(tasks):
+            number, count = (list(STYLES).index(kind), 1) if tasks == 1 else (j, tasks)
+            label_of = kind if tasks == 1 else _task(j, tasks) if kind == "test" else None
+            _line(axes, time, values[:, :, j], number, count, label_of, STYLES[kind])
+    if tasks > 1:
+        mean = over_seeds(test.transpose(0, 2, 1).reshape(-1, test.shape[1]))[0]
+        axes.plot(time, 100 * mean, color="black", linewidth=2, label="mean")
+    _framed(axes, label, result.name, tasks)
+    return axes
 
 
-def _line(axes: Axes, time: Any, values: Any, colour: Any, label: str | None, style: str) -> None:
+def _task(j: int, tasks: int) -> str | None:
+    """A task's name in the legend; of many tasks only the first and the last have one, the shades between tell."""
+    return f"task {j + 1}" if tasks <= MANY or j in (0, tasks - 1) else None
+
+
+def _line(
+    axes: Axes, time: NDArray[Any], values: Array, number: int, count: int, label: str | None, style: str
+) -> None:  # fmt: skip
     """Accuracies (R, E) as a line with a band."""
     there = np.isfinite(values).any(axis=0)
-    mean = np.nanmean(values[:, there], axis=0)
-    axes.plot(time[there], 100 * mean, style, color=colour, label=label, marker="o", markersize=3)
+    mean, deviation, _ = over_seeds(values[:, there])
+    own = colour(number, count)
+    every = max(1, there.sum() // 10)
+    axes.plot(time[there], 100 * mean, style, color=own, label=label, marker=marker(number), markersize=4,
+              markevery=(number % every, every), linewidth=1.3)  # fmt: skip
     if len(values) > 1:
-        deviation = np.nanstd(values[:, there], axis=0, ddof=1)
-        axes.fill_between(time[there], 100 * (mean - deviation), 100 * (mean + deviation), color=colour, alpha=0.15)
+        axes.fill_between(time[there], 100 * (mean - deviation), 100 * (mean + deviation), color=own, alpha=0.15, lw=0)
 
 
-def picture(results: Sequence[Result], file: Path) -> None:
-    """Write the curves of all results into one picture, in the format of the file's ending (.png, .svg, .pdf).
+def _framed(axes: Axes, label: str, name: str, tasks: int, columns: int = 4) -> None:
+    """Axes in percent, with a legend below that hides no line."""
+    if tasks > 1:
+        axes.set(ylim=(-3, 103))
+    axes.set(xlabel=label, ylabel="accuracy in %", title=plain(name, 44))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize="small", frameon=False)
 
-    Raises :class:`~continual.errors.BadOption` without Matplotlib or for another ending,
-    :class:`~continual.errors.BadFolder` where it cannot be written.
+
+def trace(result: Drawn, axes: Axes | None = None) -> Axes:
+    """Accuracy on each task between updates, with the stability gap at each switch to another task.
+
+    The black line is the mean over the tasks learnt before; an arrow spans what it loses after a switch, the mean over
+    seeds of :func:`~continual.results.metrics.stability_gaps`. :class:`~continual.errors.BadOption` without a trace.
     """
-    plt = _pyplot()
-    known = plt.gcf().canvas.get_supported_filetypes()
-    if file.suffix.removeprefix(".") not in known:
-        raise BadOption(f"--picture {file}: a picture's name ends in one of {', '.join(sorted(known))}")
+    if result.trace is None or result.trace_step is None or result.trace_task is None:
+        raise BadOption(f"{result.name}: nothing was measured between steps; run it with --evaluate-every")
+    axes, tasks = axes or canvas.new_axes(9.6, 3.6), result.trace.shape[2]
+    for j in range(tasks):
+        values = np.where(result.trace_task >= j, result.trace[:, :, j], np.nan)
+        _line(axes, result.trace_step, values, j, tasks, _task(j, tasks), "-")
+    _gaps(axes, result.trace, result.trace_step, result.trace_task)
+    _framed(axes, "step", result.name, tasks, columns=8)
+    axes.set(ylim=(-3, 112 if tasks > 1 else 103))
+    return axes
+
+
+def _gaps(axes: Axes, values: Array, step: NDArray[np.int64], task: NDArray[np.int64]) -> None:
+    """The switches between tasks, and after each the mean over the tasks before with the gap."""
+    gaps = over_seeds(stability_gaps(values, task))[0]
+    for k in range(values.shape[2]):
+        here = np.flatnonzero(task == k)
+        before = np.flatnonzero(task < k)[-1:]
+        if not len(here):
+            continue
+        middle = (step[before[0]] if len(before) else 0) / 2 + step[here[-1]] / 2
+        axes.text(middle, 104, f"learning {k + 1}" if values.shape[2] <= 6 else f"{k + 1}", ha="center", fontsize=8)
+        if len(before):
+            _gap(axes, values, step, np.concatenate([before, here]), k, gaps[k - 1])
+
+
+def _gap(
+    axes: Axes, values: Array, step: NDArray[np.int64], span: NDArray[np.int64], k: int, gap: float
+) -> None:  # fmt: skip
+    """One switch: a line across, the mean over the tasks before it, and an arrow over the gap."""
+    old = 100 * over_seeds(values[:, span, :k].mean(axis=2))[0]
+    axes.axvline(step[span[0]], color="0.6", linewidth=0.8, linestyle=(0, (4, 3)))
+    label = "mean of the tasks before" if k == 1 else None
+    axes.plot(step[span], old, color="black", linewidth=2, label=label)
+    if not np.isfinite(gap) or not np.isfinite(old).any():
+        return
+    least = step[span[int(np.nanargmin(old))]]
+    axes.plot([step[span[0]], least], [old[0], old[0]], color="black", linewidth=0.8, linestyle=":")
+    if gap > 0:
+        ends = {"arrowstyle": "<->", "color": "black", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
+    axes.annotate(f"gap {100 * gap:.0f}", (least, old[0] - 50 * gap), (6, 0), textcoords="offset points", va="center",
+                  fontsize=8, bbox=box, zorder=5)  # fmt: skip
+
+
+# ---- several results
+
+
+def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes | None = None) -> Axes:
+    """A metric of several results: each seed, the mean, and its 95 % interval (Student's t)."""
+    one = metric(name)
+    axes = axes or canvas.new_axes(4.8, compare_height(results))
+    for line, result in enumerate(results):
+        values = _scale(one) * one(result)
+        _point(axes, values, line, colour(line, len(results)), marker(line))
+    axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
+    axes.set_yticks(range(len(results)), [plain(result.name, 26) for result in results])
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.grid(alpha=0.25, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def compare_height(results: Sequence[Drawn]) -> float:
+    """Inches that the comparison of so many results takes."""
+    return 0.8 + 0.34 * len(results)
+
+
+def _scale(one: Metric) -> float:
+    return 100 if one.unit == "%" else 1
+
+
+def _point(axes: Axes, values: Array, line: int, own: Any, sign: str) -> None:
+    """Values of seeds in one line, with their mean and interval."""
+    found = summarise(values)
+    axes.plot(values, np.full(len(values), line), "|", color="0.5", markersize=9)
+    reach = [[found.mean - found.low], [found.high - found.mean]] if found.n > 1 else None
+    axes.errorbar(found.mean, line, xerr=reach, color=own, marker=sign, markersize=7, capsize=4, linewidth=1.6)
+
+
+def against_time(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
+    """Average accuracy against the time that all seeds of a run took together, for the runs that know it."""
+    return _against(results, [seconds(one) for one in results], "seconds, all seeds together", axes)
+
+
+def against_memory(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
+    """Average accuracy against what a learner holds (:func:`held`), for the runs that know it."""
+    kilobytes = [None if (held_ := held(one)) is None else held_ / 1000 for one in results]
+    return _against(results, kilobytes, "kilobytes that a learner holds", axes)
+
+
+def _against(results: Sequence[Drawn], costs: list[float | None], label: str, axes: Axes | None) -> Axes:
+    axes = axes or canvas.new_axes()
+    known = [(one, cost) for one, cost in zip(results, costs, strict=True) if cost is not None]
+    found = [summarise(100 * average_accuracy(one.accuracy)) for one, _ in known]
+    for number, ((_, cost), each) in enumerate(zip(known, found, strict=True)):
+        reach = each.high - each.mean if each.n > 1 else None
+        sign = {"color": colour(number, len(known)), "marker": marker(number), "markersize": 7, "capsize": 3}
+        axes.errorbar(cost, each.mean, yerr=reach, **sign)
+    axes.set(xlabel=label, ylabel="average accuracy in %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    numbers = [cost for _, cost in known]
+    if numbers and min(numbers) > 0 and max(numbers) > LOG * min(numbers):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, 1.08 * max(numbers, default=1))
+    _named(axes, [(one.name, cost, each.mean) for (one, cost), each in zip(known, found, strict=True)])
+    return axes
+
+
+def _named(axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """Names at the right edge, spread so that none hides another, with a line to each point."""
+    low, high = axes.get_ylim()
+    there = sorted((point for point in points if np.isfinite(point[2])), key=lambda point: point[2])
+    for (name, x, y), place in zip(there, _spread([(y - low) / (high - low) for _, _, y in there]), strict=True):
+        line = {"arrowstyle": "-", "color": "0.65", "linewidth": 0.6, "shrinkB": 5}
+        axes.annotate(plain(name, 22), (x, y), (1.04, place), textcoords="axes fraction", va="center", fontsize=8,
+                      arrowprops=line)  # fmt: skip
+
+
+def _spread(places: list[float], gap: float = 0.07) -> list[float]:
+    """Rising places, moved apart by ``gap`` at least and kept between 0 and 1 where there is room."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    over = max(0.0, moved[-1] - 1) if moved else 0.0
+    for i in reversed(range(len(moved))):
+        limit = moved[i] - over if i + 1 == len(moved) else moved[i + 1] - gap
+        moved[i] = min(moved[i], limit)
+    return moved
+
+
+# ---- the doors
+
+
+def picture(results: Sequence[Drawn], file: Path) -> None:
+    """Write the curves of all results into one picture, in the format of the file's ending; see :func:`canvas.save`."""
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.8 * rows), squeeze=False, layout="constrained")
-    for one, place in zip(results, axes.flat, strict=False):
-        curves(one, place)
-    for place in list(axes.flat)[len(results) :]:
-        place.remove()
-    try:
-        figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        plt.close(figure)
+    figure = canvas.new_figure(5.2 * columns, 3.8 * rows)
+    for number, one in enumerate(results):
+        curves(one, figure.add_subplot(rows, columns, number + 1))
+    canvas.save(figure, file)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise BadOption("pictures need Matplotlib: pip install 'continual[plots]'") from error
-    matplotlib.use("agg", force=False)
-    import matplotlib.pyplot as plt
+class Plot:
+    """The pictures of a result: ``result.plot.matrix()`` and so on; each gives Matplotlib axes.
 
-    return plt
+    ``axes`` are where to draw; without them it is a new figure.
+    """
+
+    def __init__(self, result: Drawn) -> None:
+        self._result = result
+
+    def matrix(self, axes: Axes | None = None) -> Axes:
+        """See :func:`matrix`."""
+        return matrix(self._result, axes)
+
+    def curves(self, axes: Axes | None = None) -> Axes:
+        """See :func:`curves`."""
+        return curves(self._result, axes)
+
+    def trace(self, axes: Axes | None = None) -> Axes:
+        """See :func:`trace`."""
+        return trace(self._result, axes)
+
+    def forgetting(self, axes: Axes | None = None) -> Axes:
+        """See :func:`forgetting`."""
+        return forgetting([self._result], axes)
+
+    def compare(self, *others: Drawn, metric: str = "average-accuracy", axes: Axes | None = None) -> Axes:
+        """This result above others; see :func:`compare`."""
+        return compare([self._result, *others], metric, axes)

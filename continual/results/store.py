@@ -30,7 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual.errors import BadFolder, choices
+from continual.results import notebook
 from continual.results.metrics import Array, Measured, metric
+from continual.results.plots import Plot
 
 FORMAT = 1
 PROTOCOL = ("benchmark", "model", "training", "seeds")
@@ -116,6 +118,15 @@ class Result:
 
     def _accuracies(self, name: str) -> Array | None:
         return np.asarray(self.arrays[name], np.float64) if name in self.arrays else None
+
+    @property
+    def plot(self) -> Plot:
+        """Pictures of this result as Matplotlib axes: ``result.plot.matrix()``, ``.curves()``, ``.trace()`` ..."""
+        return Plot(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return notebook.html(self)
 
     def metric(self, name: str, joint: Measured | None = None) -> Array:
         """A metric by its name, one value per seed, (R,); UnknownName, or BadOption where it needs what is not here."""

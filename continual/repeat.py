@@ -1,0 +1,122 @@
+"""How a stored run is done again: the command line that gives it, and its whole configuration as a run's file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from continual import config, plugins
+from continual.config import NAMED, Plan
+from continual.errors import Mistake
+from continual.options import Configured, options_of
+from continual.results.store import Result
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """``command`` repeats runs; ``file``, as YAML, is their whole configuration; ``note`` says where one is lacking."""
+
+    command: str
+    file: str
+    note: str
+
+
+def repeat(results: Sequence[Result]) -> Repeat:
+    """How the runs of one experiment are repeated.
+
+    A command is given only where it was found to make the very protocol and strategies of the records; where what they
+    name cannot be loaded here, or was made in Python, ``note`` says so.
+    """
+    given = _configuration(results)
+    try:
+        plan = config.plan(_options_only(given))
+        words = _command(plan)
+        if not _same(plan, results):
+            return Repeat("", _yaml(given), "these options make another run with the version that is installed here")
+    except Mistake as mistake:
+        return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
+    device = results[0].record.get("device", {}).get("type")
+    words += ["--device", device] if device else []
+    command = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
+    note = "" if command else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
+    return Repeat(command, _yaml(_options_only(given)), note)
+
+
+def _configuration(results: Sequence[Result]) -> dict[str, Any]:
+    """What the records say, as :func:`continual.config.plan` takes it."""
+    protocol = results[0].record["protocol"]
+    training = protocol["training"] if isinstance(protocol["training"], dict) else {}
+    strategies, seeds = [one.record["strategy"] for one in results], protocol["seeds"]
+    return {
+        "benchmark": protocol["benchmark"],
+        "strategies": [parts[0] if len(parts) == 1 else parts for parts in strategies],
+        "model": protocol["model"],
+        **training,
+        "seeds": len(seeds) if seeds == list(range(len(seeds))) else seeds,
+    }
+
+
+def _options_only(given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what a record says of a benchmark beyond its options."""
+    return given | {"benchmark": _benchmark(given["benchmark"])}
+
+
+def _benchmark(described: Any) -> Any:
+    if not isinstance(described, dict) or "name" not in described:
+        return described
+    if "sequence" in described:
+        from continual.streams.benchmark import Sequence as Benchmarks
+
+        known = {"sequence": [_benchmark(one) for one in described["sequence"]]}
+        return known | {name: described[name] for name in options_of(Benchmarks) if name in described}
+    options = options_of(plugins.find("benchmarks", str(described["name"])))
+    return {"name": described["name"]} | {name: described[name] for name in options if name in described}
+
+
+def _same(plan: Plan, results: Sequence[Result]) -> bool:
+    """Whether a plan is that of the records."""
+    made = [[config.describe("strategies", part) for part in strategy.parts] for strategy in plan.strategies]
+    stored = [one.record["strategy"] for one in results]
+    return plan.protocol() == results[0].record["protocol"] and made == stored
+
+
+def _command(plan: Plan) -> list[str]:
+    """The words of the command line that makes a plan; none where there is no such command line."""
+    if not isinstance(plan.benchmark, Configured) or getattr(plan.benchmark, "members", None):
+        return []
+    benchmark = config.title("benchmarks", plan.benchmark)
+    strategies = [config.strategy_title(strategy) for strategy in plan.strategies]
+    usual = config.plan({"benchmark": benchmark, **_length(plan)})
+    flags = [
+        (name, config.written(options_of(type(plan.training))[name], value))
+        for name, value in plan.training.values().items()
+        if value != usual.training.values()[name] or name in _length(plan)
+    ]
+    named = [
+        (name, config.title(kind, getattr(plan, name)))
+        for name, (kind, _) in NAMED.items()
+        if getattr(plan, name) != getattr(usual, name)
+    ]
+    words = [word for name, value in [*named, *flags] for word in (f"--{name.replace('_', '-')}", value)]
+    return [benchmark, *strategies, *words] if _typed(benchmark, strategies, [*named, *flags], plan) else []
+
+
+def _length(plan: Plan) -> dict[str, int]:
+    """How long a task is, which is always spelled out: given one way, it replaces a packaged file's other way."""
+    if plan.training.iterations:
+        return {"iterations": plan.training.iterations}
+    return {"epochs": plan.training.epochs}
+
+
+def _typed(benchmark: str, strategies: list[str], options: list[tuple[str, str]], plan: Plan) -> bool:
+    """Whether these words, typed, make the plan: text that has the grammar's own signs in it does not."""
+    made = config.plan({"benchmark": benchmark, "strategies": strategies, **dict(options)})
+    return made.protocol() == plan.protocol() and made.strategies == plan.strategies
+
+
+def _yaml(given: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,132 @@
+"""What every picture is drawn on and with: axes, colours, markers, text as it is, and files (the extra ``plots``)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from continual.errors import BadFolder, BadOption
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito's eight colours, which colour-blind people can tell apart."""
+MARKERS = "os^Dv*XP"  # a second sign beside the colour, for a print without colours
+SVG = "http://www.w3.org/2000/svg"
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise BadOption("pictures need Matplotlib: pip install 'continual[plots]'") from error
+    return matplotlib
+
+
+def new_axes(width: float = 4.8, height: float = 3.4) -> Axes:
+    """The axes of a new figure, which a notebook shows."""
+    _matplotlib()
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure for a file, which nothing but the caller keeps."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def colour(number: int, count: int) -> Any:
+    """A colour of its own for each of ``count`` lines: of many, from dark to light."""
+    return COLOURS[number] if count <= len(COLOURS) else _matplotlib().colormaps["viridis"](0.92 * number / (count - 1))
+
+
+def marker(number: int) -> str:
+    """A marker for a line; there are eight."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def plain(text: str, length: int = 60) -> str:
+    """Text that is drawn as it is (Matplotlib would read ``$`` as mathematics), shortened where it is long."""
+    shown = "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))
+    shown = shown if len(shown) <= length else f"{shown[: length - 1]}…"
+    return shown.replace("$", r"\$")
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """Text in a file stays text; a letter that Matplotlib's font lacks is left to the viewer's fonts."""
+    usual = {"svg.fonttype": "none", "svg.hashsalt": "continual", "font.sans-serif": ["DejaVu Sans", "Arial"]}
+    with warnings.catch_warnings(), _matplotlib().rc_context(usual):
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure in the format of the file's ending (.png, .svg, .pdf).
+
+    Raises :class:`~continual.errors.BadOption` for another ending, :class:`~continual.errors.BadFolder` where it cannot
+    be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg(figure).get_supported_filetypes()
+    if file.suffix.removeprefix(".") not in known:
+        raise BadOption(f"--picture {file}: a picture's name ends in one of {', '.join(sorted(known))}")
+    try:
+        with _written():
+            figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def svg(figure: Figure, name: str, title: str) -> str:
+    """A figure as an SVG element that stands alone or in a page: its title is told, its ids begin with ``name``."""
+    text = io.StringIO()
+    with _written():
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(text.getvalue())
+    for one in [one for one in root if one.tag.endswith("metadata")]:
+        root.remove(one)
+    _rename(root, name)
+    root.set("role", "img")
+    root.set("aria-label", title)
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rename(root: ElementTree.Element, name: str) -> None:
+    """Ids that no other figure of a page has, wherever they are used; those that are not are left out."""
+    elements = list(root.iter())
+    used = {one.get("id", "") for one in elements} & set(_references(elements))
+    for element in elements:
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+        for key, value in element.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key.endswith("href") and value.startswith("#"):
+                element.set(key, f"#{name}-{value[1:]}")
+            elif value.startswith("url(#"):
+                element.set(key, f"url(#{name}-{value[5:]}")
+
+
+def _references(elements: list[ElementTree.Element]) -> Iterator[str]:
+    """The ids that some element names."""
+    for key, value in itertools.chain.from_iterable(one.items() for one in elements):
+        if key.endswith("href") and value.startswith("#"):
+            yield value[1:]
+        elif value.startswith("url(#"):
+            yield value[5:].partition(")")[0]
