@@ -1,4 +1,4 @@
-"""The command line: ``continual run``, ``list``, ``show``, ``check``, ``reproduce``."""
+"""The command line: ``continual run``, ``list``, ``show``, ``report``, ``compare``, ``check``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -342,6 +342,28 @@ def report(folder: str, out: str | None, title: str | None, names: str | None, e
 def _names(given: str | None) -> list[str] | None:
     """Names joined by commas, one by one."""
     return None if given is None else [name.strip() for name in given.split(",")]
+
+
+@main.command()
+@click.argument("folders", metavar="A B ...", nargs=-1)
+@click.option("--metrics", "names", default="average-accuracy", metavar="NAMES",
+              help="joined by commas (continual list metrics) [default: average-accuracy]")  # fmt: skip
+@click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
+@click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
+@click.option("--format", "style", default="table", metavar="table|markdown|json", help="[default: table]")
+def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bool, style: str) -> None:
+    """Test whether stored runs differ: the difference, its 95 % interval, p, and p corrected for all comparisons.
+
+    A and B are folders of runs; a folder of several gives them all. The first run is what the others are compared with.
+    Runs are paired over the seeds that both have.
+    """
+    from continual.results import differences, store
+
+    if style not in differences.FORMATS:
+        raise BadOption(f"--format {style}: it takes {choices(differences.FORMATS)}")
+    results = [result for folder in folders for result in store.find(Path(folder))]
+    lines = differences.differences(results, _names(names) or [], every_pair, not unpaired)
+    click.echo(differences.table(lines, style))
 
 
 @main.command()

@@ -119,4 +119,4 @@ def _typed(benchmark: str, strategies: list[str], options: list[tuple[str, str]]
 def _yaml(given: dict[str, Any]) -> str:
     import yaml
 
-    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)

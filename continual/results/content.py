@@ -273,9 +273,9 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def tabulated(head: list[str], rows: list[list[str]], style: str) -> str:
-    """Lines and columns in one of tabulate's styles."""
+def tabulated(head: list[str], rows: list[list[str]], style: str, names: int = 1) -> str:
+    """Lines and columns in one of tabulate's styles; the first columns hold names, the others numbers."""
     from tabulate import tabulate
 
-    align = ["left", *["right"] * (len(head) - 1)]
+    align = ["left"] * names + ["right"] * (len(head) - names)
     return tabulate(rows, head, tablefmt=style, colalign=align, headersalign=align, disable_numparse=True)

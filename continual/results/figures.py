@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: ``name`` is a file's, ``title`` a person's; ``csv`` has the numbers that ``svg`` draws."""
+    """One figure, ``width`` inches wide: ``name`` is a file's, ``title`` a person's; ``csv`` has what ``svg`` draws."""
 
     name: str
     title: str
     svg: str
     csv: str
-    wide: bool = False
+    width: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _trace(result: Result) -> Figure:
     gaps = _rows(("learning",), stability_gaps(values, task), lambda k: (k + 2,))
     marked = [{"what": "stability gap", **row} for row in gaps]
     rows = [{"what": "accuracy", **row} for row in rows if row["n"]] + marked
-    return _own("trace", "accuracy between updates", result, (9.6, 3.6), plots.trace, rows, wide=True)
+    return _own("trace", "accuracy between updates", result, (9.6, 3.6), plots.trace, rows)
 
 
 def _forgetting(results: Sequence[Result]) -> Figure:
@@ -170,22 +170,21 @@ def _against(results: Sequence[Result]) -> Iterable[Figure]:
 
 def _own(
     kind: str, title: str, result: Result, size: tuple[float, float], draw: Callable[[Result, Axes], Any],
-    rows: list[dict[str, Any]], wide: bool = False,
+    rows: list[dict[str, Any]],
 ) -> Figure:  # fmt: skip
     """A figure of one result."""
     name = f"{kind}-{slug(result.name)}"
     titled = f"{title}: {one_line(result.name)}"
     rows = [{"strategy": result.name, **row} for row in rows]
-    return _figure(name, titled, size, lambda axes: draw(result, axes), rows, wide)
+    return _figure(name, titled, size, lambda axes: draw(result, axes), rows)
 
 
 def _figure(
-    name: str, title: str, size: tuple[float, float], draw: Callable[[Axes], Any], rows: list[dict[str, Any]],
-    wide: bool = False,
+    name: str, title: str, size: tuple[float, float], draw: Callable[[Axes], Any], rows: list[dict[str, Any]]
 ) -> Figure:  # fmt: skip
     figure = canvas.new_figure(*size)
     draw(figure.add_subplot())
-    return Figure(name, title, canvas.svg(figure, name, title), _csv(rows), wide)
+    return Figure(name, title, canvas.svg(figure, name, title), _csv(rows), size[0])
 
 
 # ---- the numbers of a figure

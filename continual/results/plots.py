@@ -230,7 +230,8 @@ def trace(result: Drawn, axes: Axes | None = None) -> Axes:
         _line(axes, result.trace_step, values, j, tasks, _task(j, tasks), "-")
     _gaps(axes, result.trace, result.trace_step, result.trace_task)
     _framed(axes, "step", result.name, tasks, columns=8)
-    axes.set(ylim=(-3, 112 if tasks > 1 else 103))
+    axes.set(ylim=(-3, 112 if tasks > 1 else 103), title="")
+    axes.set_title(plain(result.name, 60), loc="left")  # a phone shows the left part first
     return axes
 
 

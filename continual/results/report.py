@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from continual.results.content import INTERVALS, Content
 from continual.results.figures import Section
 from continual.results.metrics import Metric, Summary
 from continual.results.store import Result, experiment
+
+FITTING = 4.9  # inches of a figure that can still be read on a phone, made as narrow as its screen
 
 
 class Repeat(Protocol):
@@ -157,6 +160,7 @@ def _lines(table: Content, interval: str) -> list[dict[str, Any]]:
     return [
         {
             "name": content.one_line(result.name),
+            "parts": re.findall(r"[^:,+=]*[:,+=]*", content.one_line(result.name)),
             "seeds": content.seeds(cells),
             "cells": [
                 _cell(cell, one, interval, table.decimals, span) | {"best": mark}
@@ -177,7 +181,7 @@ def _cell(cell: Summary, one: Metric, interval: str, decimals: int, span: tuple[
         return round(4 + 92 * (value - span[0]) / ((span[1] - span[0]) or 1), 2)
 
     return {
-        "mean": mean,
+        "mean": mean.replace("-", "−"),
         "error": error,
         "value": repr(cell.mean) if there else "",
         "at": place(cell.mean) if there else None,
@@ -194,6 +198,11 @@ def _span(cells: Sequence[Summary], interval: str) -> tuple[float, float]:
     return min(finite, default=0.0), max(finite, default=0.0)
 
 
+def _least(inches: float) -> int:
+    """The pixels that a figure is not shown narrower than; a wider one than a phone's screen is moved across it."""
+    return round(inches * 96 * 0.86) if inches > FITTING else 0
+
+
 def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
@@ -202,7 +211,7 @@ def _section(section: Section) -> dict[str, Any]:
             {
                 "name": name,
                 "title": figure.title,
-                "wide": figure.wide,
+                "least": _least(figure.width),
                 "svg": _as_it_is(figure.svg),
                 "svg_link": _link(figure.svg, "image/svg+xml"),
                 "csv_link": _link(figure.csv, "text/csv"),

@@ -1,0 +1,160 @@
+"""Stored runs held against each other: the difference of each pair, its 95 % interval, p, and p corrected."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from continual.errors import BadOption, unknown
+from continual.results import content, paper
+from continual.results.comparison import Difference, difference, holm
+from continual.results.content import signed
+from continual.results.metrics import Metric, Summary, metric, summarise
+from continual.results.store import Result, experiment
+
+FORMATS = ("table", "markdown", "json")
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Line:
+    """``one`` minus ``other`` in a metric; ``corrected`` is p after Holm's correction over all lines."""
+
+    metric: Metric
+    one: Result
+    other: Result
+    values: tuple[Summary, Summary]
+    difference: Difference
+    corrected: float
+
+    @property
+    def names(self) -> list[str]:
+        """The two runs in words: their strategies, with their experiments where the strategies are the same."""
+        same = self.one.name == self.other.name
+        each = (self.one, self.other)
+        return [content.one_line(one.name) + (f" ({experiment(one.record)})" if same else "") for one in each]
+
+
+def differences(
+    results: Sequence[Result], metrics: Sequence[str], every_pair: bool = False, pairs: bool = True
+) -> list[Line]:
+    """Every further result minus the first, or every pair, in each metric; see :func:`comparison.difference`.
+
+    Raises:
+        BadOption: fewer than two results, or a metric that needs what one of them does not have.
+        UnknownName: an unknown metric.
+    """
+    if len(results) < 2:
+        raise BadOption(f"a comparison takes two runs at least, and {content.count(len(results), 'run')} is given")
+    chosen = [(other, one) for other, one in itertools.combinations(results, 2) if every_pair or other is results[0]]
+    made = [_difference(metric(name), one, other, results, pairs) for name in metrics for other, one in chosen]
+    corrected = holm([found.p for _, _, _, _, found in made])
+    return [Line(*parts, p) for parts, p in zip(made, corrected, strict=True)]
+
+
+def _difference(
+    named: Metric, one: Result, other: Result, results: Sequence[Result], pairs: bool
+) -> tuple[Metric, Result, Result, tuple[Summary, Summary], Difference]:
+    """One line but for the correction, which needs all of them."""
+    ours, theirs = (
+        named(each, content.joint([peer for peer in results if experiment(peer.record) == experiment(each.record)]))
+        for each in (one, other)
+    )
+    found = difference(ours, theirs, one.seeds, other.seeds, pairs)
+    return named, one, other, (summarise(ours), summarise(theirs)), found
+
+
+# ---- as text
+
+
+def table(lines: Sequence[Line], format: str = "table") -> str:
+    """The lines for people (table, markdown) or for programs (json); UnknownName for another format."""
+    if format == "json":
+        return json.dumps([_entry(line) for line in lines], indent=2, ensure_ascii=False, allow_nan=False)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    head = ["run", "minus", "mean", "mean", "difference", "95 % interval", "p", "p (Holm)", "test"]
+    rows = [_row(line) for line in lines]
+    if len({line.metric.name for line in lines}) > 1:
+        head, rows = ["metric", *head], [[line.metric.title, *row] for line, row in zip(lines, rows, strict=True)]
+    if format == "markdown":
+        escaped = [[paper.escaped_markdown(cell) for cell in row] for row in rows]
+        return "\n\n".join(
+            [content.tabulated(head, escaped, "github", len(head) - 7), *map(paper.escaped_markdown, _notes(lines))]
+        )
+    notes = [textwrap.fill(note, WIDTH) for note in _notes(lines)]
+    return "\n".join([content.tabulated(head, rows, "simple", len(head) - 7), "", *notes])
+
+
+def _row(line: Line) -> list[str]:
+    scale = 100 if line.metric.unit == "%" else 1
+    found = line.difference
+    interval = f"{signed(scale * found.low)} to {signed(scale * found.high)}" if math.isfinite(found.low) else "–"
+    test = "–" if math.isnan(found.p) else f"paired, n = {found.n}" if found.paired else f"Welch, n = {found.n}"
+    means = [content.number(scale * each.mean, 2) for each in line.values]
+    return [*line.names, *means, signed(scale * found.difference), interval, _p(found.p), _p(line.corrected), test]
+
+
+def _p(value: float) -> str:
+    """A p-value; below what three digits can say, that it is below."""
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _notes(lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, and what makes the runs differ beside their strategies."""
+    metrics = {line.metric.name: line.metric for line in lines}.values()
+    percent = " In %; differences in points." if any(one.unit == "%" for one in metrics) else ""
+    notes = [
+        f"{'; '.join(content.source(one) for one in metrics)}.{percent}",
+        "The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "
+        f"{content.count(len(lines), 'comparison')} above.",
+    ]
+    if any(line.difference.paired for line in lines):
+        notes.append("Paired: Student's t-test over the differences of the seeds that both have.")
+    if any(not line.difference.paired and math.isfinite(line.difference.p) for line in lines):
+        notes.append("Welch: t-test of means whose variances may differ, without pairs; n counts both sides.")
+    if any(math.isnan(line.difference.p) for line in lines):
+        notes.append("No interval where a run has fewer than two seeds with a value.")
+    return [*notes, *dict.fromkeys(filter(None, map(_protocols, lines)))]
+
+
+def _protocols(line: Line) -> str:
+    """What else two runs differ in, where their protocols are not the same."""
+    one, other = line.one.record["protocol"], line.other.record["protocol"]
+    different = [name for name in _flat(one) | _flat(other) if _flat(one).get(name) != _flat(other).get(name)]
+    if not different:
+        return ""
+    said = "; ".join(f"{name}: {_flat(one).get(name, 'none')}, {_flat(other).get(name, 'none')}" for name in different)
+    return f"{line.names[0]} and {line.names[1]} also differ in {said}."
+
+
+def _flat(described: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested mappings, by their paths."""
+    if not isinstance(described, dict):
+        return {path: described}
+    parts = (_flat(value, f"{path}.{name}" if path else str(name)) for name, value in described.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _entry(line: Line) -> dict[str, Any]:
+    """A line with everything in full precision, fractions where the metric is one; null where there is no value."""
+    found = line.difference
+    numbers = {
+        "mean": line.values[0].mean,
+        "minus_mean": line.values[1].mean,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "p_holm": line.corrected,
+    }
+    return {"metric": line.metric.name, "run": line.names[0], "minus": line.names[1]} | {
+        name: None if math.isnan(value) else value for name, value in numbers.items()
+    } | {"n": found.n, "paired": found.paired}  # fmt: skip
