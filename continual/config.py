@@ -140,12 +140,15 @@ class Plan:
     augment: Configured
     training: Training
 
-    def protocol(self, root: Path) -> dict[str, Any]:
-        """What all strategies of the plan share, every default spelled out, on the data of a data root."""
+    def protocol(self, root: Path | None = None) -> dict[str, Any]:
+        """What all strategies of the plan share, every default spelled out.
+
+        With a data root also the checksums of what it is made of there, which are part of what a run is recognised by.
+        """
         training = self.training.values()
         return {
             "benchmark": benchmark_record(self.benchmark, root),
-            "model": describe("models", self.model) | _facts(self.model),
+            "model": describe("models", self.model) | (_facts(self.model) if root else {}),
             "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION)}
             | {name: describe(NAMED[name][0], getattr(self, name)) for name in ("optimizer", "schedule", "augment")},
             "seeds": list(self.training.seed_list),
@@ -157,14 +160,14 @@ def _facts(made: Any, *where: Path) -> dict[str, Any]:
     return dict(made.facts(*where)) if hasattr(made, "facts") else {}
 
 
-def benchmark_record(benchmark: Any, root: Path) -> dict[str, Any]:
+def benchmark_record(benchmark: Any, root: Path | None = None) -> dict[str, Any]:
     """What a run's record says of a benchmark, or of a stream that was made in Python."""
     if not isinstance(benchmark, Configured):
         return dict(benchmark.record)
     described = {"name": "sequence", **benchmark.values()} if _members(benchmark) else describe("benchmarks", benchmark)
     if _members(benchmark):
         described["sequence"] = [benchmark_record(member, root) for member in _members(benchmark)]
-    return described | _facts(benchmark, root)
+    return described | (_facts(benchmark, root) if root else {})
 
 
 def _members(benchmark: Any) -> tuple[Any, ...]:

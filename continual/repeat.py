@@ -79,7 +79,16 @@ def _same(plan: Plan, results: Sequence[Result]) -> bool:
     """Whether a plan is that of the records."""
     made = [[config.describe("strategies", part) for part in strategy.parts] for strategy in plan.strategies]
     stored = [one.record["strategy"] for one in results]
-    return plan.protocol() == results[0].record["protocol"] and made == stored
+    return _within(plan.protocol(), results[0].record["protocol"]) and made == stored
+
+
+def _within(options: Any, stored: Any) -> bool:
+    """Whether what is stored says the same as the options; it may say more, such as the checksums of images."""
+    if isinstance(options, dict) and isinstance(stored, dict):
+        return all(name in stored and _within(value, stored[name]) for name, value in options.items())
+    if isinstance(options, list) and isinstance(stored, list):
+        return len(options) == len(stored) and all(map(_within, options, stored))
+    return bool(options == stored)
 
 
 def _command(plan: Plan) -> list[str]:

@@ -296,7 +296,10 @@ def test_check_a_faulty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # ---- mistakes: (what is typed, what the message says)
 
 MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "command": ("rn", ("no command is named 'rn'; did you mean 'run'?", "check, list, reproduce, run, show")),
+    "command": (
+        "rn",
+        ("no command is named 'rn'; did you mean 'run'?", "check, compare, list, report, reproduce, run, show"),
+    ),
     "benchmark": ("run split-digit", ("no benchmark is named 'split-digit'; did you mean 'split-digits'?",)),
     "strategy as benchmark": ("run ewc", ("no benchmark is named 'ewc'", "split-digits")),
     "strategy": ("run split-digits ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?", "shared-trunk")),

@@ -246,11 +246,11 @@ def test_a_stream_made_in_python_is_a_benchmark_too() -> None:
     stream = cl.Stream.from_arrays([[[0]], [[9]]], [0, 1], [[[0]], [[9]]], [0, 1], name="dots", tasks=2)
     plan = config.plan({"benchmark": stream})
     assert plan.benchmark is stream
-    assert plan.protocol(Path())["benchmark"] == stream.record and stream.record["name"] == "dots"
+    assert plan.protocol()["benchmark"] == stream.record and stream.record["name"] == "dots"
 
 
 def test_the_protocol_spells_out_every_default() -> None:
-    protocol = config.plan({"seeds": "3-5"}).protocol(Path())
+    protocol = config.plan({"seeds": "3-5"}).protocol()
     assert protocol["seeds"] == [3, 5]
     assert protocol["benchmark"]["scenario"] == "class" and protocol["benchmark"]["name"] == "split-digits"
     assert protocol["training"]["optimizer"]["beta2"] == 0.999
