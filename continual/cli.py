@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +20,9 @@ from continual import config, plugins
 from continual.errors import BadOption, Mistake, Notice, choices, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
+
+if TYPE_CHECKING:
+    from continual.results.store import Result
 
 KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -128,6 +133,11 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet", "picture")}
     if not places["out"]:
         raise BadOption("--out is empty; give a folder")
+    picture = Path(places["picture"]) if places["picture"] else None
+    if picture is not None:
+        from continual.results import canvas
+
+        canvas.check(picture)
     plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
     from continual.results import store, tables
     from continual.runner import run_plan
@@ -137,22 +147,34 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
         processes=True,
     )  # fmt: skip
-    if places["picture"]:
-        from continual.results import plots
-
-        plots.picture(results, Path(places["picture"]))
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
+        _draw(results, picture)
         return
     if all(result.accuracy.shape[2] == 1 and result.trace is not None for result in results):
         click.echo("\n\n".join(map(tables.trace, results)) + "\n")  # of one task there is more to see than its end
     click.echo(tables.table(results))
-    if places["picture"]:
-        click.echo(f"\nDrawn in {places['picture']}.")
+    if _draw(results, picture):
+        click.echo(f"\nDrawn in {picture}.")
     folder = store.folder(Path(places["out"]), results[0].record).parent
-    again = "".join(f" --{name} {shlex.quote(places[name])}" for name in ("data", "out") if places[name] not in USUAL)
-    click.echo(f"\nStored in {folder}. Next:\n  continual show {shlex.quote(str(folder))} --metrics all\n"
-               f"  continual run {_suggestion(plan)}{again}\n  continual list strategies")  # fmt: skip
+    again = [word for name in ("data", "out") if places[name] not in USUAL for word in (f"--{name}", places[name])]
+    other = _suggestion(plan)
+    drawn = importlib.util.find_spec("jinja2") is not None
+    suggested = [["show", str(folder), "--metrics", "all"], *([["run", *other, *again]] if other else []),
+                 *([["report", str(folder)]] if drawn else []), ["list", "strategies"]]  # fmt: skip
+    click.echo(f"\nStored in {folder}. Next:")
+    for words in suggested:
+        click.echo(f"  {shlex.join(['continual', *words])}")
+
+
+def _draw(results: Sequence[Result], file: Path | None) -> bool:
+    """Draw the results, where there is a file for it."""
+    if file is None:
+        return False
+    from continual.results import plots
+
+    plots.picture(results, file)
+    return True
 
 
 def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
@@ -172,10 +194,17 @@ def _is_options(text: str) -> bool:
     return text.startswith(":")
 
 
-def _suggestion(plan: config.Plan) -> str:
-    """Another run that the user may want."""
-    name = plugins.name_of("benchmarks", type(plan.benchmark))
-    return f"{name}:scenario=task ewc:strength=1000 ewc+replay:capacity=200"
+def _suggestion(plan: config.Plan) -> list[str]:
+    """The words of another run that the user may want: other strategies in another scenario; none where they are none.
+
+    A benchmark that was put together in a file has no such words.
+    """
+    from continual.repeat import command
+
+    scenario = "task" if plan.benchmark.scenario != "task" else "class"
+    strategies = tuple(map(config.make_strategy, ("ewc:strength=1000", "ewc+replay:capacity=200")))
+    return command(dataclasses.replace(plan, benchmark=dataclasses.replace(plan.benchmark, scenario=scenario),
+                                       strategies=strategies))  # fmt: skip
 
 
 class Bar(Progress):

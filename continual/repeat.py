@@ -32,16 +32,16 @@ def repeat(results: Sequence[Result]) -> Repeat:
     given = _configuration(results)
     try:
         plan = config.plan(_options_only(given))
-        words = _command(plan)
+        words = command(plan)
         if not _same(plan, results):
             return Repeat("", _yaml(given), "these options make another run with the version that is installed here")
     except Mistake as mistake:
         return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
     device = results[0].record.get("device", {}).get("type")
     words += ["--device", device] if device else []
-    command = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
-    note = "" if command else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
-    return Repeat(command, _yaml(_options_only(given)), note)
+    typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
+    note = "" if typed else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
+    return Repeat(typed, _yaml(_options_only(given)), note)
 
 
 def _configuration(results: Sequence[Result]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _within(options: Any, stored: Any) -> bool:
     return bool(options == stored)
 
 
-def _command(plan: Plan) -> list[str]:
+def command(plan: Plan) -> list[str]:
     """The words of the command line that makes a plan; none where there is no such command line."""
     if not isinstance(plan.benchmark, Configured) or getattr(plan.benchmark, "members", None):
         return []

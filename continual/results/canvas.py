@@ -73,17 +73,23 @@ def _written() -> Iterator[None]:
         yield
 
 
+def check(file: Path) -> None:
+    """Raise :class:`~continual.errors.BadOption` where a picture of this name cannot be drawn, before there is one."""
+    _matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix.removeprefix(".") not in known:
+        raise BadOption(f"--picture {file}: a picture's name ends in one of {', '.join(sorted(known))}")
+
+
 def save(figure: Figure, file: Path) -> None:
     """Write a figure in the format of the file's ending (.png, .svg, .pdf).
 
     Raises :class:`~continual.errors.BadOption` for another ending, :class:`~continual.errors.BadFolder` where it cannot
     be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    known = FigureCanvasAgg(figure).get_supported_filetypes()
-    if file.suffix.removeprefix(".") not in known:
-        raise BadOption(f"--picture {file}: a picture's name ends in one of {', '.join(sorted(known))}")
+    check(file)
     try:
         with _written():
             figure.savefig(file, dpi=150)

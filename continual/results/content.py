@@ -225,19 +225,35 @@ def _trained(training: Any) -> str:
     optimizer = training.get("optimizer")
     if isinstance(optimizer, dict):
         optimizer = described({name: value for name, value in optimizer.items() if name in ("name", "lr")})
-    return described({long: training.get(long), "batch": training.get("batch"), "optimizer": optimizer})
+    shown = {long: training.get(long), "batch": training.get("batch"), "optimizer": optimizer}
+    for name, usual in USUAL.items():
+        value = training.get(name, usual)
+        if described(value) != usual:
+            shown[name] = described(value)
+    return described(shown)
+
+
+USUAL = {"schedule": "constant", "augment": "none", "precision": "float32"}
+"""What goes without saying."""
 
 
 def described(value: Any) -> str:
-    """A name and its options in words; options that are off, empty or zero are left out."""
+    """A name and its options in words; options that are off, empty or zero, and checksums, are left out."""
     if not isinstance(value, dict):
         return str(value)
-    kept = [f"{name} {_listed(item)}" for name, item in value.items() if name != "name" and item not in _NOTHING]
+    if "sequence" in value:
+        parts = " then ".join(map(described, value["sequence"]))
+        return f"{parts}; {described({name: one for name, one in value.items() if name not in ('name', 'sequence')})}"
+    kept = [
+        f"{name} {_listed(item)}"
+        for name, item in value.items()
+        if name != "name" and item not in _NOTHING and not name.endswith("sha256")
+    ]
     name = str(value.get("name", ""))
     return f"{name} ({', '.join(kept)})" if name and kept else name or ", ".join(kept)
 
 
-_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], "default", "none")
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], "default")
 
 
 def _listed(value: Any) -> str:
