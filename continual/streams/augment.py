@@ -118,18 +118,18 @@ class Images(Augmentation):
         n, _, height, width = pixels.shape
         down = across = torch.zeros_like(free, dtype=torch.int64)
         if self.crop:
-            drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n)) - self.crop
-            down, across = torch.where(free, drawn, 0)
-        y = torch.arange(height, device=pixels.device) + down[:, None]
+            drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
+            down, across = torch.where(free, drawn, self.crop)  # in the middle they are as they were
         columns = torch.arange(width, device=pixels.device)
         x = columns + across[:, None]
         if self.flip:
             mirrored = free & (key.integers("flip", n, 2) == 1)
             x = torch.where(mirrored[:, None], x.flip(1), x)
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
-        place = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None]
-        taken = pixels.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
-        return torch.where(inside[:, None], taken.reshape(pixels.shape), 0)
+        y = torch.arange(height, device=pixels.device) + down[:, None]
+        place = (y * (width + 2 * self.crop))[:, :, None] + x[:, None]
+        padded = torch.nn.functional.pad(pixels, (self.crop,) * 4)
+        taken = padded.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
+        return taken.reshape(pixels.shape)
 
     def coloured(self, x: Tensor, free: Tensor, key: Key, most: float) -> Tensor:
         """See :class:`Augmentation`: brightness, contrast and saturation, in this order."""

@@ -43,7 +43,7 @@ class Normalise(Transform):
     def __call__(self, x: Tensor, tasks: Tensor) -> Tensor:
         """See :class:`Transform`."""
         factor, term = self.table.to(x.dtype).unbind(1)
-        return torch.addcmul(term[tasks], x, factor[tasks])
+        return (x * factor[tasks]).add_(term[tasks])  # on a CPU several times faster than addcmul
 
 
 class Rotate(Transform):
