@@ -605,3 +605,39 @@ def test_python_raises_mistakes_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     with pytest.raises(AttributeError, match="no attribute 'rnu'"):
         cl.rnu  # noqa: B018
+
+
+def test_runs_are_compared_over_their_seeds(tmp_path: Path) -> None:
+    from scipy import stats
+
+    small = {"seeds": 4, "epochs": 1, "batch": 16, "out": tmp_path / "runs"}
+    results = [cl.run("split-digits:limit=10", name, **small) for name in ("finetune", "l2:strength=100", "replay")]
+    folders = [store.folder(tmp_path / "runs", one.record) for one in results]
+    names = ("average-accuracy", "forgetting")
+    lines = json.loads(succeeded(invoke("compare", *folders, "--metrics", ",".join(names), "--format", "json")).stdout)
+    assert [(line["metric"], line["run"], line["minus"]) for line in lines] == [
+        (name, other.name, "finetune") for name in names for other in results[1:]
+    ]
+    ps = [stats.ttest_rel(one.metric(name), results[0].metric(name)).pvalue for name in names for one in results[1:]]
+    assert [line["p"] for line in lines] == pytest.approx(ps) and all(line["paired"] for line in lines)
+    assert min(line["p_holm"] for line in lines) == pytest.approx(min(1, 4 * min(ps)))
+    said = succeeded(invoke("compare", tmp_path / "runs", "--every-pair")).stdout
+    assert said.count("paired, n = 4") == 3 and "corrected for the 3 comparisons" in " ".join(said.split())
+    assert "Welch, n = 8" in succeeded(invoke("compare", *folders, "--unpaired", "--format", "markdown")).stdout
+    longer = cl.run("split-digits:limit=10", "finetune", **(small | {"epochs": 2}))
+    said = succeeded(invoke("compare", folders[0], store.folder(tmp_path / "runs", longer.record))).stdout
+    assert "also differ in training.epochs: 2, 1." in " ".join(said.split())
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ([], "a comparison takes two runs at least, and 0 are given"),
+    ([".", "--metrics", "forgeting"], "did you mean 'forgetting'"),
+    ([".", "--format", "latex"], "it takes json, markdown, table"),
+    ([".", "--metrics", "stability-gap"], "needs accuracies measured while learning"), (["gone"], "no folder gone"),
+])  # fmt: skip
+def test_what_cannot_be_compared_says_why(
+    stored: Stored, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stored.out)
+    refused = invoke("compare", *words)
+    assert refused.exit_code == 2 and message in refused.stderr

@@ -1,4 +1,4 @@
-"""Our values against a published mean: Welch's test, its interval, and what stands in for what is missing."""
+"""Values of seeds against a published mean and against each other: tests, intervals, and what is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from continual.results.comparison import Published, compare
+from continual.results.comparison import Published, compare, difference, holm
 
 OURS = np.array([97.1, 98.4, 96.2, 97.7, 98.0])
 
@@ -90,3 +90,52 @@ def test_a_standard_error_becomes_a_deviation() -> None:
 def test_what_is_no_published_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not of the form"):
         Published.read(text, 10)
+
+
+# ---- two runs
+
+
+def test_pairs_are_students_test_of_the_differences() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 10, 6)  # what a seed does to both, which pairing takes out
+    ours, theirs = common + rng.normal(1, 0.5, 6), common + rng.normal(0, 0.5, 6)
+    found = difference(ours, theirs, range(6), range(6))
+    expected = stats.ttest_rel(ours, theirs)
+    interval = expected.confidence_interval()
+    assert found.paired and found.n == 6
+    assert [found.p, found.low, found.high] == pytest.approx([expected.pvalue, interval.low, interval.high])
+    assert not found.tied and difference(ours, theirs, range(6), range(6), pairs=False).tied
+
+
+def test_only_shared_seeds_are_paired_in_whatever_order_and_stopped_ones_are_left_out() -> None:
+    found = difference([1, 2, 3, np.nan], [9, 1, 0, 0.5], [1, 2, 3, 4], [7, 3, 4, 1])
+    expected = stats.ttest_rel([1, 3], [0.5, 1])
+    assert (found.n, found.difference, found.p) == (2, 1.25, pytest.approx(expected.pvalue))
+
+
+def test_without_two_shared_seeds_it_is_welchs_test() -> None:
+    ours, theirs = [1.0, 2, 3, 5], [2.0, 9, 4]
+    found = difference(ours, theirs, [0, 1, 2, 3], [3, 4, 5])
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    interval = expected.confidence_interval()
+    assert not found.paired and found.n == 7
+    assert [found.p, found.low, found.high] == pytest.approx([expected.pvalue, interval.low, interval.high])
+
+
+def test_too_few_seeds_have_a_difference_but_no_interval() -> None:
+    one = difference([1.0], [3.0], [0], [0])
+    assert one.difference == -2 and math.isnan(one.p) and math.isnan(one.low) and one.tied
+    assert math.isnan(difference([np.nan], [3.0], [0], [0]).difference)
+
+
+def test_what_does_not_vary_is_the_same_or_not() -> None:
+    same, other = (difference([1.0, 2, 3], [1 + by, 2 + by, 3 + by], range(3), range(3)) for by in (0, 1))
+    assert same.p == 1 and same.tied and other.p == 0 and not other.tied and other.low == other.high == -1
+
+
+def test_holms_correction() -> None:
+    # by hand: 0.005·4, then 0.01·3, then 0.03·2, and 0.04·1 is below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
+    corrected = holm([math.nan, 0.02, 0.03])
+    assert math.isnan(corrected[0]) and corrected[1:] == pytest.approx([0.04, 0.04])  # no test is none that counts

@@ -21,6 +21,7 @@ from continual.learning.strategy import HOOKS
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "write-a-strategy.md"
 TABLES = CHECKOUT / "docs" / "reproduce-a-table.md"
+REPORT = CHECKOUT / "docs" / "read-the-report.md"
 README = CHECKOUT / "README.md"
 QUICK = ("--seeds", "1", "--epochs", "1", "--batch", "128", "--quiet")
 
@@ -138,7 +139,12 @@ def test_the_page_names_every_hook_with_its_arguments_and_every_check() -> None:
         assert f"| {name} |" in text
 
 
-@pytest.mark.parametrize("line", [*commands(README), *commands(TABLES)])
+def read_results(line: str) -> bool:
+    """Whether a command needs runs that are stored; the page about the report types these for real."""
+    return line.split()[1] in ("report", "compare")
+
+
+@pytest.mark.parametrize("line", [line for line in (*commands(README), *commands(TABLES)) if not read_results(line)])
 def test_the_command_lines_of_a_page_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are typed with everything but the training itself."""
     from continual import reproduction, runner
@@ -163,6 +169,21 @@ def test_the_command_lines_of_a_page_are_understood(line: str, tmp_path: Path, m
     monkeypatch.setattr(reproduction, "run", understood)
     said = typed(line)
     assert said.exit_code == 0 or isinstance(said.exception, Understood), (said.output, said.exception)
+
+
+def test_the_page_about_the_report_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="Matplotlib is not installed").use("agg")
+    monkeypatch.chdir(tmp_path)
+    lines = commands(REPORT)
+    assert {line.split()[1] for line in lines} == {"run", "report", "show", "compare"}
+    for line in lines:
+        said = typed(line, *(("--seeds", "2", "--epochs", "1", "--quiet") if " run " in line else ()))
+        assert said.exit_code == 0, (line, said.output)
+    for file in ("runs/report.html", "mine.html"):
+        assert (tmp_path / file).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    (code,) = blocks(REPORT, "python")
+    exec(compile(code, REPORT.name, "exec"), {})
+    assert (tmp_path / "matrix.pdf").stat().st_size
 
 
 def test_the_example_of_a_table_is_one(tmp_path: Path) -> None:

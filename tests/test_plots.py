@@ -10,7 +10,7 @@ import pytest
 
 import continual as cl
 from continual.errors import BadFolder, BadOption
-from continual.results import plots, tables
+from continual.results import metrics, plots, tables
 from continual.results.store import Result
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="Matplotlib is not installed")
@@ -79,3 +79,65 @@ def test_a_picture_of_several_results(tmp_path: Path) -> None:
         plots.picture(results, tmp_path / "all.doc")
     with pytest.raises(BadFolder, match=r"nowhere/all\.png cannot be written"):
         plots.picture(results, tmp_path / "nowhere" / "all.png")
+
+
+def test_the_pictures_of_a_result_are_axes() -> None:
+    result, other = run(evaluate_every=1), run(strategy="l2", evaluate_every=1)
+    plot = result.plot
+    for axes in (plot.matrix(), plot.curves(), plot.trace(), plot.forgetting(), plot.compare(other)):
+        assert isinstance(axes, plt.Axes) and axes.figure.axes == [axes]
+        plt.close(axes.figure)
+    figure, place = plt.subplots()
+    assert plot.matrix(axes=place) is place
+    plt.close(figure)
+    with pytest.raises(BadOption, match="run it with --evaluate-every"):
+        run().plot.trace()
+
+
+def test_the_stepped_line_of_a_matrix_divides_what_was_learnt() -> None:
+    axes = run().plot.matrix()
+    (line,) = axes.get_lines()
+    corners = set(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    # below the untrained network's row at the left; right of the last task at the bottom
+    assert (-0.5, 0.5) in corners and (4.5, 5.5) in corners and (0.5, 1.5) in corners and (1.5, 0.5) not in corners
+    plt.close(axes.figure)
+
+
+def test_the_gap_at_each_switch_is_marked() -> None:
+    result = run(evaluate_every=1)
+    axes = result.plot.trace()
+    assert result.trace is not None and result.trace_task is not None
+    gaps = metrics.stability_gaps(result.trace, result.trace_task)
+    assert gaps.mean(1) == pytest.approx(result.metric("stability-gap"))
+    texts = [text.get_text() for text in axes.texts]
+    assert [text for text in texts if text.startswith("gap")] == [f"gap {100 * gap:.0f}" for gap in gaps.mean(0)]
+    plt.close(axes.figure)
+
+
+def test_a_comparison_shows_every_seed_and_the_interval() -> None:
+    results = run(seeds=3), run(strategy="l2", seeds=3)
+    axes = results[0].plot.compare(results[1], metric="forgetting")
+    seeds, mean = axes.get_lines()[0], axes.containers[0]
+    found = metrics.summarise(100 * results[0].forgetting)
+    assert np.allclose(seeds.get_xdata(), 100 * results[0].forgetting)
+    (bar,) = mean.lines[2]
+    assert np.allclose(bar.get_segments()[0][:, 0], [found.low, found.high])
+    plt.close(axes.figure)
+
+
+def test_a_notebook_shows_a_result_and_escapes_its_name() -> None:
+    result = run(strategy="l2:strength=0.5")
+    record = result.record | {"title": "<b>&"}
+    text = Result(record, result.arrays)._repr_html_()
+    assert "<b>" not in text and "&lt;b&gt;&amp;" in text
+    assert (
+        f"{100 * result.average_accuracy.mean():.2f}" in text and f"{100 * result.accuracy[:, 3, 1].mean():.1f}" in text
+    )
+
+
+def test_a_name_with_the_signs_of_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
+    result = run()
+    for name in ("$x^2$", r"\$x$", "a_{b", "$\\frac{$", "名前", "a\x07b"):
+        plots.picture([Result(result.record | {"title": name}, result.arrays)], tmp_path / "a.svg")
+        shown = name.replace("\x07", "\ufffd")
+        assert f">{shown}<" in (tmp_path / "a.svg").read_text()

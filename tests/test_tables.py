@@ -227,3 +227,45 @@ def test_a_metric_without_percent_is_not_scaled():
     text = tables.table([result(size=size)], ["model-size-efficiency"])
     assert rows(text) == [["ewc", "0.750 ± 0.000"]]
     assert "in %" not in text
+
+
+def best(results, name="average-accuracy"):
+    """The names of the lines whose mean is in bold."""
+    text = tables.table(results, [name], "markdown")
+    return {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|") and "**" in line}
+
+
+def finals(name, values, **more):
+    """A result whose average accuracy in each seed is one of the values."""
+    return result(name, np.repeat(np.asarray(values, float), 6).reshape(-1, 3, 2), **more)
+
+
+def test_bold_is_by_the_interval_of_the_paired_difference_and_not_by_the_mean():
+    base = np.array([0.3, 0.5, 0.7, 0.9])
+    top = finals("top", base)
+    # a little less in every seed: overlapping spreads, and told apart all the same
+    assert best([top, finals("below", base - [0.010, 0.011, 0.009, 0.010])]) == {"top"}
+    # as much less on average, but more in one seed: not told apart
+    assert best([top, finals("near", base - [0.06, -0.04, 0.03, -0.01])]) == {"top", "near"}
+    assert best([finals("one", [0.9]), finals("two", [0.1])]) == set()
+    assert "Nothing is in bold" in tables.table([finals("one", [0.9]), finals("two", [0.1])], format="latex")
+
+
+def test_what_is_lower_is_better_where_it_is_and_bounds_do_not_compete():
+    A2 = np.repeat(A, 2, axis=0) + np.array([0, 0.001, 0.002, 0.003])[:, None, None]
+    worse = A2.copy()
+    worse[:, -1, 0] -= np.array([0.2, 0.21, 0.2, 0.21])
+    assert best([result("a", A2), result("b", worse)], "forgetting") == {"a"}
+    assert best([result("joint", A2 + 0.01), result("a", A2), result("b", worse)]) == {"a"}
+    text = tables.table([result("joint", A2), result("a", A2), result("b", worse)], format="latex")
+    assert "so left out of this: joint." in text and r"\textbf{" in text
+
+
+def test_footnotes_name_the_convention_of_each_column_once():
+    text = tables.table([result(), result("b")], ["forgetting", "average-accuracy"], "latex")
+    head = next(line for line in text.splitlines() if line.startswith("strategy"))
+    assert head == r"strategy & forgetting$^{a}$ & average accuracy$^{b}$ \\"
+    assert text.count(r"$^{a}$ forgetting: best after tasks 1 to T-1 minus final") == 1
+    assert "lower is better (Chaudhry et al. 2018)" in text and text.count("{") == text.count("}")
+    tasks = tables.table([result(), result("b")], ["tasks"], "markdown")
+    assert tasks.count("<sup>a</sup> accuracy after the last task.") == 1 and "<sup>b</sup>" not in tasks

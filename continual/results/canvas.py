@@ -57,9 +57,14 @@ def marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
+def printable(text: str) -> str:
+    """Text in one line, with a sign in the place of what XML cannot hold."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))
+
+
 def plain(text: str, length: int = 60) -> str:
     """Text that is drawn as it is (Matplotlib would read ``$`` as mathematics), shortened where it is long."""
-    shown = "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))
+    shown = printable(text)
     shown = shown if len(shown) <= length else f"{shown[: length - 1]}…"
     return shown.replace("$", r"\$")
 
@@ -107,7 +112,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
         root.remove(one)
     _rename(root, name)
     root.set("role", "img")
-    root.set("aria-label", title)
+    root.set("aria-label", printable(title))
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     return ElementTree.tostring(root, encoding="unicode")

@@ -50,7 +50,7 @@ def differences(
         UnknownName: an unknown metric.
     """
     if len(results) < 2:
-        raise BadOption(f"a comparison takes two runs at least, and {content.count(len(results), 'run')} is given")
+        raise BadOption(f"a comparison takes two runs at least, and {len(results)} are given")
     chosen = [(other, one) for other, one in itertools.combinations(results, 2) if every_pair or other is results[0]]
     made = [_difference(metric(name), one, other, results, pairs) for name in metrics for other, one in chosen]
     corrected = holm([found.p for _, _, _, _, found in made])
@@ -87,8 +87,8 @@ def table(lines: Sequence[Line], format: str = "table") -> str:
         return "\n\n".join(
             [content.tabulated(head, escaped, "github", len(head) - 7), *map(paper.escaped_markdown, _notes(lines))]
         )
-    notes = [textwrap.fill(note, WIDTH) for note in _notes(lines)]
-    return "\n".join([content.tabulated(head, rows, "simple", len(head) - 7), "", *notes])
+    folded = [textwrap.fill(note, WIDTH) for note in _notes(lines)]
+    return "\n".join([content.tabulated(head, rows, "simple", len(head) - 7), "", *folded])
 
 
 def _row(line: Line) -> list[str]:
