@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from continual import avalanche as avalanche
     from continual import benchmarks as benchmarks
     from continual import strategies as strategies
     from continual.cli import script as script
@@ -40,7 +41,7 @@ _PLACES = {
     "run": "continual.runner",
     "script": "continual.cli",
 }
-_PACKAGES = ("benchmarks", "strategies")
+_PACKAGES = ("avalanche", "benchmarks", "strategies")
 
 __all__ = [*_PACKAGES, *_PLACES]  # noqa: PLE0604
 

@@ -45,7 +45,10 @@ def check(strategy: Any) -> None:
 
 
 def checks(strategy: Strategy) -> Iterator[tuple[str, str | None]]:
-    """Each check's name, and what is wrong, or None."""
+    """Each check's name, and what is wrong, or None; BadChain for a strategy whose hooks are not used."""
+    if strategy.trains_itself:
+        raise BadChain(f"{type(strategy).__name__} is another library's and trains in its own loop: there are no hooks "
+                       "to check")  # fmt: skip
     for name, function in CHECKS.items():
         yield name, _problem(function, strategy)
 

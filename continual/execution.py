@@ -50,7 +50,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     can_map = alike(training, streams)
     if training.seeds_as != "auto":
         return Choice("loop" if len(streams) == 1 else training.seeds_as)
-    if len(streams) == 1:
+    if len(streams) == 1 or recipe.strategy.trains_itself:
         return Choice("loop")
     device = streams[0].samples.image.device
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}

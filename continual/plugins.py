@@ -1,7 +1,9 @@
 """Where named things are found: benchmarks, strategies, models, optimisers and schedules.
 
 Built-in and foreign ones come in through the same door, the entry-point group ``continual.<kind>``; whatever is not
-registered can be named by its path, ``package.module:Class``.
+registered can be named by its path, ``package.module:Class``. Strategies of a whole library that has a loop of its own
+come in as ``library:Name``: the group ``continual.libraries`` registers, by the library's name, a function that gives
+the class of each (see :mod:`continual.avalanche.foreign`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from continual.errors import BadFolder, BadOption, UnknownName, unknown
 from continual.options import Configured
@@ -51,6 +53,10 @@ def find(kind: str, name: str) -> type[Configured]:
     if name not in points and ":" not in name:
         raise unknown(KINDS[kind], name, points)
     first, _, rest = name.partition(":")
+    if kind == "strategies" and name not in points and first in registered("libraries"):
+        theirs = cast(type[Configured], registered("libraries")[first].load()(rest))
+        _names[kind, theirs] = name
+        return theirs
     if name not in points and first in points:
         raise BadOption(f"'{name}': to give an option write {first}:{rest}=VALUE")
     module, _, attribute = (points[name].value if name in points else name).partition(":")

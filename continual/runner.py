@@ -141,8 +141,10 @@ def prepare(
         net, streams = features_once(net, streams, dtype_of(training.precision))
     for strategy in strategies:
         strategy.suits(streams[0], net)
+        strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
+    ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
     with execution.tensor_float(training.precision == "tf32"):
-        choice = execution.choose(recipe_of(plan, strategies[0], net), training, streams, processes)
+        choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
     if choice.why:
         told.note(choice.why)
     last = choice.how != "map" and execution.helps(net, device, training.precision)
@@ -208,7 +210,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path)
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
         "protocol": plan.protocol(root),
         "device": {"type": device.type, "name": device_name(device)},
-        "versions": versions(),
+        "versions": versions(*(name for part in strategy.parts for name in part.libraries)),
         "code": {
             module: digest
             for made in (*strategy.parts, plan.benchmark, plan.model, plan.optimizer, plan.schedule, plan.augment)
@@ -222,11 +224,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """The versions of what the numbers depend on."""
     from importlib.metadata import version
 
-    found = {name: version(name) for name in ("continual", "numpy", "torch", "torchvision")}
+    found = {name: version(name) for name in ("continual", "numpy", "torch", "torchvision", *more)}
     return found | {"python": platform.python_version(), "system": platform.system()}
 
 
@@ -263,7 +265,7 @@ class Part:
 def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    mapped = ready.choice.how == "map"
+    mapped = ready.choice.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     recipe, parts = ready.recipe(strategy), []
     multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.learning.models import Net, Out
+    from continual.streams.augment import Augmentation
     from continual.streams.rng import Key
     from continual.streams.stream import Stream, Task
 
@@ -115,6 +116,11 @@ class Strategy(Configured):
     is_finetuning: ClassVar[bool] = False
     """Whether it does nothing on purpose; any other strategy that does nothing fails the conformance suite."""
 
+    trains_itself: ClassVar[bool] = False
+    """Whether it is another library's and brings a loop of its own (:meth:`train`), so that its hooks are not used."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Other packages that its numbers depend on: a run's record has their versions."""
+
     def __init_subclass__(cls, **given: Any) -> None:
         """Refuse a method whose name is nearly a hook's: it would never be called."""
         super().__init_subclass__(**given)
@@ -127,6 +133,13 @@ class Strategy(Configured):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network."""
+
+    def suits_training(self, training: Any, augmentation: Augmentation) -> None:
+        """Raise :class:`~continual.errors.BadChain` where the strategy cannot be trained in a way."""
+
+    def train(self, learners: Any, training: Any, watch: Any) -> tuple[dict[str, Tensor], list[Any]]:
+        """Where it ``trains_itself``: what :func:`continual.learning.train.train` gives, of one learner."""
+        raise NotImplementedError
 
     def extend(self, net: Net, stream: Stream) -> Net:
         """Once, before θ is made: the network that is trained, which may have parameters of the strategy's own."""
@@ -219,6 +232,9 @@ class Chain(Strategy):
             if len(owners) > 1:
                 raise BadChain(f"{' and '.join(owners)} cannot be chained: each has a '{hook}' of its own, and only "
                                "one can hold")  # fmt: skip
+        alone = [type(part).__name__ for part in self.parts if part.trains_itself]
+        if alone and len(self.parts) > 1:
+            raise BadChain(f"{' and '.join(alone)} is another library's and trains in its own loop; run it alone")
         over = [type(part).__name__ for part in self.parts if part.starts_over]
         if over and len(self.parts) > 1:
             raise BadChain(f"{' and '.join(over)} begins each task with a network of its own, so there is nothing that "
@@ -279,6 +295,11 @@ class Chain(Strategy):
         """See :meth:`Strategy.suits`."""
         for part in self.parts:
             part.suits(stream, net)
+
+    def suits_training(self, training: Any, augmentation: Augmentation) -> None:
+        """See :meth:`Strategy.suits_training`."""
+        for part in self.parts:
+            part.suits_training(training, augmentation)
 
     def extend(self, net: Net, stream: Stream) -> Net:
         """See :meth:`Strategy.extend`."""

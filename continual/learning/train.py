@@ -137,6 +137,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     all steps; ``stored_samples`` (T,), how many were in memory after each task; and where it was asked for ``trace``
     (E, T) with ``trace_task`` and ``trace_step`` (E,), and ``training_trace`` and ``validation_trace`` likewise.
     """
+    if learners.strategy.trains_itself:
+        return learners.strategy.train(learners, training, watch)
     streams = learners.streams
     results: dict[str, list[Tensor]] = {}
     tasks = len(streams[0].tasks)

@@ -160,7 +160,7 @@ class Stream:
     def record(self) -> dict[str, Any]:
         """What a run's record says of it: the data with its checksum, the kind of stream, every option."""
         made = {"name": self.data.name, "sha256": self.data.sha256, "stream": type(self.options).__name__.lower()}
-        return made | {"top": self.data.top} | self.options.values()
+        return made | {"top": self.data.top} | self.options.values() | self.options.checksums()
 
     @classmethod
     def from_arrays(
@@ -268,9 +268,21 @@ class StreamOptions(Configured):
             table = channels(data, self.normalize)
             transforms = (*transforms, Normalise(table.expand(len(groups), *table.shape)))
         held = set_aside(data.y, self.validation, self.validation_seed)
-        units, starts = _units(groups, self.scenario)
+        units, starts = units_of(groups, self.scenario)
         rows = functools.partial(_table, groups=groups, starts=starts, shown=(scale, shift, data.top, transforms))
         train, test = rows(data.x, data.y), rows(data.x_test, data.y_test)
+        names = [tuple(data.classes[label] for label in labels) for labels in groups]
+        return self.divided(source, train, test, units, names, held, seed)
+
+    def divided(
+        self, data: Data, train: Samples, test: Samples, units: Tensor, names: list[tuple[str, ...]], held: Tensor,
+        seed: int,
+    ) -> Stream:  # fmt: skip
+        """The stream of two tables whose rows have their tasks already.
+
+        ``units`` (T, K) bool are each task's output units and ``names`` the names of its classes; ``held`` (N,) bool
+        says which of the data's training rows are for validation.
+        """
         outputs = [
             Outputs(ACTIVE[self.scenario] if given == "default" else given, units)
             for given in (self.train_outputs, self.test_outputs)
@@ -279,8 +291,8 @@ class StreamOptions(Configured):
         tasks = tuple(
             Task(
                 index=index,
-                count=len(groups),
-                classes=tuple(data.classes[label] for label in labels),
+                count=len(names),
+                classes=classes,
                 train=_rows(train, index, kept),
                 validation=_rows(train, index, held),
                 test=_rows(test, index),
@@ -288,13 +300,17 @@ class StreamOptions(Configured):
                 outputs=outputs[0],
                 key=key(seed, index),
             )
-            for index, labels in enumerate(groups)
+            for index, classes in enumerate(names)
         )
         for task in tasks:
             if not len(task.train) or not len(task.test):
                 raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
                                 f"training and {len(task.test)} test rows; every task needs some of both")  # fmt: skip
-        return Stream(self.scenario, train, test, tasks, outputs[1], source, self)
+        return Stream(self.scenario, train, test, tasks, outputs[1], data, self)
+
+    def checksums(self) -> dict[str, Any]:
+        """What a run's record says of a stream beside its data and these options."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -407,7 +423,7 @@ def channels(data: Data, normalize: str) -> Tensor:
     return torch.stack([1 / deviation, -mean / deviation])[..., None, None].float()
 
 
-def _units(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
+def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
     """Which units are each task's own, bool (T, K), and each task's first unit."""
     sizes = [len(labels) for labels in groups]
     starts = [0] * len(groups) if scenario == "domain" else [sum(sizes[:t]) for t in range(len(groups))]
