@@ -131,9 +131,10 @@ def prepare(
     net: Net = plan.model.build(  # type: ignore[attr-defined]
         streams[0].shape, streams[0].units, len(streams[0].tasks)
     )
-    plan.augment.suits(streams[0])  # type: ignore[attr-defined]
-    if skipped := streams[0].data.skipped:
-        told.note(f"{streams[0].data.name}: {len(skipped)} files were left out, as they cannot be decoded "
+    data, samples = streams[0].data, streams[0].samples
+    plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
+    if skipped := data.skipped:
+        told.note(f"{data.name}: {len(skipped)} files were left out, as they cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
     where = choose_place(plan, streams, device, told)
     streams = place(streams, device, where)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.streams.rng import Key
-    from continual.streams.stream import Stream
 
 GREY = (0.299, 0.587, 0.114)
 """How bright red, green and blue look (ITU-R BT.601), as PIL and torchvision have it."""
@@ -50,11 +49,14 @@ class Augmentation(Configured):
         """Whether it does anything."""
         return False
 
-    def suits(self, stream: Stream) -> None:
-        """Raise :class:`~continual.errors.BadOption` for a stream whose samples are not images."""
-        if self.active and len(stream.shape) != 3:
-            raise BadOption(f"augment: it is for images (C, H, W), and the samples of {stream.data.name} are "
-                            f"{stream.shape}; leave it out")  # fmt: skip
+    def suits(self, name: str, pixels: Tensor, top: float) -> None:
+        """Raise :class:`~continual.errors.BadOption` where the samples (N, ...) of a data set are not images.
+
+        ``top`` is the value that stands for 1.
+        """
+        if self.active and pixels.ndim != 4:
+            raise BadOption(f"augment: it is for images (C, H, W), and the samples of {name} are "
+                            f"{tuple(pixels.shape[1:])}; leave it out")  # fmt: skip
 
     def free(self, tasks: Tensor, index: int) -> Tensor:
         """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,)."""
@@ -96,15 +98,14 @@ class Images(Augmentation):
         in_steps = self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout
         return bool(in_steps or self.flip_tests)
 
-    def suits(self, stream: Stream) -> None:
-        """See :class:`Augmentation`; colours are for values from 0 to 1, or to what stands for 1."""
-        super().suits(stream)
-        pixels, top = stream.samples.pixels, stream.samples.top
+    def suits(self, name: str, pixels: Tensor, top: float) -> None:
+        """See :class:`Augmentation`; colours are for values from 0 to what stands for 1."""
+        super().suits(name, pixels, top)
         if (self.brightness or self.contrast or self.saturation) and pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
             if low < 0 or high > top:
                 raise BadOption(f"augment: brightness, contrast and saturation are for pixels from 0 to {top:g}; those "
-                                f"of {stream.data.name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
+                                f"of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
                                 "with normalize=standard")  # fmt: skip
 
     def free(self, tasks: Tensor, index: int) -> Tensor:
