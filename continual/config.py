@@ -25,6 +25,7 @@ EXECUTION = (
     "seeds_as",
     "program",
     "compile",
+    "deterministic",
     "threads",
     "pixels",
 )  # how it is computed, which changes no number beyond rounding

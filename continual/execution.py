@@ -50,7 +50,8 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     can_map = alike(training, streams)
     if training.seeds_as != "auto":
         return Choice("loop" if len(streams) == 1 else training.seeds_as)
-    if len(streams) == 1 or recipe.strategy.trains_itself:
+    # a clock's choice may differ from time to time, and with it the last bits
+    if len(streams) == 1 or recipe.strategy.trains_itself or training.deterministic:
         return Choice("loop")
     device = streams[0].samples.image.device
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
@@ -133,6 +134,21 @@ def threads(asked: int | None, multiplications: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Within it, where that is asked for, PyTorch uses nothing whose bits differ from time to time, or raises."""
+    before, fastest = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = fastest
 
 
 @contextlib.contextmanager

@@ -237,7 +237,8 @@ def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
     """Train one strategy on all seeds."""
     began, clock = datetime.now(UTC), time.perf_counter()
     do = in_processes if ready.choice.how == "processes" else in_groups
-    parts = do(ready, strategy, record, told)
+    with execution.deterministic(ready.plan.training.deterministic):
+        parts = do(ready, strategy, record, told)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
@@ -245,6 +246,7 @@ def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
     took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
     full = record | parts[0].facts | {
         "seeds_as": ready.choice.how,
+        "deterministic": ready.plan.training.deterministic,
         "pixels": ready.where,
         "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
         "time": took,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from click.testing import CliRunner
 
 import continual as cl
-from continual import cli, config, execution
-from continual.errors import BadOption
+from continual import cli, config, execution, plugins
+from continual.errors import BadChain, BadOption
 from continual.learning.seeds import Recipe
 from continual.learning.train import Training
 from continual.results.store import Result
 from continual.runner import recipe_of
+from continual.streams.sets import data_root
 from continual.streams.stream import Stream
 
 SETTINGS: dict[str, Any] = {"seeds": (4, 0, 7), "epochs": 2, "batch": 16, "model": "mlp:layers=16", "data": None}
@@ -145,3 +147,25 @@ def test_compiling_is_a_flag(tmp_path: Path) -> None:
     asked = ["run", "split-digits:limit=2", "finetune", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
     assert CliRunner().invoke(cli.main, [*asked, "--no-compile"]).exit_code == 0
     assert CliRunner().invoke(cli.main, [*asked, "--compile", "true"]).exit_code == 2
+
+
+def suiting(name: str) -> str:
+    """A scenario that the strategy is for."""
+    made, net = config.make_strategy(name), config.make("models", "mlp:layers=12").build((1, 8, 8), 10, 5)
+    for scenario in ("class", "task", "domain"):
+        stream = config.make_benchmark(f"split-digits:limit=12,scenario={scenario}").stream(0, data_root(None))
+        with contextlib.suppress(BadChain):
+            made.suits(stream, net)
+            return scenario
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", sorted(plugins.registered("strategies")))
+def test_a_deterministic_run_has_the_same_bits_twice(name: str) -> None:
+    settings: dict[str, Any] = {"seeds": 2, "epochs": 2, "model": "mlp:layers=12", "deterministic": True}
+    first, second = (cl.run(f"split-digits:limit=12,scenario={suiting(name)}", name, **settings) for _ in range(2))
+    assert first.record["deterministic"] and first.record["seeds_as"] == "loop"
+    assert first.arrays.keys() == second.arrays.keys()
+    for array, values in first.arrays.items():
+        assert values.tobytes() == second.arrays[array].tobytes(), array
+    assert not torch.are_deterministic_algorithms_enabled()

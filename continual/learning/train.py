@@ -56,6 +56,9 @@ class Training(Configured):
     compile: bool = option(
         False, "compile the forward pass with torch.compile: seconds for each task, then faster steps"
     )
+    deterministic: bool = option(
+        False, "the same bits each time on a device: slower kernels where the fast ones differ from time to time"
+    )
     threads: int | None = option(
         None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
     )
