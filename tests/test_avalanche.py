@@ -489,9 +489,9 @@ def test_without_avalanche_lib_it_is_missed_in_one_sentence(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_listing_does_not_import_it() -> None:
+def test_listing_does_not_import_it(tmp_path: Path) -> None:
     code = "import sys; from continual.cli import main as m; m(['list'], standalone_mode=False)"
     code += "; print('avalanche' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert dataclasses.is_dataclass(config.make_strategy("avalanche:Naive"))
