@@ -11,6 +11,7 @@ timed in the second task, where replay is at work, in turns; a ratio is the medi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -122,8 +123,9 @@ def _elsewhere(pipe: Any, root: str, model: str, device: str, count: int, thread
     made = avalanche_vision.steps(load("cifar10", Path(root)), model, where, BATCH, name == "fused" or None)
     next(made)
     pipe.send("ready")
-    while pipe.recv() == "go":
-        pipe.send(block(made, count, where))
+    with contextlib.suppress(EOFError):  # whoever asked has ended
+        while pipe.recv() == "go":
+            pipe.send(block(made, count, where))
 
 
 def in_turns(contenders: dict[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
