@@ -16,7 +16,7 @@ from torch import nn
 import continual as cl
 from continual import config
 from continual.errors import BadChain, BadData, BadOption
-from continual.learning import frozen, modules, norms
+from continual.learning import frozen, importance, layers, modules, norms
 from continual.learning.models import Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -161,6 +161,80 @@ def test_torchvisions_network_is_torchvisions(training: bool) -> None:
     torch.testing.assert_close(statistics, after)
 
 
+def test_torchvisions_network_sees_grey_as_three_channels_alike(weights: Path) -> None:
+    grey, coloured = (Torchvision(weights=str(weights)).build((channels, 32, 32), 5) for channels in (1, 3))
+    x = images(4, channels=1, side=32)
+    given = [net.features(net.initial(key(0), torch.float64), seen)
+             for net, seen in ((grey, x), (coloured, x.expand(-1, 3, -1, -1)))]  # fmt: skip
+    torch.testing.assert_close(*given)
+    assert given[0].std() > 0 and grey.size < coloured.size
+
+
+@pytest.mark.parametrize("label", ["true", "expected", "sampled"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        CNN(channels=(3, 4), units=5),
+        *(replace(SMALL, width=4, norm=norm) for norm in ("batch", "group", "layer")),
+        replace(SMALL, width=4, statistics="task"),
+    ],
+    ids=lambda made: "-".join(map(str, made.values().values())),
+)
+def test_a_fisher_layer_by_layer_is_that_of_each_samples_gradient(
+    model: Any, label: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one backward pass of the whole network for each sample and label."""
+    stream = photographs()
+    task, net = stream.tasks[1], model.build(stream.shape, stream.units, 2)
+    theta = net.initial(key(1), torch.float64)
+    if net.statistics:  # as if something had been learnt
+        theta[-net.statistics :] += 0.1 * (key(2).uniform("moved", net.statistics) - 0.5)
+    rows = torch.cat([task.train[:5], stream.tasks[0].train[:3]])
+    got = importance.fisher(net, theta, task, rows, label)
+    monkeypatch.setattr(importance, "IMAGES", 3)
+    monkeypatch.setattr(layers, "HELD", 1)
+    if label != "sampled":  # labels are drawn for so many rows at a time
+        torch.testing.assert_close(importance.fisher(net, theta, task, rows, label), got)
+    monkeypatch.undo()
+    x, tasks, wanted = task.samples.images(rows, torch.float64), task.samples.task[rows], torch.zeros_like(theta)
+    live = theta.clone().requires_grad_()
+    log_p = torch.log_softmax(task.outputs.apply(net.logits(live, x, tasks), task.index, tasks), 1)
+    weights = importance.label_weights(log_p.exp().detach(), task.samples.y[rows], label, task.key.child("fisher 0"))
+    for weight, row in itertools.product(weights, range(len(rows))):
+        (gradient,) = torch.autograd.grad((weight[row] * log_p[row]).sum(), live, retain_graph=True)
+        wanted += gradient.square() / len(rows)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-14)
+    assert (net.weights(got) > 0).sum() > 10 and not got[len(net.weights(got)) :].any()
+
+
+@pytest.mark.parametrize(
+    ("arch", "train", "known"),
+    [("resnet18", "all", True), ("resnet18", "block", True), ("resnet18", "head", True), ("vit_b_16", "all", False)],
+)
+def test_what_layers_of_torchvisions_networks_are_known(
+    weights: Path, arch: str, train: Any, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = 224 if arch == "vit_b_16" else 32
+    given = str(weights) if arch == "resnet18" else "new"
+    net = Torchvision(arch=arch, weights=given, train=train).build((3, side, side), 5)  # type: ignore[arg-type]
+    theta, x = net.initial(key(0), torch.float64).requires_grad_(), images(2, side=side)
+    found = net.layered(theta, x)
+    if not known:
+        assert found is None
+        return
+    assert found is not None
+    logits, seen = found
+    torch.testing.assert_close(logits, net.logits(theta, x))
+    deltas = torch.autograd.grad(logits[0, 1], [layer.output for layer in seen])
+    (wanted,) = torch.autograd.grad(net.logits(theta, x)[0, 1], theta)
+    squares = [layer.squares([delta]) for layer, delta in zip(seen, deltas, strict=True)]
+    got = {name: value for one in squares for name, value in one.items()}
+    for name, value in net.parameters(wanted.square()).items():
+        if name in net.trained:  # type: ignore[attr-defined]
+            torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-12)
+    assert set(got) == set(net.trained)  # type: ignore[attr-defined]
+
+
 def test_a_gradient_of_the_network_is_autograds() -> None:
     net = SMALL.build((3, 8, 8), 4)
     theta, x = net.initial(key(3), torch.float64), images()
@@ -279,7 +353,7 @@ def test_frozen_statistics_stay_as_the_first_task_left_them() -> None:
 
 def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
     stream = photographs(tasks=3, scenario="task")
-    group = learners(Strategy(), replace(SMALL, statistics="task"), stream)
+    group = learners(Strategy(), replace(SMALL, width=4, statistics="task"), stream)
     net = group.net
     assert isinstance(net, modules.ModuleNet)
     seen: list[torch.Tensor] = []
@@ -295,7 +369,7 @@ def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
 
 
 @pytest.mark.parametrize("text", ["finetune", "ewc:strength=10", "replay:capacity=6", "lwf"])
-@pytest.mark.parametrize("model", [SMALL, replace(SMALL, statistics="task"), replace(SMALL, norm="layer"),
+@pytest.mark.parametrize("model", [SMALL, replace(SMALL, width=4, statistics="task"), replace(SMALL, norm="layer"),
                                    CNN(channels=(3,), units=5)], ids=str)  # fmt: skip
 def test_mapped_seeds_are_looped_seeds(text: str, model: Any) -> None:
     stream = photographs(scenario="task")
@@ -376,7 +450,7 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (lambda: CNN(channels=(1,) * 4).build((1, 8, 8), 10), "16 or more pixels"),
         (lambda: ResNet18().build((3, 4, 4), 10), "8 or more pixels"),
         (lambda: Torchvision(arch="vit_b_16", weights="new").build((3, 32, 32), 10), "224 or more pixels"),
-        (lambda: Torchvision(weights="new").build((1, 32, 32), 10), "takes images of 3 channels, not 1x32x32"),
+        (lambda: Torchvision(weights="new").build((2, 32, 32), 10), "takes images of 3 channels .* not 2x32x32"),
         (lambda: Torchvision(weights="new", train="head"), "weights=new makes no sense"),
         (lambda: ResNet18(norm="group", statistics="task"), "norm=group has none"),
         (lambda: Torchvision(arch="vit_b_16", norm="group"), "LayerNorm throughout"),

@@ -13,8 +13,10 @@ from continual.streams.stream import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.learning.layers import Layer
+
 Label = Literal["expected", "sampled", "true", "argmax"]
-CHUNK = 512
+CHUNK, IMAGES = 512, 64  # rows at a time; of a network with convolutions, whose activations are many
 HELD = 2**26  # numbers
 
 
@@ -28,17 +30,18 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
     learning". For plain Python between tasks, not for a step.
     """
     live, total = theta.detach().requires_grad_(), torch.zeros_like(theta)
-    for number, chunk in enumerate(rows.split(CHUNK if batch == 1 else batch)):
+    size = batch if batch > 1 else IMAGES if net.convolves else CHUNK
+    for number, chunk in enumerate(rows.split(size)):
         x, tasks = task.samples.images(chunk, theta.dtype), task.samples.task[chunk]
         key = task.key.child(f"fisher {number}")
-        layers = net.linear_layers(live, x, tasks)
-        logits = net.logits(live, x, tasks) if layers is None else layers[-1][2]
+        found = net.layered(live, x, tasks) if batch == 1 else None
+        logits, layers = found or (net.logits(live, x, tasks), [])
         log_p = torch.nn.functional.log_softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
         weights = label_weights(log_p.detach().exp(), task.samples.y[chunk], label, key)
         if batch > 1:
             total += _batch_square(live, log_p, weights) * len(chunk)
-        elif layers is not None:
-            total += _linear_squares(net, layers, log_p, weights)
+        elif layers:
+            total += _layer_squares(net, theta, layers, log_p, weights)
         else:
             total += _mapped_squares(net, theta, task, x, tasks, weights)
     return total / len(rows)
@@ -62,20 +65,17 @@ def label_weights(p: Tensor, y: Tensor, label: Label, key: Key) -> Tensor:
     return torch.nn.functional.one_hot(y, units).to(p.dtype)[None]
 
 
-def _linear_squares(net: Net, layers: list[tuple[str, Tensor, Tensor]], log_p: Tensor, weights: Tensor) -> Tensor:
-    """The sum over samples of their squared gradients (P,), for a network of linear layers."""
-    outputs = [output for _, _, output in layers]
-    squares = [torch.zeros_like(output) for output in outputs]
-    for weight in weights:
-        # samples don't mix, so row b of the gradient of the sum is the gradient of sample b
-        deltas = torch.autograd.grad((log_p * weight).sum(), outputs, retain_graph=True)
-        for square, delta in zip(squares, deltas, strict=True):
-            square.addcmul_(delta, delta)
-    # a linear layer's gradient for one sample is δ hᵀ, so its square summed over samples is one product of squares
-    found = {}
-    for (name, h, _), square in zip(layers, squares, strict=True):
-        found[f"{name}.weight"], found[f"{name}.bias"] = square.T @ h.detach().square(), square.sum(0)
-    return torch.cat([found[name].flatten() for name in net.shapes])
+def _layer_squares(net: Net, theta: Tensor, layers: list[Layer], log_p: Tensor, weights: Tensor) -> Tensor:
+    """The sum over samples of their squared gradients (P,), of each layer by what went in and came out."""
+    outputs = [layer.output for layer in layers]
+    # samples don't mix, so row b of the gradient of the sum is the gradient of sample b
+    deltas = [torch.autograd.grad((log_p * weight).sum(), outputs, retain_graph=True) for weight in weights]
+    squares = torch.zeros_like(theta)
+    parts = net.parameters(squares)
+    for layer, of_layer in zip(layers, zip(*deltas, strict=True), strict=True):
+        for name, value in layer.squares(of_layer).items():
+            parts[name].copy_(value)
+    return squares
 
 
 def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tensor, weights: Tensor) -> Tensor:

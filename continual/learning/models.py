@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from continual.errors import BadChain
+from continual.learning import layers
 from continual.options import Configured, option
 from continual.streams.rng import Key
 
@@ -113,6 +114,18 @@ class Net:
         None where the network has other layers with parameters.
         """
         return None
+
+    def layered(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> tuple[Tensor, list[layers.Layer]] | None:
+        """The logits (B, K), and the layers that they come through, for squared gradients of single samples.
+
+        None where a parameter belongs to a layer of another kind than those of :mod:`continual.learning.layers`.
+        """
+        found = self.linear_layers(theta, x, tasks)
+        if found is None:
+            return None
+        return found[-1][2], [layers.linear(name, h, output) for name, h, output in found]
 
 
 class LinearNet(Net):

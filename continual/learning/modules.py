@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from continual.learning import layers
 from continual.learning.models import Net, Out
 from continual.learning.norms import BatchNorm
 
@@ -91,6 +92,30 @@ class ModuleNet(Net):
             one.fresh = None
         return out, torch.cat(parts)
 
+    def layered(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> tuple[Tensor, list[layers.Layer]] | None:
+        """See :meth:`Net.layered`."""
+        found: dict[str, layers.Layer] = {}
+        own = {name: self.module.get_submodule(name) for name in {one.rpartition(".")[0] for one in self.trained}}
+
+        def watch(name: str, module: nn.Module) -> Callable[..., Tensor]:
+            def hook(_: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+                found[name] = _layer(name, module, given[0], output)
+                return output.clone()  # a layer behind it may write over what it is given
+
+            return hook
+
+        if not all(map(_known, own.values())):
+            return None
+        hooks = [module.register_forward_hook(watch(name, module)) for name, module in own.items()]
+        try:
+            logits = self.logits(theta, x, tasks)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, list(found.values())
+
     def work(self, shape: tuple[int, ...]) -> int:
         """See :meth:`Net.work`; as PyTorch counts them."""
         from torch.utils.flop_counter import FlopCounterMode
@@ -114,6 +139,27 @@ class ModuleNet(Net):
         if kind not in self._kept_as:
             self._kept_as[kind] = {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
         return self._kept_as[kind]
+
+
+def see_grey(module: nn.Module) -> None:
+    """Let a network of coloured images take grey ones: its first convolution adds up what it did with each channel."""
+    first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
+    first.weight, first.in_channels = nn.Parameter(first.weight.detach().sum(1, keepdim=True)), 1
+
+
+def _known(module: nn.Module) -> bool:
+    """Whether the gradients of single samples are known of a layer; in networks here each is called once."""
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear | BatchNorm | nn.GroupNorm)
+
+
+def _layer(name: str, module: nn.Module, h: Tensor, output: Tensor) -> layers.Layer:
+    if isinstance(module, nn.Linear):
+        return layers.linear(name, h, output, module.bias is not None)
+    if isinstance(module, nn.Conv2d):
+        return layers.convolution(name, module, h, output)
+    return layers.normalisation(name, module, h, output)
 
 
 class CNNBody(nn.Sequential):

@@ -92,7 +92,10 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Torchvision(Normalised):
-    """A network of torchvision, with weights learnt on ImageNet, from a file, or new ones."""
+    """A network of torchvision, with weights learnt on ImageNet, from a file, or new ones.
+
+    Grey images are seen as coloured ones whose three channels are alike.
+    """
 
     arch: Literal["resnet18", "resnet50", "vit_b_16"] = option("resnet18", "which network")
     weights: str = option("imagenet", "imagenet: torchvision's newest, from its cache; new; or the path of a file")
@@ -117,8 +120,8 @@ class Torchvision(Normalised):
         from continual.learning import modules, norms
 
         _needs_images(f"torchvision's {self.arch}", shape, 224 if self.arch == "vit_b_16" else 32)
-        if shape[0] != 3 or (self.arch == "vit_b_16" and shape != (3, 224, 224)):
-            wanted = "3x224x224" if self.arch == "vit_b_16" else "3 channels"
+        if shape[0] not in (1, 3) or (self.arch == "vit_b_16" and shape[1:] != (224, 224)):
+            wanted = "3x224x224 (or 1x224x224)" if self.arch == "vit_b_16" else "3 channels (or 1)"
             raise BadOption(f"torchvision's {self.arch} takes images of {wanted}, not {'x'.join(map(str, shape))}; "
                             "resize them with the benchmark's size")  # fmt: skip
         _, head, last = ARCHITECTURES[self.arch]
@@ -131,6 +134,8 @@ class Torchvision(Normalised):
                 body.load_state_dict(given)
             features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
             setattr(body, head, torch.nn.Identity())
+            if shape[0] == 1:
+                modules.see_grey(body)
             return modules.Headed(norms.replaced(body, self.norm, own), features.in_features, units)
 
         def trained(name: str) -> bool:
