@@ -587,3 +587,13 @@ def test_the_first_rows_of_a_class_are_those_that_a_loop_finds(limit: int) -> No
         wanted.append(not out and seen.get(label, 0) < limit)
         seen[label] = seen.get(label, 0) + (not out)
     assert _first(y, held, limit).tolist() == wanted
+
+
+def test_what_a_prompt_shows_of_a_stream_is_short() -> None:
+    stream = Stream.from_arrays(*(np.zeros((24, 1, 2, 3), np.uint8), np.arange(24) % 8) * 2, name="eight", tasks=2)
+    assert repr(stream) == "<Stream eight: 2 tasks, class scenario, 8 outputs, images of 1x2x3>"
+    assert repr(stream.tasks[1]) == "<Task 2 of 2: 4, 5, 6, 7; rows: 12 training, 12 test>"
+    assert repr(stream.samples) == "<Samples: 24 rows, 24 images of 1x2x3 uint8 on cpu>"
+    assert repr(stream.test_outputs) == "<Outputs: seen of 8>"
+    (whole,) = Stream.from_arrays(*(np.zeros((24, 1, 2, 3), np.uint8), np.arange(24) % 8) * 2, tasks=1).tasks
+    assert repr(whole) == "<Task 1 of 1: 0, 1, 2, 3, 4, 5, ... (8); rows: 24 training, 24 test>"

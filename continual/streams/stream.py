@@ -31,7 +31,7 @@ Active = Literal["task", "seen", "all"]
 ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
 
@@ -51,6 +51,10 @@ class Samples:
     shown: Shown | None = None
     mapped: bool = False
     channels_last: bool = False
+
+    def __repr__(self) -> str:
+        kind = f"{'x'.join(map(str, self.pixels.shape[1:]))} {str(self.pixels.dtype).removeprefix('torch.')}"
+        return f"<Samples: {len(self.image)} rows, {len(self.pixels)} images of {kind} on {self.pixels.device}>"
 
     def images(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W); in a step also augmented."""
@@ -81,12 +85,15 @@ class Samples:
         return dataclasses.replace(self, image=image, y=y, task=task, transforms=shown)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Outputs:
     """The active outputs: which logits take part. ``units`` (T, K) bool says which units are a task's own."""
 
     active: Active
     units: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Outputs: {self.active} of {self.units.shape[1]}>"
 
     def mask(self, index: int, tasks: Tensor) -> Tensor | None:
         """While task ``index`` is the latest, for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
@@ -104,7 +111,7 @@ class Outputs:
         return dataclasses.replace(self, units=self.units.to(device))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """One task, as hooks and readers see it.
 
@@ -123,6 +130,11 @@ class Task:
     outputs: Outputs
     key: Key
 
+    def __repr__(self) -> str:
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        rows = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if len(part))
+        return f"<Task {self.index + 1} of {self.count}: {_few(self.classes)}; rows: {rows or 'none'}>"
+
     @property
     def own_units(self) -> Tensor:
         """Which output units are this task's own: bool (K,)."""
@@ -134,7 +146,7 @@ class Task:
         return self.outputs.units[: self.index + 1].any(0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stream:
     """A sequence of tasks; ``data`` and ``options`` are what it was made of."""
 
@@ -145,6 +157,11 @@ class Stream:
     test_outputs: Outputs
     data: Data
     options: StreamOptions
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return (f"<Stream {self.data.name}: {len(self.tasks)} tasks, {self.scenario} scenario, "
+                f"{self.units} outputs, images of {shape}>")  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -191,6 +208,11 @@ class Stream:
     def stream(self, seed: int, root: Any = None) -> Stream:
         """The same stream for another seed of a run: a stream can stand where a benchmark can."""
         return self.options.build(self.data, seed)
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    """The names, or the first ones where there are many."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
 def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:
