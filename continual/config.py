@@ -33,7 +33,7 @@ METHODS = {
     "benchmarks": "stream",
     "strategies": "after_task",
     "models": "build",
-    "optimizers": "make",
+    "optimizers": "step",
     "schedules": "factor",
     "augmentations": "moved",
 }

@@ -139,11 +139,13 @@ def threads(asked: int | None, multiplications: int) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(asked: bool) -> Iterator[None]:
     """Within it, where that is asked for, PyTorch uses nothing whose bits differ from time to time, or raises."""
+    if not asked:  # nothing is touched: PyTorch imports its compiler where this is set
+        yield
+        return
     before, fastest = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if asked:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

@@ -27,11 +27,11 @@ import continual as cl
 from continual import config
 from continual.avalanche import Plugin, benchmark, stream
 from continual.avalanche.loop import Criterion
-from continual.avalanche.networks import Functional, optimizer_of, plain
+from continual.avalanche.networks import Functional, plain
 from continual.cli import main
 from continual.errors import BadChain, BadOption, BadStream, UnknownName
 from continual.learning.models import MLP
-from continual.learning.optimizers import SGD, Adagrad, Adam, AdamW, Constant
+from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.vision import CNN, ResNet18
@@ -203,17 +203,6 @@ def test_a_network_as_a_module_is_the_same_network(model: Any) -> None:
         if statistics is not None:
             torch.testing.assert_close(torch.cat(kept), statistics)
         assert (statistics is None) == (not kept)
-
-
-@pytest.mark.parametrize(
-    "given", [SGD(lr=0.1, momentum=0.9, nesterov=True), Adam(), AdamW(beta1=0.8), Adagrad()], ids=str
-)
-def test_an_optimizer_keeps_its_settings(given: Any) -> None:
-    layer = torch.nn.Linear(2, 2)
-    made, wanted = optimizer_of(given, list(layer.parameters())), given.make(torch.zeros(3, requires_grad=True))
-    assert type(made) is type(wanted) and made.defaults == wanted.defaults
-    layer(torch.ones(1, 2)).sum().backward()
-    made.step()
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])

@@ -75,8 +75,18 @@ CASES: list[tuple[Optimizer, Rule, Callable[[list[torch.Tensor]], torch.optim.Op
 ]  # fmt: skip
 
 
-def followed(made: torch.optim.Optimizer, leaf: torch.Tensor, rates: list[float]) -> torch.Tensor:
+def followed(optimizer: Optimizer, start: torch.Tensor, rates: list[float]) -> torch.Tensor:
     """θ after each step: (STEPS, P)."""
+    theta, path = start.clone(), []
+    state = optimizer.start(theta)
+    for rate in rates:
+        optimizer.step(theta, gradient(theta), state, rate)
+        path.append(theta.clone())
+    return torch.stack(path)
+
+
+def pytorchs(made: torch.optim.Optimizer, leaf: torch.Tensor, rates: list[float]) -> torch.Tensor:
+    """The same by an optimiser object."""
     path = []
     for rate in rates:
         leaf.grad = gradient(leaf.detach())
@@ -94,24 +104,22 @@ def test_every_step_is_the_formulas_and_pytorchs(
     optimizer: Optimizer, rule: Rule, reference: Callable[[list[torch.Tensor]], torch.optim.Optimizer], varied: bool
 ) -> None:
     rates = [optimizer.lr * (1 - number / STEPS if varied else 1) for number in range(STEPS)]
-    leaf = START.clone().requires_grad_()
-    got = followed(optimizer.make(leaf), leaf, rates)
+    got = followed(optimizer, START, rates)
     theta, state, path = START, {}, []
     for number, rate in enumerate(rates):
         theta = rule(optimizer, theta, gradient(theta), state, number + 1, rate)
         path.append(theta)
     torch.testing.assert_close(got, torch.stack(path), rtol=1e-9, atol=1e-11)
-    plain = START.clone().requires_grad_()
-    torch.testing.assert_close(got, followed(reference([plain]), plain, rates), rtol=1e-9, atol=1e-11)
+    for make in (reference, optimizer.of):
+        plain = START.clone().requires_grad_()
+        torch.testing.assert_close(got, pytorchs(make([plain]), plain, rates), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("optimizer", [case[0] for case in CASES], ids=repr)
 def test_rows_of_theta_are_followed_each_for_itself(optimizer: Optimizer) -> None:
     """Seeds are rows of θ: what happens to one row, were it NaN, must not reach another."""
-    alone = START.clone().requires_grad_()
-    wanted = followed(optimizer.make(alone), alone, [optimizer.lr] * STEPS)[-1]
-    group = torch.stack([START, START + torch.nan, START * 2]).requires_grad_()
-    got = followed(optimizer.make(group), group, [optimizer.lr] * STEPS)[-1]
+    wanted = followed(optimizer, START, [optimizer.lr] * STEPS)[-1]
+    got = followed(optimizer, torch.stack([START, START + torch.nan, START * 2]), [optimizer.lr] * STEPS)[-1]
     torch.testing.assert_close(got[0], wanted)
     assert got[1].isnan().all() and got[2].isfinite().all()
 
@@ -120,11 +128,8 @@ def test_rows_of_theta_are_followed_each_for_itself(optimizer: Optimizer) -> Non
 def test_every_registered_optimizer_goes_downhill_and_begins_afresh(name: str) -> None:
     optimizer = plugins.find("optimizers", name).read({"lr": 0.05})
     assert isinstance(optimizer, Optimizer)
-    paths = []
-    for _ in range(2):
-        leaf = START.clone().requires_grad_()
-        paths.append(followed(optimizer.make(leaf), leaf, [optimizer.lr] * STEPS))
-    assert torch.equal(*paths), "make gives an optimiser with a fresh state"
+    paths = [followed(optimizer, START, [optimizer.lr] * STEPS) for _ in range(2)]
+    assert torch.equal(*paths), "it starts with a fresh state"
     before, after = ((SCALE * (theta - GOAL).square()).sum() for theta in (START, paths[0][-1]))
     assert after < before
 

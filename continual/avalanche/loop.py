@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from continual.avalanche import library
-from continual.avalanche.networks import optimizer_of, plain
+from continual.avalanche.networks import plain
 from continual.avalanche.streams import from_rows
 from continual.errors import BadChain, Mistake
 from continual.learning.evaluate import Evaluation
@@ -136,7 +136,7 @@ class Loop:
         """The network with the run's weights, its optimiser, and the strategy around both."""
         recipe, training = self.learners.recipe, self.training
         self.model = plain(self.learners.net, self.learners.theta).to(self.device)
-        self.optimizer = optimizer_of(recipe.optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        self.optimizer = recipe.optimizer.of(p for p in self.model.parameters() if p.requires_grad)
         self.counter, self.watcher = plugins(self)
         cls, options = library.part("training.supervised").__dict__.get(self.name), self.options
         extra: list[Any] = []

@@ -16,8 +16,6 @@ from continual.learning.norms import MOMENTUM, BatchNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.learning.optimizers import Optimizer
-
 
 class Plain(nn.Module):
     """An ordinary module: a body, which gives features, and a linear ``head``."""
@@ -81,15 +79,6 @@ def _usual(module: nn.Module, trained: set[str], path: str) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _usual(child, trained, f"{path}.{name}"))
     return module
-
-
-def optimizer_of(optimizer: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """PyTorch's optimiser of a run, over these parameters."""
-    import inspect
-
-    made = optimizer.make(torch.zeros(1, device=parameters[0].device, requires_grad=True))
-    known = inspect.signature(type(made)).parameters
-    return type(made)(parameters, **{name: value for name, value in made.defaults.items() if name in known})
 
 
 class Functional(nn.Module):

@@ -89,13 +89,13 @@ class Captured:
 
     def _set_rate(self, rate: Tensor) -> None:
         """The learning rate is a tensor that the optimiser reads on the device; a CPU's optimiser takes a number."""
-        group = self.learners.optimizer.param_groups[0]
-        if self.learners.device.type == "cpu":
-            group["lr"] = float(rate)
-        elif isinstance(group["lr"], torch.Tensor):
-            group["lr"].copy_(rate)
+        learners = self.learners
+        if learners.device.type == "cpu":
+            learners.rate = float(rate)
+        elif isinstance(learners.rate, torch.Tensor):
+            learners.rate.copy_(rate)
         else:
-            group["lr"] = rate.float().clone()
+            learners.rate = rate.float().clone()
 
     @staticmethod
     def _laid_out(memory: Memory) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+State = dict[str, "Tensor"]
+
+
 @dataclass(frozen=True)
 class Optimizer(Configured):
-    """How θ follows its gradient; ``make`` gives PyTorch's own optimiser over the one tensor θ."""
+    """How θ follows its gradient: PyTorch's rules and fused kernels, over the one tensor θ.
+
+    They are called as functions, with a state that is a flat dict of tensors: PyTorch's optimiser objects import its
+    compiler at their first step, which takes longer than a small run.
+    """
 
     lr: float = option(0.001, "learning rate", ge=0)
     weight_decay: float = option(0.0, "weight decay, added to the gradient (adamw: taken from the weights)", ge=0)
 
-    def make(self, theta: Tensor) -> torch.optim.Optimizer:
-        """An optimiser of θ with a fresh state."""
+    def start(self, theta: Tensor) -> State:
+        """The state before the first step of θ, (P,) or (R, P)."""
+        raise NotImplementedError
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+        """Change θ and the state in place; a rate that is a tensor () is read on the device."""
+        raise NotImplementedError
+
+    def of(self, parameters: Any) -> torch.optim.Optimizer:
+        """PyTorch's object of the same rule, for loops that are not ours."""
         raise NotImplementedError
 
 
@@ -40,9 +56,23 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise BadOption("sgd: nesterov=true without momentum does nothing; give momentum, such as 0.9")
 
-    def make(self, theta: Tensor) -> torch.optim.Optimizer:
-        """See :class:`Optimizer`."""
-        return torch.optim.SGD([theta], self.lr, self.momentum, 0, self.weight_decay, self.nesterov, fused=True)
+    def start(self, theta: Tensor) -> State:
+        """``velocity``, like θ, where there is momentum."""
+        return {"velocity": torch.zeros_like(theta)} if self.momentum else {}
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+        """See :meth:`Optimizer.step`."""
+        from torch.optim.sgd import sgd
+
+        # a velocity that begins at 0 is the first gradient after the first step, as in PyTorch
+        sgd(
+            [theta], [gradient], [state.get("velocity")], fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
+            weight_decay=self.weight_decay, nesterov=self.nesterov, maximize=False,
+        )  # fmt: skip
+
+    def of(self, parameters: Any) -> torch.optim.Optimizer:
+        """See :meth:`Optimizer.of`."""
+        return torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov, fused=True)
 
 
 @dataclass(frozen=True)
@@ -53,16 +83,31 @@ class Adam(Optimizer):
     beta2: float = option(0.999, "decay of the mean squared gradient", ge=0, lt=1)
     eps: float = option(1e-8, "added to the root of the mean squared gradient", gt=0)
 
-    def arguments(self, theta: Tensor) -> dict[str, Any]:
-        """What PyTorch's Adam and AdamW take."""
-        return {
-            "lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay,
-            "fused": True, "capturable": theta.is_cuda,
-        }  # fmt: skip
+    def start(self, theta: Tensor) -> State:
+        """``mean`` and ``square``, like θ, and ``count`` ()."""
+        return {"mean": torch.zeros_like(theta), "square": torch.zeros_like(theta), "count": _count(theta)}
 
-    def make(self, theta: Tensor) -> torch.optim.Optimizer:
-        """See :class:`Optimizer`."""
-        return torch.optim.Adam([theta], **self.arguments(theta))
+    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+        """See :meth:`Optimizer.step`."""
+        self._rule()(
+            [theta], [gradient], [state["mean"]], [state["square"]], [], [state["count"]], fused=True,
+            capturable=theta.is_cuda, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
+            weight_decay=self.weight_decay, eps=self.eps, maximize=False,
+        )  # fmt: skip
+
+    @staticmethod
+    def _rule() -> Callable[..., None]:
+        from torch.optim.adam import adam
+
+        return adam
+
+    def _arguments(self) -> dict[str, Any]:
+        betas = (self.beta1, self.beta2)
+        return {"lr": self.lr, "betas": betas, "eps": self.eps, "weight_decay": self.weight_decay, "fused": True}
+
+    def of(self, parameters: Any) -> torch.optim.Optimizer:
+        """See :meth:`Optimizer.of`."""
+        return torch.optim.Adam(parameters, **self._arguments())
 
 
 @dataclass(frozen=True)
@@ -71,9 +116,15 @@ class AdamW(Adam):
 
     weight_decay: float = option(0.01, "weight decay, taken from the weights", ge=0)
 
-    def make(self, theta: Tensor) -> torch.optim.Optimizer:
-        """See :class:`Optimizer`."""
-        return torch.optim.AdamW([theta], **self.arguments(theta))
+    @staticmethod
+    def _rule() -> Callable[..., None]:
+        from torch.optim.adamw import adamw
+
+        return adamw
+
+    def of(self, parameters: Any) -> torch.optim.Optimizer:
+        """See :meth:`Optimizer.of`."""
+        return torch.optim.AdamW(parameters, **self._arguments())
 
 
 @dataclass(frozen=True)
@@ -83,10 +134,34 @@ class Adagrad(Optimizer):
     lr: float = option(0.01, "learning rate", ge=0)
     eps: float = option(1e-10, "added to the root of the summed squared gradient", gt=0)
 
-    def make(self, theta: Tensor) -> torch.optim.Optimizer:
-        """See :class:`Optimizer`."""
-        fused = theta.device.type == "cpu"  # PyTorch has no fused Adagrad on a GPU
-        return torch.optim.Adagrad([theta], self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused or None)
+    def start(self, theta: Tensor) -> State:
+        """``sum`` of squared gradients, like θ, and ``count`` ()."""
+        # PyTorch counts on the host where it has no fused kernel
+        return {"sum": torch.zeros_like(theta), "count": _count(theta).cpu()}
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+        """See :meth:`Optimizer.step`."""
+        from torch.optim.adagrad import adagrad
+
+        adagrad(
+            [theta], [gradient], [state["sum"]], [state["count"]], fused=_fused_adagrad(theta), lr=lr,
+            weight_decay=self.weight_decay, lr_decay=0.0, eps=self.eps, maximize=False,
+        )  # fmt: skip
+
+    def of(self, parameters: Any) -> torch.optim.Optimizer:
+        """See :meth:`Optimizer.of`."""
+        given = list(parameters)
+        fused = _fused_adagrad(given[0])
+        return torch.optim.Adagrad(given, self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+
+
+def _count(theta: Tensor) -> Tensor:
+    """The number of steps done, as PyTorch's rules count them."""
+    return torch.zeros((), dtype=torch.float32, device=theta.device)
+
+
+def _fused_adagrad(theta: Tensor) -> bool | None:
+    return True if theta.device.type == "cpu" else None  # PyTorch has no fused Adagrad on a GPU
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def dtype_of(precision: str) -> torch.dtype:
 class Learners:
     """The learners of one or several seeds in training; each of ``streams`` is the stream of one seed.
 
-    ``theta`` is (P,) for one stream and (R, P) for several, which must have tasks of equal sizes.
+    ``theta`` is (P,) for one stream and (R, P) for several, which must have tasks of equal sizes. ``optimizer`` is the
+    optimiser's state, ``total`` the gradient that it follows, ``rate`` the learning rate.
     """
 
     def __init__(self, recipe: Recipe, streams: list[Stream], seeds: list[int]) -> None:
@@ -72,14 +73,14 @@ class Learners:
         self._take_storage(self._stack(starts))
 
     def _take_storage(self, theta: Tensor) -> None:
-        """θ, a leaf that the optimiser changes, and each parameter as a leaf of its own in the same storage."""
+        """θ, and as leaves for gradients the whole of it and each parameter, in the same storage."""
         self.theta = theta.contiguous()
         self.flat = self.theta.detach().requires_grad_()
         views = zip(self.theta.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
         self.parts = [part.unflatten(-1, shape).detach().requires_grad_() for part, shape in views]
         self.total = torch.zeros_like(self.theta)
-        self.flat.grad = self.total
-        self.optimizer = self.recipe.optimizer.make(self.flat)
+        self.optimizer = self.recipe.optimizer.start(self.theta)
+        self.rate: float | Tensor = self.recipe.optimizer.lr
 
     # ---- one learner or several
 
@@ -127,6 +128,10 @@ class Learners:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def follow(self) -> None:
+        """θ follows the gradient in ``total``."""
+        self.recipe.optimizer.step(self.theta, self.total, self.optimizer, self.rate)
+
     # ---- between tasks: plain Python, learner by learner
 
     def _between(self, hook: str, index: int) -> None:
@@ -147,7 +152,7 @@ class Learners:
         if self.strategy.has("before_task"):
             self._between("before_task", index)
         if index and (self.strategy.restarts_optimizer or not self.recipe.keep_optimizer):
-            self.optimizer = self.recipe.optimizer.make(self.flat)
+            self.optimizer = self.recipe.optimizer.start(self.theta)
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
         return self._stack([self.strategy.rows(memory, task) for memory, task in pairs])

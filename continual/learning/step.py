@@ -76,7 +76,7 @@ class Program:
             batch, out = found["batch"], Out(*(part.detach() for part in found["out"]))
             self._gradient_hook(context, batch)
             before = learners.theta.clone() if "before" in self.read else None
-            learners.optimizer.step()
+            learners.follow()
             if "statistics" in found:  # they follow the batch, whatever the optimiser made of them
                 learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:

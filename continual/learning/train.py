@@ -206,7 +206,7 @@ def steps_of(
         return
 
     def one(number: int, rows: Tensor) -> None:
-        learners.optimizer.param_groups[0]["lr"] = rates[number]
+        learners.rate = rates[number]
         losses[..., number] = program(number, rows)
 
     for number, rows in enumerate(read_ahead(learners.streams[0].samples, batches)):

@@ -149,7 +149,7 @@ def signed(value: float, decimals: int = 2) -> str:
 
 def reach(cell: Summary, interval: str) -> float:
     """What stands after ±, as a fraction."""
-    return {"sd": cell.sd, "se": cell.se, "ci95": cell.high - cell.mean}[interval]
+    return cell.high - cell.mean if interval == "ci95" else {"sd": cell.sd, "se": cell.se}[interval]
 
 
 def shown(cell: Summary, one: Metric, interval: str, decimals: int) -> tuple[str, str]:

@@ -492,10 +492,26 @@ class Summary:
     mean: float
     sd: float
     se: float
-    low: float
-    high: float
     n: int
     failed: int
+
+    @property
+    def low(self) -> float:
+        """Where the interval begins."""
+        return self.mean - self._half
+
+    @property
+    def high(self) -> float:
+        """Where it ends."""
+        return self.mean + self._half
+
+    def values(self) -> dict[str, float | int]:
+        """All of it by name."""
+        return {name: getattr(self, name) for name in ("mean", "sd", "se", "low", "high", "n", "failed")}
+
+    @property
+    def _half(self) -> float:
+        return _student(self.n - 1) * self.se if self.n > 1 else math.nan
 
 
 def summarise(values: ArrayLike) -> Summary:
@@ -509,15 +525,13 @@ def summarise(values: ArrayLike) -> Summary:
     n, failed = finite.size, values.size - finite.size
     mean = float(finite.mean()) if n else math.nan
     if n < 2:
-        return Summary(mean, math.nan, math.nan, math.nan, math.nan, n, failed)
+        return Summary(mean, math.nan, math.nan, n, failed)
     sd = float(finite.std(ddof=1))
-    se = sd / math.sqrt(n)
-    half = _student(n - 1) * se
-    return Summary(mean, sd, se, mean - half, mean + half, n, failed)
+    return Summary(mean, sd, sd / math.sqrt(n), n, failed)
 
 
 def _student(freedom: int) -> float:
     """The 97.5 % point of Student's t."""
-    from scipy.special import stdtrit  # takes half as long to import as scipy.stats
+    from scipy.special import stdtrit  # takes half as long to import as scipy.stats, and is left out of most tables
 
     return float(stdtrit(freedom, 0.975))

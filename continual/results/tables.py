@@ -165,7 +165,7 @@ def _terminal(table: Content, interval: str) -> str:
 def _entries(table: Content) -> list[dict[str, Any]]:
     """A line for each result and metric, values in fractions."""
     return [
-        {"strategy": result.name, "metric": one.name, **asdict(cell)}
+        {"strategy": result.name, "metric": one.name, **cell.values()}
         for result, cells in zip(table.results, table.cells, strict=True)
         for one, cell in zip(table.metrics, cells, strict=True)
     ]
@@ -196,7 +196,7 @@ def _experiment(table: Content) -> dict[str, Any]:
             "name": result.name,
             "strategy": result.record["strategy"],
             "stopped": result.record.get("stopped", []),
-            "metrics": {one.name: _without_nan(asdict(cell)) for one, cell in zip(table.metrics, cells, strict=True)},
+            "metrics": {one.name: _without_nan(cell.values()) for one, cell in zip(table.metrics, cells, strict=True)},
         }
         for result, cells in zip(table.results, table.cells, strict=True)
     ]
