@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -151,17 +151,3 @@ def deterministic(asked: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = fastest
-
-
-@contextlib.contextmanager
-def tensor_float(allowed: bool) -> Iterator[None]:
-    """Within it, a GPU multiplies float32 as TF32 or does not; PyTorch's default allows it in convolutions alone."""
-    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in backends]
-    for one in backends:
-        one.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for one, value in zip(backends, before, strict=True):
-            one.allow_tf32 = value

@@ -20,7 +20,7 @@ from continual import config, execution, plugins
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.learning.frozen import features_once
-from continual.learning.seeds import Learners, Recipe, dtype_of
+from continual.learning.seeds import Learners, Recipe, dtype_of, tensor_float
 from continual.learning.train import Watch, not_captured, train
 from continual.progress import Progress
 from continual.results import store
@@ -144,7 +144,7 @@ def prepare(
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
     ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
-    with execution.tensor_float(training.precision == "tf32"):
+    with tensor_float(training.precision == "tf32"):
         choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
     if choice.why:
         told.note(choice.why)
@@ -163,6 +163,7 @@ def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
         plan.training.precision,
         plan.augment,  # type: ignore[arg-type]
         plan.training.compile,
+        plan.training.evaluate_precision == "training",
     )
 
 
@@ -272,7 +273,7 @@ def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Pr
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     recipe, parts = ready.recipe(strategy), []
     multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
-    with execution.threads(training.threads, multiplications), execution.tensor_float(training.precision == "tf32"):
+    with execution.threads(training.threads, multiplications), tensor_float(training.precision == "tf32"):
         for number, group in enumerate(groups):
             learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])
             tasks = len(ready.streams[0].tasks)

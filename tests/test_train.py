@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import continual as cl
-from continual import execution, plugins
+from continual import plugins
 from continual.conformance import Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
-from continual.learning import evaluate, step
+from continual.learning import seeds, step
 from continual.learning.evaluate import Evaluation
-from continual.learning.models import MLP, Out
+from continual.learning.models import MLP, LinearNet, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
-from continual.learning.seeds import Learners, Recipe
+from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
 from continual.learning.train import Stopped, Training, Watch, schedule, some, train
@@ -219,14 +219,39 @@ def test_state_that_is_kept_or_reset_and_partial_batches_make_a_difference() -> 
 @pytest.mark.parametrize("chunk", [4, 2000])
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 def test_evaluation_is_counting(monkeypatch: pytest.MonkeyPatch, scenario: str, chunk: int) -> None:
-    monkeypatch.setattr(evaluate, "CHUNK", chunk)
     stream = uneven(scenario)
     group = learners(Finetune(), [stream, stream], [0, 1], short())
+    widest = group.net.widest(stream.shape) * 8 * 2  # float64, two seeds
+    monkeypatch.setattr(seeds, "CACHE", chunk * widest + widest - 1)
+    assert group.rows_at_once == chunk
     measured = Evaluation(group, "test_samples", [[task.test for task in stream.tasks]] * 2)
     tests = [[i for i, label in enumerate(Y_TEST) if label in own] for own in TASKS]
     for latest in (-1, 0, 1, 2):
         wanted = [plain_accuracy(module(theta, stream.units), scenario, latest, tests, True) for theta in group.theta]
         np.testing.assert_allclose(measured(latest), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("asked", ["full", "training"])
+def test_what_is_measured_in_is_asked_for(monkeypatch: pytest.MonkeyPatch, asked: Any) -> None:
+    """Steps are in bfloat16; evaluation is where it is asked for."""
+    kinds = {"step": set[torch.dtype](), "evaluation": set[torch.dtype]()}
+    plain = LinearNet.forward
+
+    def spied(net: LinearNet, *given: Any) -> Out:
+        out = plain(net, *given)
+        if not out.logits.is_meta:  # those only count what is held
+            kinds["step" if torch.is_grad_enabled() else "evaluation"].add(out.logits.dtype)
+        return out
+
+    monkeypatch.setattr(LinearNet, "forward", spied)
+    cl.run("split-digits:limit=4", seeds=1, epochs=1, precision="bfloat16", evaluate_precision=asked, device="cpu")
+    wanted = {"full": torch.float32, "training": torch.bfloat16}[asked]
+    assert kinds == {"step": {torch.bfloat16}, "evaluation": {wanted}}
+
+
+def test_a_precision_of_evaluation_that_does_nothing_is_refused() -> None:
+    with pytest.raises(BadOption, match="evaluate_precision=training does nothing with precision=float32"):
+        Training(evaluate_precision="training")
 
 
 def test_a_task_without_rows_is_nan_and_changes_nothing_else() -> None:
@@ -407,9 +432,9 @@ def test_mapped_seeds_are_looped_seeds(strategy: Strategy, shown: str) -> None:
 @pytest.mark.parametrize("strategy", [Finetune(), Replay(capacity=7, fill="reservoir")], ids=repr)
 def test_a_seeds_result_does_not_depend_on_the_others(strategy: Strategy) -> None:
     training, found = short(), {}
-    for seeds in ([0, 1, 2], [2, 0], [1, 2, 7]):
-        together = outcome(learners(strategy, [permutations(seed) for seed in seeds], seeds, training), training)
-        for r, seed in enumerate(seeds):
+    for group in ([0, 1, 2], [2, 0], [1, 2, 7]):
+        together = outcome(learners(strategy, [permutations(seed) for seed in group], group, training), training)
+        for r, seed in enumerate(group):
             got = {name: value[r] for name, value in together.items()}
             compare(got, found.setdefault(seed, got), f"seed {seed} among {seeds}")
 
@@ -710,8 +735,8 @@ def test_tf32_is_refused_on_a_cpu_and_float32_is_float32_on_a_gpu() -> None:
         cl.run("split-digits", seeds=1, precision="tf32", device="cpu")
     before = torch.backends.cudnn.allow_tf32
     assert before, "PyTorch's default"
-    with execution.tensor_float(False):
+    with tensor_float(False):
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    with execution.tensor_float(True):
+    with tensor_float(True):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before and not torch.backends.cuda.matmul.allow_tf32

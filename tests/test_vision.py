@@ -17,7 +17,7 @@ import continual as cl
 from continual import config
 from continual.errors import BadChain, BadData, BadOption
 from continual.learning import frozen, importance, layers, modules, norms
-from continual.learning.models import Net
+from continual.learning.models import MLP, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
@@ -460,6 +460,21 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
 def test_what_is_refused(make: Any, told: str) -> None:
     with pytest.raises(BadOption, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "widest"),
+    [
+        (MLP(layers=(7, 50)), (1, 3, 3), 50),
+        (MLP(layers=(7,)), (1, 3, 4), 12),
+        (CNN(), (3, 32, 32), 64 * 32 * 32),
+        (ReducedResNet18(), (3, 16, 16), 20 * 16 * 16),
+        (ReducedResNet18(statistics="task"), (3, 16, 16), 20 * 16 * 16),
+    ],
+)
+def test_the_widest_activation(model: Any, shape: tuple[int, ...], widest: int) -> None:
+    """However many parameters there are."""
+    assert model.build(shape, 10, 2).widest(shape) == widest
 
 
 def test_the_work_of_a_network_is_counted_by_its_layers_trained_or_not(weights: Path) -> None:

@@ -12,8 +12,6 @@ from continual.learning.strategy import Memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 2000  # rows at a time
-
 
 class Evaluation:
     """The accuracy of learners on given rows of each task.
@@ -38,8 +36,9 @@ class Evaluation:
         if index != self.index:
             self.select(index)
         right = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
-        with torch.no_grad():
-            for rows, member in zip(self.rows.split(CHUNK, dim=-1), self.member.split(CHUNK), strict=True):
+        with torch.no_grad(), learners.measuring():
+            chunk = learners.rows_at_once
+            for rows, member in zip(self.rows.split(chunk, dim=-1), self.member.split(chunk), strict=True):
                 right += self._correct(rows) @ member
         # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
         return right.double() / self.counts
@@ -62,13 +61,12 @@ class Evaluation:
     def _correct(self, rows: Tensor) -> Tensor:
         """Which of the rows are answered rightly, (B,) or (R, B), as 0 and 1."""
         learners = self.learners
-        with learners.autocast():
-            if not learners.mapped:
-                return self._of_one(learners.theta, learners.memory, self.tables, rows)
-            by_seed = None if self.shared else 0
-            mapped = torch.vmap(self._of_one, in_dims=(0, 0, 0, by_seed))
-            correct: Tensor = mapped(learners.theta, learners.memory, self.tables, rows)
-            return correct
+        if not learners.mapped:
+            return self._of_one(learners.theta, learners.memory, self.tables, rows)
+        by_seed = None if self.shared else 0
+        mapped = torch.vmap(self._of_one, in_dims=(0, 0, 0, by_seed))
+        correct: Tensor = mapped(learners.theta, learners.memory, self.tables, rows)
+        return correct
 
     def _of_one(self, theta: Tensor, memory: Memory, tables: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         learners, stream = self.learners, self.learners.streams[0]

@@ -6,9 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from continual.errors import BadChain
 from continual.learning import layers
@@ -87,6 +89,19 @@ class Net:
         """The multiplications of a forward pass of one image (C, H, W); in linear layers one for each parameter."""
         return self.size
 
+    def widest(self, shape: tuple[int, ...]) -> int:
+        """The numbers of the largest tensor that one more image (C, H, W) needs in a forward pass."""
+
+        def made(images: int) -> list[int]:
+            seen = _Sizes()
+            with seen, torch.device("meta"):
+                tasks = torch.zeros(images, dtype=torch.int64)
+                self.forward(torch.empty(self.size), torch.empty(images, *shape), tasks)
+            return seen.sizes
+
+        # parameters and views of them are as large for two images as for one
+        return max(math.prod(shape), *(two - one for one, two in zip(made(1), made(2), strict=True)))
+
     def weights(self, theta: Tensor) -> Tensor:
         """The entries of θ that follow a gradient, without running statistics: a view of θ, or θ itself."""
         return theta[..., : -self.statistics] if self.statistics else theta
@@ -126,6 +141,20 @@ class Net:
         if found is None:
             return None
         return found[-1][2], [layers.linear(name, h, output) for name, h, output in found]
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the size of every tensor that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See :class:`TorchDispatchMode`."""
+        found = func(*args, **(kwargs or {}))
+        self.sizes += [one.numel() for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
+        return found
 
 
 class LinearNet(Net):

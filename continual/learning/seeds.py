@@ -7,7 +7,8 @@ they are mapped and a plain call where there is one. Hooks between tasks are cal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CACHE = 2**24
+"""Bytes of a network's widest activation on a CPU: more come from main memory, and take longer."""
+SHARE = 32
+"""A GPU is filled until the widest activation is this part of its memory: an operation holds a few of them."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What all learners of a run share."""
@@ -37,6 +44,8 @@ class Recipe:
     precision: str
     augmentation: Augmentation = field(default_factory=Augmentation)
     compiled: bool = False
+    measured_rounded: bool = False
+    """Whether what is measured is computed in the training's precision, where that rounds."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,6 +56,20 @@ class Recipe:
 def dtype_of(precision: str) -> torch.dtype:
     """What numbers are kept in, under a precision."""
     return torch.float64 if precision == "float64" else torch.float32
+
+
+@contextlib.contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Within it, a GPU multiplies float32 as TF32 or does not; PyTorch's default allows it in convolutions alone."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in backends]
+    for one in backends:
+        one.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for one, value in zip(backends, before, strict=True):
+            one.allow_tf32 = value
 
 
 class Learners:
@@ -81,6 +104,15 @@ class Learners:
         self.total = torch.zeros_like(self.theta)
         self.optimizer = self.recipe.optimizer.start(self.theta)
         self.rate: float | Tensor = self.recipe.optimizer.lr
+
+    @functools.cached_property
+    def rows_at_once(self) -> int:
+        """The largest batch for passes without a gradient: what fits into a GPU's memory, or what a CPU keeps near."""
+        held = CACHE
+        if self.device.type == "cuda":  # not what is free there: it is the same every time
+            held = torch.cuda.get_device_properties(self.device).total_memory // SHARE
+        widest = self.recipe.net.widest(self.streams[0].shape) * self.recipe.dtype.itemsize
+        return max(1, held // (widest * len(self.streams)))
 
     # ---- one learner or several
 
@@ -127,6 +159,12 @@ class Learners:
         if self.recipe.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def measuring(self) -> contextlib.AbstractContextManager[Any]:
+        """Where accuracies are measured: in full precision, unless the training's is asked for."""
+        if self.recipe.measured_rounded:
+            return self.autocast()
+        return tensor_float(False) if self.recipe.precision == "tf32" else contextlib.nullcontext()
 
     def follow(self) -> None:
         """θ follows the gradient in ``total``."""

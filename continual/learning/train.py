@@ -43,6 +43,9 @@ class Training(Configured):
         None, "also measure every so many steps, or after each epoch, on the tasks seen", ge=1
     )
     evaluate_samples: int | None = option(200, "rows of each task that are measured between steps; none: all", ge=1)
+    evaluate_precision: Literal["full", "training"] = option(
+        "full", "what is measured in: float32 (float64 where that is the precision), or as the training is"
+    )
     evaluate_rows: Literal["test", "all"] = option(
         "test", "whose rows are measured between steps: the tests', or those of training and validation too"
     )
@@ -72,6 +75,9 @@ class Training(Configured):
         """There are seeds, none of them twice, and one measure of how long a task is."""
         if self.iterations and self.epochs != 1:
             raise BadOption(f"epochs={self.epochs} and iterations={self.iterations}: give one of the two")
+        if self.evaluate_precision == "training" and self.precision not in ("tf32", "bfloat16"):
+            raise BadOption(f"evaluate_precision=training does nothing with precision={self.precision}, which is full; "
+                            "leave it out")  # fmt: skip
         if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
             raise BadOption(f"seeds={self.seeds}: that many seeds are not run at once; give at most {MOST_SEEDS}")
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list) or max(self.seed_list) >= 2**31:
