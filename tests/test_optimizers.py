@@ -78,9 +78,11 @@ CASES: list[tuple[Optimizer, Rule, Callable[[list[torch.Tensor]], torch.optim.Op
 def followed(optimizer: Optimizer, start: torch.Tensor, rates: list[float]) -> torch.Tensor:
     """θ after each step: (STEPS, P)."""
     theta, path = start.clone(), []
-    state = optimizer.start(theta)
+    pieces = [theta[..., :1], theta[..., 1:]] if start.dim() == 1 else [theta]
+    state = optimizer.start(pieces)
     for rate in rates:
-        optimizer.step(theta, gradient(theta), state, rate)
+        slope = gradient(theta)
+        optimizer.step(pieces, [slope[..., :1], slope[..., 1:]] if start.dim() == 1 else [slope], state, rate)
         path.append(theta.clone())
     return torch.stack(path)
 

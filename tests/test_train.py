@@ -436,7 +436,7 @@ def test_a_seeds_result_does_not_depend_on_the_others(strategy: Strategy) -> Non
         together = outcome(learners(strategy, [permutations(seed) for seed in group], group, training), training)
         for r, seed in enumerate(group):
             got = {name: value[r] for name, value in together.items()}
-            compare(got, found.setdefault(seed, got), f"seed {seed} among {seeds}")
+            compare(got, found.setdefault(seed, got), f"seed {seed} among {group}")
 
 
 @pytest.mark.parametrize("pooled", [1, 3])

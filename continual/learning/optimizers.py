@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-State = dict[str, "Tensor"]
+State = dict[str, "list[Tensor]"]
 
 
 @dataclass(frozen=True)
 class Optimizer(Configured):
-    """How θ follows its gradient: PyTorch's rules and fused kernels, over the one tensor θ.
+    """How θ follows its gradient: PyTorch's rules and fused kernels.
 
-    They are called as functions, with a state that is a flat dict of tensors: PyTorch's optimiser objects import its
-    compiler at their first step, which takes longer than a small run.
+    They are called as functions of lists: pieces of θ, of its gradient, and for each name of the state. PyTorch's
+    optimiser objects import its compiler at their first step, which takes longer than a small run.
     """
 
     lr: float = option(0.001, "learning rate", ge=0)
     weight_decay: float = option(0.0, "weight decay, added to the gradient (adamw: taken from the weights)", ge=0)
 
-    def start(self, theta: Tensor) -> State:
-        """The state before the first step of θ, (P,) or (R, P)."""
+    def start(self, theta: list[Tensor]) -> State:
+        """The state before the first step of the pieces of θ."""
         raise NotImplementedError
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+    def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """Change θ and the state in place; a rate that is a tensor () is read on the device."""
         raise NotImplementedError
 
@@ -56,17 +56,18 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise BadOption("sgd: nesterov=true without momentum does nothing; give momentum, such as 0.9")
 
-    def start(self, theta: Tensor) -> State:
-        """``velocity``, like θ, where there is momentum."""
-        return {"velocity": torch.zeros_like(theta)} if self.momentum else {}
+    def start(self, theta: list[Tensor]) -> State:
+        """``velocity`` where there is momentum."""
+        return {"velocity": _zeros(theta)} if self.momentum else {}
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+    def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
         from torch.optim.sgd import sgd
 
         # a velocity that begins at 0 is the first gradient after the first step, as in PyTorch
+        velocity = state.get("velocity") or [None] * len(theta)
         sgd(
-            [theta], [gradient], [state.get("velocity")], fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
+            theta, gradient, [*velocity], fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
             weight_decay=self.weight_decay, nesterov=self.nesterov, maximize=False,
         )  # fmt: skip
 
@@ -83,15 +84,15 @@ class Adam(Optimizer):
     beta2: float = option(0.999, "decay of the mean squared gradient", ge=0, lt=1)
     eps: float = option(1e-8, "added to the root of the mean squared gradient", gt=0)
 
-    def start(self, theta: Tensor) -> State:
-        """``mean`` and ``square``, like θ, and ``count`` ()."""
-        return {"mean": torch.zeros_like(theta), "square": torch.zeros_like(theta), "count": _count(theta)}
+    def start(self, theta: list[Tensor]) -> State:
+        """``mean``, ``square`` and ``count``, the steps done."""
+        return {"mean": _zeros(theta), "square": _zeros(theta), "count": _counts(theta)}
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+    def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
         self._rule()(
-            [theta], [gradient], [state["mean"]], [state["square"]], [], [state["count"]], fused=True,
-            capturable=theta.is_cuda, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
+            theta, gradient, state["mean"], state["square"], [], state["count"], fused=True,
+            capturable=theta[0].is_cuda, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
             weight_decay=self.weight_decay, eps=self.eps, maximize=False,
         )  # fmt: skip
 
@@ -134,17 +135,17 @@ class Adagrad(Optimizer):
     lr: float = option(0.01, "learning rate", ge=0)
     eps: float = option(1e-10, "added to the root of the summed squared gradient", gt=0)
 
-    def start(self, theta: Tensor) -> State:
-        """``sum`` of squared gradients, like θ, and ``count`` ()."""
+    def start(self, theta: list[Tensor]) -> State:
+        """``sum`` of squared gradients and ``count``, the steps done."""
         # PyTorch counts on the host where it has no fused kernel
-        return {"sum": torch.zeros_like(theta), "count": _count(theta).cpu()}
+        return {"sum": _zeros(theta), "count": [count.cpu() for count in _counts(theta)]}
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, lr: float | Tensor) -> None:
+    def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
         from torch.optim.adagrad import adagrad
 
         adagrad(
-            [theta], [gradient], [state["sum"]], [state["count"]], fused=_fused_adagrad(theta), lr=lr,
+            theta, gradient, state["sum"], state["count"], fused=_fused_adagrad(theta[0]), lr=lr,
             weight_decay=self.weight_decay, lr_decay=0.0, eps=self.eps, maximize=False,
         )  # fmt: skip
 
@@ -155,9 +156,13 @@ class Adagrad(Optimizer):
         return torch.optim.Adagrad(given, self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
 
-def _count(theta: Tensor) -> Tensor:
+def _zeros(theta: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(piece) for piece in theta]
+
+
+def _counts(theta: list[Tensor]) -> list[Tensor]:
     """The number of steps done, as PyTorch's rules count them."""
-    return torch.zeros((), dtype=torch.float32, device=theta.device)
+    return [torch.zeros((), dtype=torch.float32, device=piece.device) for piece in theta]
 
 
 def _fused_adagrad(theta: Tensor) -> bool | None:

@@ -72,11 +72,28 @@ def tensor_float(allowed: bool) -> Iterator[None]:
             one.allow_tf32 = value
 
 
+class Gradient:
+    """The gradient of a loss with respect to θ, as ``parts``, one for each parameter, and as the ``whole``.
+
+    Each is made of the other when it is asked for; the parts of a whole are views of it.
+    """
+
+    def __init__(self, parts: list[Tensor], whole: Tensor | None, mapped: bool) -> None:
+        self.parts, self.mapped, self._whole = parts, mapped, whole
+
+    @property
+    def whole(self) -> Tensor:
+        """(P,), or (R, P) for seeds that are mapped."""
+        if self._whole is None:
+            self._whole = torch.cat([part.flatten(1) if self.mapped else part.flatten() for part in self.parts], -1)
+        return self._whole
+
+
 class Learners:
     """The learners of one or several seeds in training; each of ``streams`` is the stream of one seed.
 
     ``theta`` is (P,) for one stream and (R, P) for several, which must have tasks of equal sizes. ``optimizer`` is the
-    optimiser's state, ``total`` the gradient that it follows, ``rate`` the learning rate.
+    optimiser's state, ``rate`` the learning rate.
     """
 
     def __init__(self, recipe: Recipe, streams: list[Stream], seeds: list[int]) -> None:
@@ -99,10 +116,11 @@ class Learners:
         """θ, and as leaves for gradients the whole of it and each parameter, in the same storage."""
         self.theta = theta.contiguous()
         self.flat = self.theta.detach().requires_grad_()
-        views = zip(self.theta.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
-        self.parts = [part.unflatten(-1, shape).detach().requires_grad_() for part, shape in views]
-        self.total = torch.zeros_like(self.theta)
-        self.optimizer = self.recipe.optimizer.start(self.theta)
+        self.parts = [part.detach().requires_grad_() for part in self.cut(self.theta).parts]
+        # seeds that are mapped are rows of one tensor; the parameters of one learner are followed each by itself, so
+        # that their gradients need not be joined
+        self.pieces = [self.theta] if self.mapped else [part.detach() for part in self.parts]
+        self.optimizer = self.recipe.optimizer.start(self.pieces)
         self.rate: float | Tensor = self.recipe.optimizer.lr
 
     @functools.cached_property
@@ -166,9 +184,15 @@ class Learners:
             return self.autocast()
         return tensor_float(False) if self.recipe.precision == "tf32" else contextlib.nullcontext()
 
-    def follow(self) -> None:
-        """θ follows the gradient in ``total``."""
-        self.recipe.optimizer.step(self.theta, self.total, self.optimizer, self.rate)
+    def cut(self, whole: Tensor) -> Gradient:
+        """A gradient like θ."""
+        views = zip(whole.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
+        return Gradient([part.unflatten(-1, shape) for part, shape in views], whole, self.mapped)
+
+    def follow(self, gradient: Gradient) -> None:
+        """θ follows a gradient."""
+        given = [gradient.whole] if self.mapped else gradient.parts
+        self.recipe.optimizer.step(self.pieces, given, self.optimizer, self.rate)
 
     # ---- between tasks: plain Python, learner by learner
 
@@ -190,7 +214,7 @@ class Learners:
         if self.strategy.has("before_task"):
             self._between("before_task", index)
         if index and (self.strategy.restarts_optimizer or not self.recipe.keep_optimizer):
-            self.optimizer = self.recipe.optimizer.start(self.theta)
+            self.optimizer = self.recipe.optimizer.start(self.pieces)
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
         return self._stack([self.strategy.rows(memory, task) for memory, task in pairs])

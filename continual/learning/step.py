@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from continual.learning.models import Out
-from continual.learning.seeds import Learners
+from continual.learning.seeds import Gradient, Learners
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
 from continual.streams.rng import draw
@@ -70,13 +70,13 @@ class Program:
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
         context = Context(self.tables, learners.seed, pool)
         found = learners.map(self.forward, learners.flat, learners.parts, learners.memory, context, rows)
-        data_gradient = self._backward(found)
+        gradient, data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
         with torch.no_grad():
             batch, out = found["batch"], Out(*(part.detach() for part in found["out"]))
-            self._gradient_hook(context, batch)
+            gradient = self._gradient_hook(context, batch, gradient)
             before = learners.theta.clone() if "before" in self.read else None
-            learners.follow()
+            learners.follow(gradient)
             if "statistics" in found:  # they follow the batch, whatever the optimiser made of them
                 learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:
@@ -116,42 +116,36 @@ class Program:
         found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
         return found
 
-    def _backward(self, found: dict[str, Any]) -> Tensor | None:
-        """Put the gradient of the whole loss into ``learners.total``; that of the data term alone if it is read."""
-        learners, loss = self.learners, found["loss"].sum()
-        if "penalty" not in found:
-            self._gradient(loss, out=learners.total)
-            if "gradient" not in self.read:
-                return None
-            return learners.total.clone() if "gradient" in self.hooks else learners.total  # a hook changes the total
-        penalty = found["penalty"].sum()
+    def _backward(self, found: dict[str, Any]) -> tuple[Gradient, Tensor | None]:
+        """The gradient of the whole loss; that of the data term alone if it is read."""
+        loss, penalty = found["loss"].sum(), found["penalty"].sum() if "penalty" in found else None
         if "gradient" not in self.read:
-            self._gradient(loss + penalty, out=learners.total)
-            return None
-        data = self._gradient(loss, out=torch.empty_like(learners.total), retain_graph=True)
-        self._gradient(penalty, out=learners.total)
-        learners.total.add_(data)
-        return data
+            return self._gradient(loss if penalty is None else loss + penalty), None
+        data = self._gradient(loss, retain_graph=penalty is not None)
+        if penalty is None:
+            return data, data.whole
+        return self.learners.cut(self._gradient(penalty).whole + data.whole), data.whole
 
-    def _gradient(self, loss: Tensor, out: Tensor, retain_graph: bool = False) -> Tensor:
+    def _gradient(self, loss: Tensor, retain_graph: bool = False) -> Gradient:
         """The gradient with respect to θ, through the vector and through its parts."""
         learners = self.learners
         if not loss.requires_grad:
-            return out.zero_()
+            return learners.cut(torch.zeros_like(learners.theta))
         whole, *parts = torch.autograd.grad(
             loss, [learners.flat, *learners.parts], allow_unused=True, retain_graph=retain_graph
         )
-        if all(part is None for part in parts):
-            return out.copy_(whole)
-        pairs = zip(learners.parts, parts, strict=True)
-        given = (torch.zeros_like(leaf) if part is None else part for leaf, part in pairs)
-        lead = learners.theta.shape[:-1]
-        torch.cat([part.reshape(*lead, -1) for part in given], dim=-1, out=out)
-        return out if whole is None else out.add_(whole)
+        if whole is None:
+            pairs = zip(learners.parts, parts, strict=True)
+            return Gradient([torch.zeros_like(a) if b is None else b for a, b in pairs], None, learners.mapped)
+        joined = learners.cut(whole)
+        for place, part in zip(joined.parts, parts, strict=True):
+            if part is not None:
+                place.add_(part)
+        return joined
 
-    def _gradient_hook(self, context: Context, batch: dict[str, Tensor]) -> None:
+    def _gradient_hook(self, context: Context, batch: dict[str, Tensor], gradient: Gradient) -> Gradient:
         if "gradient" not in self.hooks:
-            return
+            return gradient
         learners = self.learners
 
         def hook(theta: Tensor, memory: Memory, gradient: Tensor, batch: dict[str, Tensor], context: Context) -> Tensor:
@@ -160,7 +154,7 @@ class Program:
                 learners.network(memory), theta, memory, gradient, Batch(**batch, key=task.key, own=self.own), task
             )
 
-        learners.total.copy_(learners.map(hook, learners.theta, learners.memory, learners.total, batch, context))
+        return learners.cut(learners.map(hook, learners.theta, learners.memory, gradient.whole, batch, context))
 
     def _after_step(
         self, context: Context, batch: dict[str, Tensor], out: Out, known: dict[str, Tensor | None]
