@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from continual import config
 from continual.errors import BadChain
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 TRAINING = Training(seeds=3, epochs=2, batch=8, precision="float64", train_samples=0)
 CLASSES, TASKS, PER_CLASS = 6, 3, 12
+MANY_TASKS = 6
 
 
 class Failed(Exception):
@@ -66,24 +68,25 @@ def _problem(function: Callable[[Strategy], None], strategy: Strategy) -> str | 
 # ---- a small stream, and runs on it
 
 
-def small_stream(seed: int, scenario: str = "class") -> Stream:
-    """Six classes of 3x3 images, each scattered around an image of its own, in three tasks."""
-    centres = key(1).uniform("centres", CLASSES, 1, 9) * 200
-    noise = key(2).uniform("noise", CLASSES, 2 * PER_CLASS, 9) * 55
+def small_stream(seed: int, scenario: str = "class", tasks: int = TASKS) -> Stream:
+    """Classes of 3x3 images, each scattered around an image of its own, two in each task."""
+    classes = CLASSES // TASKS * tasks
+    centres = key(1).uniform("centres", classes, 1, 9) * 200
+    noise = key(2).uniform("noise", classes, 2 * PER_CLASS, 9) * 55
     x = (centres + noise).to(torch.uint8).unflatten(-1, (1, 3, 3))
-    y = torch.arange(CLASSES)[:, None].expand(CLASSES, PER_CLASS).flatten()
+    y = torch.arange(classes)[:, None].expand(classes, PER_CLASS).flatten()
     train_x, test_x = (part.flatten(0, 1) for part in x.split(PER_CLASS, dim=1))
-    return Stream.from_arrays(train_x, y, test_x, y, tasks=TASKS, scenario=scenario).stream(seed)
+    return Stream.from_arrays(train_x, y, test_x, y, tasks=tasks, scenario=scenario).stream(seed)
 
 
-def suited_stream(strategy: Strategy, seed: int) -> Stream:
+def suited_stream(strategy: Strategy, seed: int, tasks: int = TASKS) -> Stream:
     """The small stream, class-incremental or else in the first scenario that suits the strategy."""
     for scenario in ("class", "task"):
-        stream = small_stream(seed, scenario)
+        stream = small_stream(seed, scenario, tasks)
         with contextlib.suppress(BadChain):
             strategy.suits(stream, small_net(stream))
             return stream
-    return small_stream(seed, "domain")
+    return small_stream(seed, "domain", tasks)
 
 
 def small_net(stream: Stream) -> Net:
@@ -183,6 +186,38 @@ def asks_nothing(strategy: Strategy) -> None:
         learners.end(index)
 
 
+def does_not_grow(strategy: Strategy) -> None:
+    """A step of a late task is as much work as one of the second, unless the strategy says that it grows."""
+    grows = False
+    for scenario in ("class", "task", "domain"):
+        stream = small_stream(0, scenario, MANY_TASKS)
+        with contextlib.suppress(BadChain):
+            early, *between, late = steps_work(strategy, stream)[1:]
+            grows = grows or any(one != early for one in (*between, late))
+            if grows and not strategy.step_grows:
+                raise Failed(f"in the {scenario} scenario a step of task {MANY_TASKS} takes {late}, one of task 2 "
+                             f"{early}; where the method is so, the strategy says step_grows = True")  # fmt: skip
+    if strategy.step_grows and not grows:
+        raise Failed("it says that its steps grow with the tasks that were learnt (step_grows), and they do not")
+
+
+def steps_work(strategy: Strategy, stream: Stream) -> list[Work]:
+    """The work of a step of each task, of those that are like all but a few: with a whole batch and not the first."""
+    learners, found = learners_of(strategy, [0], [stream]), []
+    for index in range(len(stream.tasks)):
+        batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
+        program, done = Program(learners, index, len(batches)), Work()
+        for number, rows in enumerate(batches):
+            with Works() as works:
+                program(number, rows)
+            if number > 1 and rows.shape[-1] == TRAINING.batch:
+                done = works.done
+                break
+        found.append(done)
+        learners.end(index)
+    return found
+
+
 def not_inert(strategy: Strategy) -> None:
     """After two tasks something differs from fine-tuning."""
     if strategy.is_finetuning:
@@ -203,6 +238,7 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
     "first task as under fine-tuning, if it says so": first_task_like_finetuning,
     "seeds side by side as one by one": mapped_equals_looped,
     "a step asks the device for nothing": asks_nothing,
+    "a step does not grow with the tasks, unless it says so": does_not_grow,
     "differs from fine-tuning": not_inert,
 }
 
@@ -258,6 +294,34 @@ class _Operations(TorchDispatchMode):
         if not self.asked.muted and (name in self.WAITING or boolean or to_host):
             self.asked.found.add(f"{name} with a boolean index" if boolean else name)
         return func(*args, **kwargs)
+
+
+class Work(NamedTuple):
+    """What a step does: how many operations, how many bytes they write, and how many multiplications and additions."""
+
+    operations: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.operations:,} operations, {self.bytes:,} bytes and {self.flops:,} FLOPs"
+
+
+class Works(TorchDispatchMode):
+    """Counts what is done within it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.done = Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See :class:`TorchDispatchMode`."""
+        gave = func(*args, **(kwargs or {}))
+        written = 0 if func.is_view else sum(tensor.nbytes for tensor in _tensors(gave))
+        count = flop_registry.get(func.overloadpacket)
+        flops = count(*args, **(kwargs or {}), out_val=gave) if count else 0
+        self.done = Work(self.done.operations + 1, self.done.bytes + written, self.done.flops + flops)
+        return gave
 
 
 class _Functions(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from continual.learning.projection import drawn, stored_gradients, unopposed
 from continual.learning.strategy import Batch, Memory
@@ -35,9 +35,10 @@ class GEM(Rehearsal):
     does: with ``divide=seen`` and random ones it is the GEM of Hsu et al. (whose code stores each task twice, as two
     halves with a constraint each). avalanche-lib has a number of random samples for each task.
 
-    A step costs as much as one with all these samples in its batch, and the programme.
+    A step costs as much as one with all these samples in its batch, and the programme: it grows with the tasks.
     """
 
+    step_grows: ClassVar[bool] = True
     margin: float = option(0.5, "γ, the weight that past gradients have at least where one is opposed", ge=0)
     margin_as: Literal["bound", "added"] = option("bound", "whether v has the margin as its bound or added to it")
     ridge: float = option(0.0, "what is added to the diagonal of GG'", ge=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from continual.learning import distill
 from continual.learning.strategy import Batch, Memory, Strategy
@@ -32,8 +32,11 @@ class LwF(Strategy):
     as van de Ven et al. 2022 do; 6. ``among=active`` has ŷ' over the new outputs too, whose y' is 0, as van de Ven et
     al. have it in the class scenario; 7. samples that another strategy adds to the batch are not distilled; 8. no
     warm-up in which the old weights are frozen, and weight decay is the optimiser's matter.
+
+    In the task scenario a step takes a little more with each old task, whose outputs are one distribution more.
     """
 
+    step_grows: ClassVar[bool] = True
     strength: float = option(1.0, "λ_o, the weight of the distillation", ge=0)
     temperature: float = option(2.0, "T, by which logits are divided", gt=0)
     squared: bool = option(False, "whether the distillation is multiplied by T²")

@@ -43,7 +43,7 @@ class SI(Strategy):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """ω grows by -g·(θ' - θ)."""
-        return theta, memory | {"path": memory["path"] - step.gradient * (theta - step.before)}
+        return theta, memory | {"path": torch.addcmul(memory["path"], step.gradient, step.before - theta)}
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Ω takes up the task's path, which starts anew."""

@@ -19,7 +19,7 @@ from continual.options import option
 from continual.strategies import L2, Finetune, Replay
 from continual.streams.stream import Stream, Task
 
-YAML, PURE, READS, FIRST, MAPPED, ASKS, INERT = CHECKS
+YAML, PURE, READS, FIRST, MAPPED, ASKS, GROWS, INERT = CHECKS
 
 VARIANTS = [
     *plugins.registered("strategies"),
@@ -258,6 +258,35 @@ class MixesSeeds(L2):
 
 
 @dataclass(frozen=True)
+class TermPerTask(L2):
+    """Has a term for each task that was learnt, and does not say that it grows."""
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return sum((super(TermPerTask, self).penalty(net, theta, memory, batch, out, task)
+                    for _ in range(task.index)), theta.new_zeros(()))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WiderEachTask(L2):
+    """Does the same operations on more with every task."""
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        pulls = (theta - memory["anchor"]).expand(task.index + 1, -1)
+        return memory["weight"] * pulls.square().sum() / (task.index + 1)
+
+
+@dataclass(frozen=True)
+class SaysItGrows(L2):
+    """Says that its steps grow, and they do not."""
+
+    step_grows = True
+
+
+@dataclass(frozen=True)
 class Inert(L2):
     """Has all its hooks, and pulls with a strength of nothing."""
 
@@ -311,7 +340,11 @@ BAD: dict[type[Strategy], dict[str, str]] = {
     AsksItem: {ASKS: "in task 1 a step called .*item.*, which waits for the device", MAPPED: "item"},
     AsksCpu: {ASKS: "in task 1 a step called cpu, which waits for the device"},
     Branches: {ASKS: "in task 1 a step called .*is_nonzero|_local_scalar_dense.*, which waits", MAPPED: "vmap"},
-    BooleanIndex: {ASKS: "in task 2 a step called .*index with a boolean index", MAPPED: "vmap"},
+    BooleanIndex: {
+        ASKS: "in task 2 a step called .*index with a boolean index",
+        MAPPED: "vmap",
+        GROWS: "in the class scenario a step of task 6 takes",  # as many as are positive
+    },
     GlobalRandomness: {PURE: "gradient gives something else when it is called again", MAPPED: "random"},
     GlobalRandomnessBetween: {
         PURE: "after_task gives something else when it is called again",
@@ -319,6 +352,9 @@ BAD: dict[type[Strategy], dict[str, str]] = {
     },
     Unmappable: {MAPPED: "vmap"},
     MixesSeeds: {MAPPED: r"seed 0 should be the same in a group and alone, but .* differs by up to"},
+    TermPerTask: {GROWS: "in the class scenario a step of task 6 takes .* operations, .* one of task 2"},
+    WiderEachTask: {GROWS: "in the class scenario a step of task 6 takes .* bytes .* one of task 2"},
+    SaysItGrows: {GROWS: "it says that its steps grow .*, and they do not"},
     Inert: {INERT: "all losses and accuracies are those of fine-tuning: the strategy does nothing"},
     ChangesItsOptions: {YAML: "read back from YAML it is another strategy: .*strength"},
     HasMoreThanOptions: {YAML: "read back from YAML it is another strategy"},

@@ -7,14 +7,18 @@ active throughout, as by default.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore")
+warnings.showwarning = lambda *_, **__: None  # what it calls deprecated it shows whatever filters say
 
 import torch  # noqa: E402
+from avalanche.benchmarks import benchmark_from_datasets  # noqa: E402
 from avalanche.benchmarks.classic import SplitMNIST  # noqa: E402
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics  # noqa: E402
 from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
@@ -34,6 +38,7 @@ from avalanche.training.supervised import (  # noqa: E402
     SynapticIntelligence,
 )  # fmt: skip
 from hand import mlp  # noqa: E402
+from turns import Place, Work, seconds  # noqa: E402
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "finetune": (Naive, {}),
@@ -64,17 +69,25 @@ class Flat(torch.nn.Module):
         return self.net(x.flatten(1))
 
 
-def load(root: str) -> Any:
-    """Its Split MNIST, natural order, from torchvision's files under a data root."""
-    return SplitMNIST(n_experiences=5, return_task_id=False, fixed_class_order=list(range(10)), dataset_root=Path(root))
+def load(root: str, limit: int | None = None) -> Any:
+    """Its Split MNIST, natural order, from torchvision's files under a data root.
+
+    ``limit``: about so many training images of each class, the first of each task.
+    """
+    made = SplitMNIST(n_experiences=5, return_task_id=False, fixed_class_order=list(range(10)), dataset_root=Path(root))
+    if limit is None:
+        return made
+    train = [one.dataset.subset(range(2 * limit)) for one in made.train_stream]
+    return benchmark_from_datasets(train=train, test=[one.dataset for one in made.test_stream])
 
 
 def run(
-    method: str, benchmark: Any, seed: int, fused: bool = False, epochs: int = 1, layers: tuple[int, ...] = (400, 400)
-) -> float:
+    method: str, benchmark: Any, seed: int, fused: bool = False, epochs: int = 1, layers: tuple[int, ...] = (400, 400),
+    device: str = "cpu",
+) -> float:  # fmt: skip
     """Train and evaluate: the mean accuracy at the end. ``fused``: Adam's fused kernel, which is not its default."""
     torch.manual_seed(seed)
-    model = Flat(layers)
+    model = Flat(layers).to(device)
     kind, options = METHODS[method]
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True),
@@ -84,6 +97,7 @@ def run(
     )
     strategy = kind(
         model=model,
+        device=torch.device(device),
         optimizer=torch.optim.Adam(model.parameters(), lr=0.001, fused=fused or None),
         criterion=torch.nn.CrossEntropyLoss(),
         train_mb_size=128,
@@ -97,6 +111,26 @@ def run(
         strategy.train(experience)
         found = strategy.eval(benchmark.test_stream)
     return next(value for name, value in found.items() if name.startswith("Top1_Acc_Stream"))
+
+
+def pieces(place: Place) -> dict[str, Callable[..., Work]]:
+    """``train``: Split MNIST; ``steps``: some steps of Split CIFAR-10 with replay."""
+
+    @functools.cache
+    def mnist() -> Any:
+        return load(place.root, place.limit)
+
+    def train(method: str, layers: tuple[int, ...] = (400, 400), fused: bool = False) -> Work:
+        return lambda: seconds(lambda: run(method, mnist(), 0, fused, layers=layers, device=place.device), place.device)
+
+    def steps(model: str, batch: int, count: int, fused: bool = False) -> Work:
+        import avalanche_vision
+
+        made = avalanche_vision.steps(place, model, batch, fused or None)
+        next(made)
+        return lambda: seconds(lambda: next(made), place.device, count)
+
+    return {"train": train, "steps": steps}
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import queue
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 warnings.filterwarnings("ignore")
 
@@ -21,12 +22,12 @@ from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, Supervise
 from avalanche.training.supervised import Naive  # noqa: E402
 from torchvision import transforms  # noqa: E402
 from torchvision.datasets import CIFAR10  # noqa: E402
+from turns import Place  # noqa: E402
 
 from continual import config  # noqa: E402
 from continual.learning.modules import ModuleNet  # noqa: E402
-
-if TYPE_CHECKING:
-    from continual.streams.data import Data
+from continual.runner import choose_device  # noqa: E402
+from continual.streams.sets import load  # noqa: E402
 
 NORMALISE = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 TRAIN = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALISE]
@@ -72,8 +73,9 @@ class Pause(SupervisedPlugin):
             self.go.get()
 
 
-def steps(data: Data, model: str, device: torch.device, batch: int, fused: bool | None) -> Iterator[None]:
+def steps(place: Place, model: str, batch: int, fused: bool | None) -> Iterator[None]:
     """Iterations of the second task, with Adam as its documentation makes it (none) or with Adam's fused kernel."""
+    data, device = load("cifar10", Path(place.root)), choose_device(place.device)
     benchmark = nc_benchmark(
         dataset(data.x, data.y), dataset(data.x_test, data.y_test), 5, task_labels=False, shuffle=False,
         fixed_class_order=list(range(10)), train_transform=transforms.Compose(TRAIN),

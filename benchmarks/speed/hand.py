@@ -8,14 +8,18 @@ accuracy on 200 rows of each task.
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import Place, Work, seconds
 
 TASKS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 BATCH = 128
@@ -31,15 +35,20 @@ class Mnist:
     y_test: Tensor
 
 
-def load(root: str) -> Mnist:
-    """MNIST from torchvision's files under a data root."""
-    from pathlib import Path
+def load(root: str, limit: int | None = None, device: str = "cpu") -> Mnist:
+    """MNIST from its published files under a data root; ``limit``: training images of each class."""
 
-    from continual.streams.sets import load as load_packed
+    def read(name: str, header: int) -> Tensor:
+        with gzip.open(Path(root, "MNIST", "raw", f"{name}.gz")) as file:
+            return torch.from_numpy(np.frombuffer(file.read(), np.uint8, offset=header).copy())
 
-    data = load_packed("mnist", Path(root))
-    pixels = [x.flatten(1).float() / 255 for x in (data.x, data.x_test)]
-    return Mnist(pixels[0], data.y, pixels[1], data.y_test)
+    x, x_test = (read(f"{part}-images-idx3-ubyte", 16).view(-1, 784) for part in ("train", "t10k"))
+    y, y_test = (read(f"{part}-labels-idx1-ubyte", 8).long() for part in ("train", "t10k"))
+    if limit is not None:
+        kept = torch.cat([(y == c).nonzero().squeeze(1)[:limit] for c in range(10)]).sort().values
+        x, y = x[kept], y[kept]
+    x, x_test = (pixels.to(device).float() / 255 for pixels in (x, x_test))
+    return Mnist(x, y.to(device), x_test, y_test.to(device))
 
 
 def mlp(layers: tuple[int, ...] = (400, 400)) -> nn.Sequential:
@@ -52,7 +61,7 @@ def mlp(layers: tuple[int, ...] = (400, 400)) -> nn.Sequential:
 
 def rows_of(y: Tensor, classes: tuple[int, ...]) -> Tensor:
     """The rows of some classes."""
-    return torch.isin(y, torch.tensor(classes)).nonzero().squeeze(1)
+    return torch.isin(y, torch.tensor(classes, device=y.device)).nonzero().squeeze(1)
 
 
 def cut(logits: Tensor, seen: int) -> Tensor:
@@ -75,9 +84,10 @@ class Learner:
 
     def __init__(self, data: Mnist, seed: int, layers: tuple[int, ...] = (400, 400)) -> None:
         torch.manual_seed(seed)
-        self.data, self.net = data, mlp(layers)
+        self.data, self.net = data, mlp(layers).to(data.x.device)
         self.parameters = list(self.net.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=0.001, fused=True)
+        self.memory = data.y[:0]
 
     def loss(self, rows: Tensor, task: int) -> Tensor:
         """The loss of a batch."""
@@ -95,11 +105,11 @@ class Learner:
     def train(self, epochs: int = 1) -> Tensor:
         """All tasks: the accuracy matrix (T+1, T)."""
         trains, tests = ([rows_of(y, classes) for classes in TASKS] for y in (self.data.y, self.data.y_test))
-        some = [rows[:: len(rows) // 200][:200] for rows in trains]
+        some = [rows[:: max(1, len(rows) // 200)][:200] for rows in trains]
         matrix = [evaluate(self.net, self.data, 0, tests, some)[0]]
         for task, rows in enumerate(trains):
             for _ in range(epochs):
-                for batch in rows[torch.randperm(len(rows))].split(BATCH):
+                for batch in rows[torch.randperm(len(rows), device=rows.device)].split(BATCH):
                     self.optimizer.zero_grad()
                     self.step(batch, task)
             self.after(rows, task)
@@ -162,17 +172,16 @@ class Replay(Learner):
     """As many stored samples as new ones in each batch, from a memory balanced by class."""
 
     capacity = 500
-    memory = torch.zeros(0, dtype=torch.int64)
 
     def loss(self, rows: Tensor, task: int) -> Tensor:
         """Over new and stored samples alike."""
         if task:
-            rows = torch.cat([rows, self.memory[torch.randint(len(self.memory), (len(rows),))]])
+            rows = torch.cat([rows, self.memory[torch.randint(len(self.memory), (len(rows),), device=rows.device)]])
         return super().loss(rows, task)
 
     def after(self, rows: Tensor, task: int) -> None:
         """Share the memory out among the classes seen."""
-        pool = torch.cat([self.memory, rows[torch.randperm(len(rows))]])
+        pool = torch.cat([self.memory, rows[torch.randperm(len(rows), device=rows.device)]])
         quota = self.capacity // (2 * (task + 1))
         self.memory = torch.cat([pool[self.data.y[pool] == c][:quota] for c in range(2 * (task + 1))])
 
@@ -213,14 +222,13 @@ class AGEM(Learner):
     """Averaged GEM: the gradient is projected where it opposes that of 256 stored samples."""
 
     capacity, samples = 1000, 256
-    memory = torch.zeros(0, dtype=torch.int64)
 
     def step(self, rows: Tensor, task: int) -> None:
         """With the projection."""
         self.loss(rows, task).backward()
         if task:
             gradient = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
-            drawn = self.memory[torch.randperm(len(self.memory))[: self.samples]]
+            drawn = self.memory[torch.randperm(len(self.memory), device=rows.device)[: self.samples]]
             self.optimizer.zero_grad()
             self.loss(drawn, task).backward()
             reference = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
@@ -234,7 +242,7 @@ class AGEM(Learner):
 
     def after(self, rows: Tensor, task: int) -> None:
         """Share the memory out among the classes seen."""
-        pool = torch.cat([self.memory, rows[torch.randperm(len(rows))]])
+        pool = torch.cat([self.memory, rows[torch.randperm(len(rows), device=rows.device)]])
         quota = self.capacity // (2 * (task + 1))
         self.memory = torch.cat([pool[self.data.y[pool] == c][:quota] for c in range(2 * (task + 1))])
 
@@ -242,6 +250,16 @@ class AGEM(Learner):
 METHODS: dict[str, Callable[..., Learner]] = {
     "finetune": Learner, "l2": L2, "ewc": EWC, "replay": Replay, "si": SI, "a-gem": AGEM
 }  # fmt: skip
+
+
+def pieces(place: Place) -> dict[str, Callable[..., Work]]:
+    """``train``: Split MNIST."""
+    data = load(place.root, place.limit, place.device)
+
+    def train(method: str, layers: tuple[int, ...] = (400, 400)) -> Work:
+        return lambda: seconds(lambda: METHODS[method](data, 0, layers).train(), place.device)
+
+    return {"train": train}
 
 
 def main() -> None:

@@ -113,6 +113,8 @@ class Strategy(Configured):
     """Whether its steps may be recorded as CUDA graphs: not where one is done by other means than tensor operations."""
     starts_over: ClassVar[bool] = False
     """Whether every task begins with another θ than the last one ended with: such a strategy cannot be chained."""
+    step_grows: ClassVar[bool] = False
+    """Whether a step does more with every task that was learnt, because the method does (GEM: a gradient for each)."""
     is_finetuning: ClassVar[bool] = False
     """Whether it does nothing on purpose; any other strategy that does nothing fails the conformance suite."""
 
@@ -269,6 +271,11 @@ class Chain(Strategy):
     def can_be_captured(self) -> bool:  # type: ignore[override]
         """Whether all parts say so."""
         return all(part.can_be_captured for part in self.parts)
+
+    @property
+    def step_grows(self) -> bool:  # type: ignore[override]
+        """Whether one part says so."""
+        return any(part.step_grows for part in self.parts)
 
     @property
     def is_finetuning(self) -> bool:  # type: ignore[override]

@@ -1,0 +1,188 @@
+"""This framework's pieces of work: a run on streams that are built already, and steps of the vision path."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from turns import Place, Work, seconds, wait
+
+from continual import config
+from continual.conformance import Asked
+from continual.execution import helps, tensor_float
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.step import Program
+from continual.learning.train import not_captured, schedule, steps_of
+from continual.progress import Progress
+from continual.runner import choose_device, new_record, prepare, run_strategy
+from continual.streams.placement import laid_out
+from continual.streams.placement import place as placed_on
+from continual.streams.stream import Samples, Stream
+
+STRATEGIES = {
+    "finetune": "finetune", "l2": "l2:strength=0.1", "ewc": "ewc:strength=100,label=true",
+    "ewc-all": "ewc:strength=100", "replay": "replay:capacity=500", "si": "si:strength=1.0,damping=0.1",
+    "a-gem": "a-gem:capacity=1000,samples=256", "gem": "gem:capacity=1000,margin=0.5",
+    "mas": "mas:strength=1.0", "lwf": "lwf:strength=1.0,temperature=2.0", "der": "der:capacity=500,alpha=0.1",
+    "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=500", "gdumb": "gdumb:capacity=500",
+    "cumulative": "cumulative",
+}  # fmt: skip
+"""What each method is here, with the options of the other contenders."""
+PHOTOS, AUGMENT = "split-cifar10:normalize=channel", "images:crop=4,flip=true"
+REPLAYED = "replay:capacity=500"
+
+
+def run(place: Place, benchmark: str, strategy: str, **settings: Any) -> Callable[[], Any]:
+    """A run on streams that are built before it is called."""
+    plan = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
+    (made,) = plan.strategies
+    ready = prepare(plan, plan.strategies, Path(place.root), choose_device(place.device), Progress())
+    return lambda: run_strategy(ready, made, new_record(plan, made, ready.device, ready.root), Progress())
+
+
+def pieces(place: Place) -> dict[str, Callable[..., Work]]:
+    """``train``: Split MNIST, or another benchmark; ``steps``: some steps of Split CIFAR-10 with replay.
+
+    And of such steps: ``waits``, the operations that make the host wait; ``floor``, the time over that of the
+    arithmetic alone; ``busy``, the GPU's utilisation in percent.
+    """
+
+    def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "split-mnist", **settings: Any) -> Work:
+        limited = benchmark + (f":limit={place.limit}" if place.limit and benchmark == "split-mnist" else "")
+        work = run(place, limited, STRATEGIES.get(method, method), model=model, **{"seeds": 1, **settings})
+        return lambda: seconds(work, place.device)
+
+    def steps(count: int, **task: Any) -> Work:
+        made = Steps(place, **task)
+        return lambda: seconds(made.one, place.device, count)
+
+    return {
+        "train": train,
+        "steps": steps,
+        "waits": lambda **task: lambda: float(Steps(place, **task).waits()),
+        "floor": lambda **task: Steps(place, **task).times_the_floor,
+        "busy": lambda **task: Steps(place, **task).utilisation,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Still(Samples):
+    """Samples whose images are those of one batch, made beforehand: a step without a data path."""
+
+    batch: torch.Tensor | None = None
+
+    def images(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The same images for all rows."""
+        assert self.batch is not None
+        return self.batch[: len(rows)]
+
+
+def still(stream: Stream, batch: int) -> Stream:
+    """The same stream with one batch (and as many replayed) for all."""
+    rows = stream.tasks[1].train[: 2 * batch]
+    images = stream.samples.images(rows, torch.float32)
+    fixed = Still(**{name: getattr(stream.samples, name) for name in Samples.__dataclass_fields__}, batch=images)
+    return replace(stream, samples=fixed, tasks=tuple(replace(task, samples=fixed) for task in stream.tasks))
+
+
+class Steps:
+    """The steps of a benchmark's second task, done as a run does them: recorded on a GPU, one by one elsewhere.
+
+    ``images``: how they are shown, or ``still``: one batch for all.
+    """
+
+    def __init__(self, place: Place, model: str, batch: int, benchmark: str = PHOTOS, method: str = REPLAYED,
+                 images: str = AUGMENT) -> None:  # fmt: skip
+        self.device, self.name = choose_device(place.device), place.device
+        stream = config.make_benchmark(benchmark).stream(0, Path(place.root))
+        net = config.make("models", model).build(stream.shape, stream.units, len(stream.tasks))
+        (stream,) = laid_out(placed_on([stream], self.device), helps(net, self.device, "float32"))
+        stream = still(stream, batch) if images == "still" else stream
+        recipe = Recipe(
+            net, config.make_strategy(method), config.make("optimizers", "adam"),
+            config.make("schedules", "constant"), keep_optimizer=True, precision="float32",
+            augmentation=config.make("augmentations", "none" if images == "still" else images),
+        )  # fmt: skip
+        self.learners = Learners(recipe, [stream], [0])
+        self.training = config.plan({"benchmark": benchmark, "batch": batch, "last": "drop", "epochs": 50}).training
+        self.learners.begin(0)
+        self.learners.end(0)  # the first task's exemplars are stored; what it learnt does not matter here
+        self.rows = self.learners.begin(1)
+        self.made = self.steps()
+
+    def steps(self) -> Iterator[Callable[[], None]]:
+        """The task's steps."""
+        learners, training = self.learners, self.training
+        batches = schedule(self.rows, training, learners.seed, 1)
+        losses = torch.zeros(len(batches), device=self.device)
+        return steps_of(learners, 1, batches, losses, not not_captured(learners, training))
+
+    def one(self) -> None:
+        """The next step; the task begins again when it is over."""
+        step = next(self.made, None)
+        if step is None:
+            self.made = self.steps()
+            step = next(self.made)
+        step()
+
+    def waits(self) -> int:
+        """How many steps of a whole epoch make the host wait for the device; the first that does ends it, on a GPU."""
+        count = self.training.epoch(len(self.rows))
+        if self.device.type != "cuda":
+            self.one()
+            with Asked() as asked:
+                for _ in range(min(count, 20)):
+                    self.one()
+            return len(asked.found)
+        steps = self.made
+        first = next(steps)  # lays out what the task needs
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            first()
+            for _, step in zip(range(count), steps, strict=False):
+                step()
+        except RuntimeError as error:
+            print(f"a step waits: {error}", file=sys.stderr)
+            return 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return 0
+
+    def times_the_floor(self, count: int = 30) -> float:
+        """The time of a step, over that of as many multiplications and additions in products of large matrices."""
+        with tensor_float(False):
+            self.one()
+            counter = FlopCounterMode(display=False)
+            with counter:  # of a step that is done, not replayed
+                Program(self.learners, 1, 1)(0, self.rows[: self.training.batch])
+            for _ in range(3):
+                self.one()
+            took = seconds(self.one, self.name, count)
+            return took / (counter.get_total_flops() / most_flops(self.device))
+
+    def utilisation(self, least: float = 10.0) -> float:
+        """The percentage of the time in which the GPU was at work, as its driver says, over some seconds of steps."""
+        samples, ended = [], time.perf_counter() + least
+        for _ in range(5):
+            self.one()
+        while time.perf_counter() < ended:
+            for _ in range(50):
+                self.one()
+            samples.append(torch.cuda.utilization(self.device))
+            wait(self.name)  # else the host would be far ahead
+        return statistics.mean(samples)
+
+
+def most_flops(device: torch.device, side: int | None = None) -> float:
+    """The floating-point operations of a second in a product of large float32 matrices."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    a = torch.rand(side, side, device=device)
+    a @ a
+    return 2 * side**3 / min(seconds(lambda: a @ a, str(device)) for _ in range(10))
