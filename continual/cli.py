@@ -106,6 +106,8 @@ def _help(known: Option) -> str:
 @click.option("--optimizer", metavar="NAME[:OPTIONS]", help="optimiser [default: adam]")
 @click.option("--schedule", metavar="NAME[:OPTIONS]", help="learning rate within a task [default: constant]")
 @click.option("--augment", metavar="NAME[:OPTIONS]", help="how a step shows its images [default: none]")
+@click.option("--track", metavar="NAME[:OPTIONS]", multiple=True,
+              help="follow it in tensorboard, wandb or mlflow; may be repeated (continual list trackers)")  # fmt: skip
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
@@ -138,7 +140,8 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         from continual.results import canvas
 
         canvas.check(picture)
-    plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
+    said = {name: value for name, value in given.items() if value not in (None, ())}
+    plan = config.plan(_asked(list(what), usual) | said)
     from continual.results import store, tables
     from continual.runner import run_plan
 
@@ -252,7 +255,7 @@ class Bar(Progress):
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def list_(kind: str | None, as_json: bool) -> None:
-    """List benchmarks, strategies, models, optimizers, schedules, augmentations, metrics or tables, with options."""
+    """List benchmarks, strategies, models, optimizers, schedules, augmentations, trackers, metrics or tables."""
     if kind is not None and kind not in KINDS:
         raise unknown("list", kind, KINDS)
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
