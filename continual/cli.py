@@ -253,11 +253,23 @@ class Bar(Progress):
 
 @main.command(name="list")
 @click.argument("kind", required=False)
-@click.option("--json", "as_json", is_flag=True, help="for machines")
-def list_(kind: str | None, as_json: bool) -> None:
-    """List benchmarks, strategies, models, optimizers, schedules, augmentations, trackers, metrics or tables."""
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="for machines: the whole card of each")
+def list_(kind: str | None, name: str | None, as_json: bool) -> None:
+    """List benchmarks, strategies, models, optimizers, schedules, augmentations, trackers, metrics or tables.
+
+    KIND is one of these; the name of one of them, as in 'continual list ewc', shows all that is known of it.
+    """
+    from continual.cards import card, cards, readable
+
     if kind is not None and kind not in KINDS:
-        raise unknown("list", kind, KINDS)
+        kind, name = _kind_of(kind), kind
+    elif kind is not None and name is not None and kind in plugins.KINDS:
+        plugins.find(kind, name)
+    if kind is not None and name is not None and kind in plugins.KINDS:
+        one = card(kind, name)
+        click.echo(json.dumps(one, indent=2, ensure_ascii=False) if as_json else readable(kind, one))
+        return
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
@@ -265,26 +277,22 @@ def list_(kind: str | None, as_json: bool) -> None:
     for each, entries in listed.items():
         click.secho(each, bold=True)
         width = max(len(card["name"]) for card in entries)
-        for card in entries:
-            click.echo(_entry(card["name"], card["meaning"], width))
+        for card_ in entries:
+            click.echo(_entry(card_["name"], card_["meaning"], width))
             if kind is not None:
-                for known in card["options"]:
+                for known in card_["options"]:
                     click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
         click.echo()
     if kind is None:
-        click.echo("continual list KIND shows the options of each.")
+        click.echo("continual list KIND shows the options of each, continual list NAME all that is known of one.")
 
 
-def cards(kind: str) -> list[dict[str, Any]]:
-    """What there is of a kind: name, meaning and options of each."""
-    if kind == "metrics":
-        from continual.results.metrics import METRICS
-
-        return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
-    if kind == "tables":
-        sources = {name: config.read_file(path).get("source", "") for name, path in plugins.config_files(kind).items()}
-        return [{"name": name, "meaning": source, "options": []} for name, source in sources.items()]
-    return [_card(kind, name) for name in plugins.registered(kind)]
+def _kind_of(name: str) -> str:
+    """The kind that a registered name is of."""
+    kinds = [kind for kind in plugins.KINDS if name in plugins.registered(kind)]
+    if not kinds:
+        raise unknown("list", name, [*KINDS, *(each for kind in plugins.KINDS for each in plugins.registered(kind))])
+    return kinds[0]
 
 
 def _entry(name: str, meaning: str, width: int) -> str:
@@ -292,22 +300,6 @@ def _entry(name: str, meaning: str, width: int) -> str:
     columns = max(60, min(120, shutil.get_terminal_size((120, 24)).columns))
     indent = " " * (width + 4)
     return click.wrap_text(meaning, columns, f"  {name:<{width}}  ", indent)
-
-
-def _first_paragraph(documented: str | None) -> str:
-    return " ".join((documented or "").strip().partition("\n\n")[0].replace("``", "").split())
-
-
-def _card(kind: str, name: str) -> dict[str, Any]:
-    try:
-        cls = plugins.find(kind, name)
-    except Mistake as mistake:  # one package's broken plug-in must not hide the others
-        return {"name": name, "meaning": str(mistake), "options": []}
-    options = [
-        {"name": known.name, "type": known.kind, "default": known.default, "meaning": known.meaning}
-        for known in options_of(cls).values()
-    ]
-    return {"name": name, "meaning": _first_paragraph(cls.__doc__), "options": options}
 
 
 @main.command()
