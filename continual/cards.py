@@ -103,8 +103,8 @@ def _strategy(cls: Any) -> Card:
         "title": re.split(r"\s*[(:,;]|\.(?:\s|$)", first_paragraph(cls.__doc__), maxsplit=1)[0],
         "hooks": [hook for hook in HOOKS if made.has(hook)],
         "keeps": _keeps(cls),
-        "stores_samples": cls.stores_samples,
-        "memory_grows_with": cls.memory_grows_with,
+        "stores_samples": None if cls.trains_itself else cls.stores_samples,  # None: another library does not say
+        "memory_grows_with": None if cls.trains_itself else cls.memory_grows_with,
         "scenarios": list(cls.scenarios),
         "needs_task_at_test": list(cls.scenarios) == ["task"],
         "seeds_can_be_mapped": not cls.trains_itself,

@@ -303,6 +303,20 @@ def _entry(name: str, meaning: str, width: int) -> str:
 
 
 @main.command()
+def schema() -> None:
+    """Print the JSON Schema of a run's YAML file, for editors: everything that is registered here, with its options.
+
+    \b
+    continual schema > run.schema.json
+    and in the file's first line: # yaml-language-server: $schema=run.schema.json
+    """
+    with plugins.deferred("torch"):
+        from continual.schema import schema as made
+
+    click.echo(json.dumps(made(), indent=1, ensure_ascii=False))
+
+
+@main.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--format", "style", default="table", metavar="|".join(FORMATS), help="[default: table]")
 @click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
