@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import config, plugins
+from continual import completion, config, plugins
 from continual.errors import BadOption, Mistake, Notice, choices, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
@@ -90,7 +90,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             given: dict[str, Any] = {"default": None}
             flag = f"{flag}/--no-{flag[2:]}"
         else:
-            given = {"metavar": known.kind.upper()}
+            given = {"metavar": known.kind.upper(), "shell_complete": completion.option(known)}
         command = click.option(flag, known.name, help=_help(known), **given)(command)
     return command
 
@@ -100,13 +100,18 @@ def _help(known: Option) -> str:
 
 
 @main.command()
-@click.argument("what", nargs=-1)
+@click.argument("what", nargs=-1, shell_complete=completion.run)
 @training_options
-@click.option("--model", metavar="NAME[:OPTIONS]", help="network [default: mlp]")
-@click.option("--optimizer", metavar="NAME[:OPTIONS]", help="optimiser [default: adam]")
-@click.option("--schedule", metavar="NAME[:OPTIONS]", help="learning rate within a task [default: constant]")
-@click.option("--augment", metavar="NAME[:OPTIONS]", help="how a step shows its images [default: none]")
-@click.option("--track", metavar="NAME[:OPTIONS]", multiple=True,
+@click.option(
+    "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
+)
+@click.option("--optimizer", metavar="NAME[:OPTIONS]", shell_complete=completion.of("optimizers"),
+              help="optimiser [default: adam]")  # fmt: skip
+@click.option("--schedule", metavar="NAME[:OPTIONS]", shell_complete=completion.of("schedules"),
+              help="learning rate within a task [default: constant]")  # fmt: skip
+@click.option("--augment", metavar="NAME[:OPTIONS]", shell_complete=completion.of("augmentations"),
+              help="how a step shows its images [default: none]")  # fmt: skip
+@click.option("--track", metavar="NAME[:OPTIONS]", multiple=True, shell_complete=completion.chain("trackers"),
               help="follow it in tensorboard, wandb or mlflow; may be repeated (continual list trackers)")  # fmt: skip
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
@@ -252,8 +257,8 @@ class Bar(Progress):
 
 
 @main.command(name="list")
-@click.argument("kind", required=False)
-@click.argument("name", required=False)
+@click.argument("kind", required=False, shell_complete=completion.one_of(lambda: KINDS))
+@click.argument("name", required=False, shell_complete=completion.of_kind)
 @click.option("--json", "as_json", is_flag=True, help="for machines: the whole card of each")
 def list_(kind: str | None, name: str | None, as_json: bool) -> None:
     """List benchmarks, strategies, models, optimizers, schedules, augmentations, trackers, metrics or tables.
@@ -302,6 +307,23 @@ def _entry(name: str, meaning: str, width: int) -> str:
     return click.wrap_text(meaning, columns, f"  {name:<{width}}  ", indent)
 
 
+@main.command(name="completion")
+@click.argument(
+    "shell", metavar="|".join(completion.SHELLS), shell_complete=completion.one_of(lambda: completion.SHELLS)
+)
+def completion_(shell: str) -> None:
+    """Print what a shell evaluates to complete command lines: names, their options, and the words these take.
+
+    \b
+    bash: echo 'eval "$(continual completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(continual completion zsh)"' >> ~/.zshrc
+    fish: continual completion fish > ~/.config/fish/completions/continual.fish
+    """
+    if shell not in completion.SHELLS:
+        raise unknown("shell", shell, completion.SHELLS)
+    click.echo(completion.script(main, shell))
+
+
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of a run's YAML file, for editors: everything that is registered here, with its options.
@@ -319,7 +341,8 @@ def schema() -> None:
 @main.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--format", "style", default="table", metavar="|".join(FORMATS), help="[default: table]")
-@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--metrics", "names", shell_complete=completion.metrics,
+              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
 @click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
@@ -349,7 +372,8 @@ def show(
 @click.argument("folder", metavar="DIR")
 @click.option("--out", metavar="FILE", help="where the report is written [default: DIR/report.html]")
 @click.option("--title", help="of the report [default: the folder's name]")
-@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--metrics", "names", shell_complete=completion.metrics,
+              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
 @click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
 @click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
 def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
@@ -384,7 +408,7 @@ def _names(given: str | None) -> list[str] | None:
 
 @main.command()
 @click.argument("folders", metavar="A B ...", nargs=-1)
-@click.option("--metrics", "names", default="average-accuracy", metavar="NAMES",
+@click.option("--metrics", "names", default="average-accuracy", metavar="NAMES", shell_complete=completion.metrics,
               help="joined by commas (continual list metrics) [default: average-accuracy]")  # fmt: skip
 @click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
 @click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
@@ -405,7 +429,7 @@ def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bo
 
 
 @main.command()
-@click.argument("strategy")
+@click.argument("strategy", shell_complete=completion.chain("strategies"))
 def check(strategy: str) -> None:
     """Run the conformance suite on a strategy: a registered name, a chain, or module:Class."""
     made = config.make_strategy(strategy)
@@ -420,7 +444,7 @@ def check(strategy: str) -> None:
 
 
 @main.command()
-@click.argument("table", metavar="TABLE")
+@click.argument("table", metavar="TABLE", shell_complete=completion.one_of(lambda: plugins.config_files("tables")))
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="only this row; may be repeated")
 @click.option("--column", "columns", multiple=True, metavar="NAME", help="only this column; may be repeated")
 @click.option("--seeds", metavar="INT|INTS JOINED BY '-'", help="how many, or which [default: as many as published]")
