@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,3 +240,10 @@ def test_the_text_of_every_default_is_taken(kind: str, name: str) -> None:
     pairs = [f"{each}={text_of(options_of(type(made))[each], value)}" for each, value in made.values().items()]
     assert takes({KEY[kind]: f"{name}:{','.join(pairs)}" if pairs else name})
     assert not takes({KEY[kind]: f"{name}:nonsense=1"})
+
+
+def test_the_file_of_the_page_is_a_run_that_the_schema_takes() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "run-files.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    run = yaml.safe_load(text)
+    assert takes(run) and len(config.plan(run).strategies) == len(run["strategies"]) == 3
