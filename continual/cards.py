@@ -18,6 +18,7 @@ from continual import config, plugins
 from continual.errors import Mistake
 from continual.learning.strategy import HOOKS, Strategy
 from continual.options import LIMITS, Option, options_of
+from continual.streams.benchmark import Benchmark
 from continual.streams.stream import StreamOptions
 
 Card = dict[str, Any]
@@ -40,12 +41,14 @@ def card(kind: str, name: str) -> Card:
     """The card of a registered name or a path; of what cannot be loaded, why."""
     try:
         cls = plugins.find(kind, name)
+        base, facts = {"strategies": (Strategy, _strategy), "benchmarks": (Benchmark, _benchmark)}.get(
+            kind, (None, None)
+        )
+        more = facts(cls) if base and facts and issubclass(cls, base) else {}
     except Mistake as mistake:  # one package's broken plug-in must not hide the others
         return {"name": name, "meaning": str(mistake), "options": []}
-    more = {"strategies": _strategy, "benchmarks": _benchmark}.get(kind)
-    meaning = first_paragraph(cls.__doc__)
-    made = {"name": name, "meaning": meaning, "papers": papers(cls)}
-    return made | {"options": [_option(known) for known in options_of(cls).values()]} | (more(cls) if more else {})
+    made = {"name": name, "meaning": first_paragraph(cls.__doc__), "papers": papers(cls)}
+    return made | {"options": [_option(known) for known in options_of(cls).values()]} | more
 
 
 def first_paragraph(documented: str | None) -> str:
@@ -128,9 +131,9 @@ def _keeps(cls: Any) -> str:
 def _benchmark(cls: Any) -> Card:
     """The data, the tasks and the scenarios of a benchmark with its usual options."""
     made, known = cls(), options_of(cls)
-    parts = [part.data for part in made.parts()] if hasattr(made, "parts") else [made.data]
-    sets = [data(name) for name in parts]
-    tasks = made.tasks if "tasks" in known else len(made.angles)
+    parts = made.parts() if hasattr(made, "parts") else [made]
+    sets = [data(part.data) for part in parts if hasattr(part, "data")]
+    tasks = getattr(made, "tasks", None) or len(getattr(made, "angles", ())) or None
     labels = options_of(StreamOptions)["scenario"].meaning
     return {
         "data": sets,

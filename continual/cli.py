@@ -276,6 +276,10 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(one, indent=2, ensure_ascii=False) if as_json else readable(kind, one))
         return
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
+    if kind is not None and name is not None:
+        listed = {kind: [one for one in listed[kind] if one["name"] == name]}
+        if not listed[kind]:
+            raise unknown(kind.removesuffix("s"), name, [one["name"] for one in cards(kind)])
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return

@@ -296,6 +296,8 @@ def in_groups(
             watch = Watch(told.step, functools.partial(_fed, follow, learners.seeds, mapped))
             with _blamed(record):
                 arrays, lost = train(learners, training, watch)
+            if strategy.trains_itself:  # which tells nobody of single tasks
+                _fed(follow, learners.seeds, mapped, -1, arrays)
             told.end()
             facts = {
                 "program": f"eager: {eager}" if eager else "captured",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from continual.conformance import TRAINING, learners_of, small_stream
 from continual.errors import BadChain
 from continual.learning.models import MLP
 from continual.learning.train import Watch, train
-from continual.options import options_of
+from continual.options import Configured, options_of
 from continual.streams.sets import load
 from continual.streams.stream import Stream, split
 
@@ -170,3 +171,19 @@ def test_the_card_of_a_benchmark_has_its_data() -> None:
 def test_a_name_that_is_none_is_told(words: tuple[str, ...]) -> None:
     refused = said(*words)
     assert refused.exit_code == 2 and "did you mean 'ewc'?" in refused.stderr
+
+
+def test_one_metric_is_shown_and_one_that_is_none_is_told() -> None:
+    assert said("metrics", "forgetting").stdout.splitlines()[1].split()[0] == "forgetting"
+    assert len(said("metrics", "forgetting").stdout.splitlines()) == 3
+    assert "did you mean 'forgetting'?" in said("metrics", "forgeting").stderr
+
+
+def test_a_plug_in_of_another_make_hides_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Bare(Configured):
+        """Nothing but a stream."""
+
+    monkeypatch.setattr(plugins, "find", lambda *_: Bare)
+    for kind in ("benchmarks", "strategies"):
+        assert card(kind, "bare") == {"name": "bare", "meaning": "Nothing but a stream.", "papers": [], "options": []}

@@ -180,9 +180,17 @@ def test_a_seed_that_was_stopped_is_told_and_takes_no_part_in_the_mean() -> None
 
 def test_avalanche_strategies_are_followed_too() -> None:
     needs("avalanche")
-    result = tracked(Notes(), "avalanche:Naive", seeds=1, evaluate_every=None)
+    result = tracked(Notes(seeds="each"), "avalanche:Naive", evaluate_every=None)
+    for log in Notes.logs:
+        same(log.curves, expected(result, log.followed.seed))
+
+
+def test_tasks_of_no_steps_are_followed_too() -> None:
+    said = Said()
+    tracked(Notes(), "joint:every=false", progress=said)
     (log,) = Notes.logs
-    same(log.curves, expected(result))
+    assert log.ended is not None and not any("no longer" in line for line in said.lines)
+    assert list(log.curves["metrics/average-accuracy"]) == [1, 2, 3] and "trace/task-3" in log.curves
 
 
 def test_tracking_changes_neither_the_numbers_nor_what_a_run_is_recognised_by(tmp_path: Path) -> None:

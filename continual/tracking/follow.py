@@ -112,11 +112,12 @@ def _named(name: str, task: int, arrays: Arrays) -> str:
 def metrics_so_far(arrays: Arrays, learnt: int) -> dict[str, Array]:
     """Every metric that can be had, (R,) each, as if the stream had ended after ``learnt`` tasks."""
     trace, task = arrays.get("trace"), arrays.get("trace_task")
-    if trace is not None and task is not None:
-        then = task < learnt
-        trace, task = np.asarray(trace[:, then, :learnt], np.float64), np.asarray(task[then], np.int64)
     matrix = np.asarray(arrays["accuracy"][:, : learnt + 1, :learnt], np.float64)
-    so_far = SoFar(matrix, trace, task)
+    so_far = SoFar(matrix, None, None)
+    if trace is not None and task is not None and (task < learnt).any():  # a task of no steps has no evaluations
+        then = task < learnt
+        seen = np.asarray(trace[:, then, :learnt], np.float64)
+        so_far = SoFar(matrix, seen, np.asarray(task[then], np.int64))
     return {name: metric(so_far) for name, metric in METRICS.items() if metric.fits(so_far)}
 
 
