@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from continual.options import option as option
     from continual.runner import run as run
     from continual.streams.stream import Stream as Stream
+    from continual.tracking.tracker import Tracker as Tracker
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _PLACES = {
     "Step": "continual.learning.strategy",
     "Strategy": "continual.learning.strategy",
     "Stream": "continual.streams.stream",
+    "Tracker": "continual.tracking.tracker",
     "check": "continual.conformance",
     "option": "continual.options",
     "run": "continual.runner",

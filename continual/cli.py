@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import config, plugins
+from continual import completion, config, plugins
 from continual.errors import BadOption, Mistake, Notice, choices, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
@@ -90,7 +90,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             given: dict[str, Any] = {"default": None}
             flag = f"{flag}/--no-{flag[2:]}"
         else:
-            given = {"metavar": known.kind.upper()}
+            given = {"metavar": known.kind.upper(), "shell_complete": completion.option(known)}
         command = click.option(flag, known.name, help=_help(known), **given)(command)
     return command
 
@@ -100,12 +100,19 @@ def _help(known: Option) -> str:
 
 
 @main.command()
-@click.argument("what", nargs=-1)
+@click.argument("what", nargs=-1, shell_complete=completion.run)
 @training_options
-@click.option("--model", metavar="NAME[:OPTIONS]", help="network [default: mlp]")
-@click.option("--optimizer", metavar="NAME[:OPTIONS]", help="optimiser [default: adam]")
-@click.option("--schedule", metavar="NAME[:OPTIONS]", help="learning rate within a task [default: constant]")
-@click.option("--augment", metavar="NAME[:OPTIONS]", help="how a step shows its images [default: none]")
+@click.option(
+    "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
+)
+@click.option("--optimizer", metavar="NAME[:OPTIONS]", shell_complete=completion.of("optimizers"),
+              help="optimiser [default: adam]")  # fmt: skip
+@click.option("--schedule", metavar="NAME[:OPTIONS]", shell_complete=completion.of("schedules"),
+              help="learning rate within a task [default: constant]")  # fmt: skip
+@click.option("--augment", metavar="NAME[:OPTIONS]", shell_complete=completion.of("augmentations"),
+              help="how a step shows its images [default: none]")  # fmt: skip
+@click.option("--track", metavar="NAME[:OPTIONS]", multiple=True, shell_complete=completion.chain("trackers"),
+              help="follow it in tensorboard, wandb or mlflow; may be repeated (continual list trackers)")  # fmt: skip
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
@@ -138,7 +145,8 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         from continual.results import canvas
 
         canvas.check(picture)
-    plan = config.plan(_asked(list(what), usual) | {name: value for name, value in given.items() if value is not None})
+    said = {name: value for name, value in given.items() if value not in (None, ())}
+    plan = config.plan(_asked(list(what), usual) | said)
     from continual.results import store, tables
     from continual.runner import run_plan
 
@@ -249,39 +257,51 @@ class Bar(Progress):
 
 
 @main.command(name="list")
-@click.argument("kind", required=False)
-@click.option("--json", "as_json", is_flag=True, help="for machines")
-def list_(kind: str | None, as_json: bool) -> None:
-    """List benchmarks, strategies, models, optimizers, schedules, augmentations, metrics or tables, with options."""
+@click.argument("kind", required=False, shell_complete=completion.one_of(lambda: KINDS))
+@click.argument("name", required=False, shell_complete=completion.of_kind)
+@click.option("--json", "as_json", is_flag=True, help="for machines: the whole card of each")
+def list_(kind: str | None, name: str | None, as_json: bool) -> None:
+    """List benchmarks, strategies, models, optimizers, schedules, augmentations, trackers, metrics or tables.
+
+    KIND is one of these; the name of one of them, as in 'continual list ewc', shows all that is known of it.
+    """
+    from continual.cards import card, cards, readable
+
     if kind is not None and kind not in KINDS:
-        raise unknown("list", kind, KINDS)
+        kind, name = _kind_of(kind), kind
+    elif kind is not None and name is not None and kind in plugins.KINDS:
+        plugins.find(kind, name)
+    if kind is not None and name is not None and kind in plugins.KINDS:
+        one = card(kind, name)
+        click.echo(json.dumps(one, indent=2, ensure_ascii=False) if as_json else readable(kind, one))
+        return
     listed = {each: cards(each) for each in (KINDS if kind is None else (kind,))}
+    if kind is not None and name is not None:
+        listed = {kind: [one for one in listed[kind] if one["name"] == name]}
+        if not listed[kind]:
+            raise unknown(kind.removesuffix("s"), name, [one["name"] for one in cards(kind)])
     if as_json:
         click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
     for each, entries in listed.items():
         click.secho(each, bold=True)
         width = max(len(card["name"]) for card in entries)
-        for card in entries:
-            click.echo(_entry(card["name"], card["meaning"], width))
+        for card_ in entries:
+            click.echo(_entry(card_["name"], card_["meaning"], width))
             if kind is not None:
-                for known in card["options"]:
+                for known in card_["options"]:
                     click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
         click.echo()
     if kind is None:
-        click.echo("continual list KIND shows the options of each.")
+        click.echo("continual list KIND shows the options of each, continual list NAME all that is known of one.")
 
 
-def cards(kind: str) -> list[dict[str, Any]]:
-    """What there is of a kind: name, meaning and options of each."""
-    if kind == "metrics":
-        from continual.results.metrics import METRICS
-
-        return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
-    if kind == "tables":
-        sources = {name: config.read_file(path).get("source", "") for name, path in plugins.config_files(kind).items()}
-        return [{"name": name, "meaning": source, "options": []} for name, source in sources.items()]
-    return [_card(kind, name) for name in plugins.registered(kind)]
+def _kind_of(name: str) -> str:
+    """The kind that a registered name is of."""
+    kinds = [kind for kind in plugins.KINDS if name in plugins.registered(kind)]
+    if not kinds:
+        raise unknown("list", name, [*KINDS, *(each for kind in plugins.KINDS for each in plugins.registered(kind))])
+    return kinds[0]
 
 
 def _entry(name: str, meaning: str, width: int) -> str:
@@ -291,26 +311,42 @@ def _entry(name: str, meaning: str, width: int) -> str:
     return click.wrap_text(meaning, columns, f"  {name:<{width}}  ", indent)
 
 
-def _first_paragraph(documented: str | None) -> str:
-    return " ".join((documented or "").strip().partition("\n\n")[0].replace("``", "").split())
+@main.command(name="completion")
+@click.argument(
+    "shell", metavar="|".join(completion.SHELLS), shell_complete=completion.one_of(lambda: completion.SHELLS)
+)
+def completion_(shell: str) -> None:
+    """Print what a shell evaluates to complete command lines: names, their options, and the words these take.
+
+    \b
+    bash: echo 'eval "$(continual completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(continual completion zsh)"' >> ~/.zshrc
+    fish: continual completion fish > ~/.config/fish/completions/continual.fish
+    """
+    if shell not in completion.SHELLS:
+        raise unknown("shell", shell, completion.SHELLS)
+    click.echo(completion.script(main, shell))
 
 
-def _card(kind: str, name: str) -> dict[str, Any]:
-    try:
-        cls = plugins.find(kind, name)
-    except Mistake as mistake:  # one package's broken plug-in must not hide the others
-        return {"name": name, "meaning": str(mistake), "options": []}
-    options = [
-        {"name": known.name, "type": known.kind, "default": known.default, "meaning": known.meaning}
-        for known in options_of(cls).values()
-    ]
-    return {"name": name, "meaning": _first_paragraph(cls.__doc__), "options": options}
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a run's YAML file, for editors: everything that is registered here, with its options.
+
+    \b
+    continual schema > run.schema.json
+    and in the file's first line: # yaml-language-server: $schema=run.schema.json
+    """
+    with plugins.deferred("torch"):
+        from continual.schema import schema as made
+
+    click.echo(json.dumps(made(), indent=1, ensure_ascii=False))
 
 
 @main.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--format", "style", default="table", metavar="|".join(FORMATS), help="[default: table]")
-@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--metrics", "names", shell_complete=completion.metrics,
+              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
 @click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
@@ -340,7 +376,8 @@ def show(
 @click.argument("folder", metavar="DIR")
 @click.option("--out", metavar="FILE", help="where the report is written [default: DIR/report.html]")
 @click.option("--title", help="of the report [default: the folder's name]")
-@click.option("--metrics", "names", help="names joined by commas, or all (continual list metrics)")
+@click.option("--metrics", "names", shell_complete=completion.metrics,
+              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
 @click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
 @click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
 def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
@@ -375,7 +412,7 @@ def _names(given: str | None) -> list[str] | None:
 
 @main.command()
 @click.argument("folders", metavar="A B ...", nargs=-1)
-@click.option("--metrics", "names", default="average-accuracy", metavar="NAMES",
+@click.option("--metrics", "names", default="average-accuracy", metavar="NAMES", shell_complete=completion.metrics,
               help="joined by commas (continual list metrics) [default: average-accuracy]")  # fmt: skip
 @click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
 @click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
@@ -396,7 +433,7 @@ def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bo
 
 
 @main.command()
-@click.argument("strategy")
+@click.argument("strategy", shell_complete=completion.chain("strategies"))
 def check(strategy: str) -> None:
     """Run the conformance suite on a strategy: a registered name, a chain, or module:Class."""
     made = config.make_strategy(strategy)
@@ -411,7 +448,7 @@ def check(strategy: str) -> None:
 
 
 @main.command()
-@click.argument("table", metavar="TABLE")
+@click.argument("table", metavar="TABLE", shell_complete=completion.one_of(lambda: plugins.config_files("tables")))
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="only this row; may be repeated")
 @click.option("--column", "columns", multiple=True, metavar="NAME", help="only this column; may be repeated")
 @click.option("--seeds", metavar="INT|INTS JOINED BY '-'", help="how many, or which [default: as many as published]")

@@ -17,6 +17,7 @@ from continual.options import Configured, Option, options_of
 if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
     from continual.learning.train import Training
+    from continual.tracking.tracker import Tracker
 
 DEFAULT_BENCHMARK = "split-digits"
 NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant"),
@@ -36,6 +37,7 @@ METHODS = {
     "optimizers": "step",
     "schedules": "factor",
     "augmentations": "moved",
+    "trackers": "begin",
 }
 """What a class of each kind must be able to do."""
 
@@ -87,14 +89,33 @@ def make_strategy(given: Any) -> Strategy:
 
     if isinstance(given, Strategy):
         return given
-    # a plus sign before a letter chains; others belong to a name (der++) or a number (1e+5)
-    parts = re.split(r"\+(?=[A-Za-z])", given) if isinstance(given, str) else given
-    made = [make("strategies", part) for part in (parts if isinstance(parts, list | tuple) else [parts])]
+    made = [make("strategies", part) for part in _chained(given)]
     for part in made:
         if not isinstance(part, Strategy):
             raise BadOption(f"{type(part).__name__} is not a strategy: it does not derive from continual.Strategy")
     strategies = tuple(part for part in made if isinstance(part, Strategy))
     return strategies[0] if len(strategies) == 1 else Chain(strategies)
+
+
+def _chained(given: Any) -> list[Any]:
+    """The parts of what is chained with ``+``, or a list of them."""
+    if isinstance(given, list | tuple):
+        return list(given)
+    # a plus sign before a letter chains; others belong to a name (der++) or a number (1e+5)
+    return re.split(r"\+(?=[A-Za-z])", given) if isinstance(given, str) else [given]
+
+
+def make_trackers(given: Any) -> tuple[Tracker, ...]:
+    """Trackers from text with ``+``, a list, a mapping or a ready object; none from None."""
+    from continual.tracking.tracker import Tracker
+
+    found = []
+    parts = [] if given is None else [part for each in _chained(given) for part in _chained(each)]
+    for tracker in (make("trackers", part) for part in parts):
+        if not isinstance(tracker, Tracker):
+            raise BadOption(f"{type(tracker).__name__} is not a tracker: it does not derive from continual.Tracker")
+        found.append(tracker)
+    return tuple(found)
 
 
 def describe(kind: str, made: Configured) -> dict[str, Any]:
@@ -140,6 +161,7 @@ class Plan:
     schedule: Configured
     augment: Configured
     training: Training
+    trackers: tuple[Tracker, ...] = ()
 
     def protocol(self, root: Path | None = None) -> dict[str, Any]:
         """What all strategies of the plan share, every default spelled out.
@@ -193,7 +215,7 @@ def make_benchmark(given: Any) -> Any:
 
 def plan(given: dict[str, Any]) -> Plan:
     """The plan that a mapping describes: ``benchmark``, ``strategies``, ``model``, ``optimizer``, ``schedule``,
-    ``augment`` and the options of :class:`~continual.learning.train.Training`.
+    ``augment``, ``track`` and the options of :class:`~continual.learning.train.Training`.
 
     What it leaves out comes from the packaged file ``configs/runs/<benchmark>.yaml`` where there is one, else from
     the options' defaults.
@@ -206,7 +228,7 @@ def plan(given: dict[str, Any]) -> Plan:
     nothing = {name for name, each in known.items() if each.is_optional}  # where it is a value like others
     said = {name: value for name, value in given.items() if value is not None or name in nothing}
     merged = _base(made, given) | said
-    allowed = {"benchmark", "strategies", *NAMED, *known}
+    allowed = {"benchmark", "strategies", "track", *NAMED, *known}
     for name in merged:
         if name not in allowed:
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
@@ -218,6 +240,7 @@ def plan(given: dict[str, Any]) -> Plan:
         benchmark=made,
         strategies=tuple(make_strategy(strategy) for strategy in listed),
         training=Training.read(settings, owner="a run"),
+        trackers=make_trackers(merged.get("track")),
         **named,
     )
 

@@ -49,6 +49,11 @@ class Option:
         return f"{_kind(self.hint)} {limits}".strip()
 
     @property
+    def words(self) -> list[str]:
+        """The words that it takes, where it takes words."""
+        return _words(self.hint)
+
+    @property
     def is_list(self) -> bool:
         """Whether it takes a list and nothing else."""
         return typing.get_origin(self.hint) is tuple

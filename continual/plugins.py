@@ -31,6 +31,7 @@ KINDS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "augmentations": "augmentation",
+    "trackers": "tracker",
 }
 
 

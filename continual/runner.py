@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from continual.results.store import Result
 from continual.streams.placement import Where, choose, free_memory, image_bytes, laid_out, place
 from continual.streams.sets import data_root
 from continual.streams.stream import Stream
+from continual.tracking.follow import SHARED as SHARED_BY_SEEDS
+from continual.tracking.follow import Follow, following
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from continual.learning.models import Net
     from continual.learning.strategy import Strategy
 
-SHARED_BY_SEEDS = ("trace_task", "trace_step")
 FEW = 2**28
 """So many bytes of images need no word."""
 LIE = {
@@ -60,7 +62,8 @@ def run(
 
     ``benchmark``: an object of :mod:`continual.benchmarks`, a :class:`~continual.streams.stream.Stream`, or text such
     as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
-    ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment`` and the options of training (``seeds``, ...).
+    ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment``, ``track`` and the options of training (``seeds``,
+    ...).
     With ``out`` the result is stored there, and a result that is there already is returned instead of run again,
     unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run as asked.
     """
@@ -92,13 +95,20 @@ def run_plan(
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
+    for tracker in plan.trackers if missing else ():
+        tracker.reach()
     ready = prepare(plan, missing, root, target, told, processes) if missing else None
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
-        result = stored or run_strategy(_sure(ready), strategy, record, told)
-        if folder is not None and stored is None:
-            store.save(result, folder, replace=again or bool(record["code"]))
-        results.append(result)
+        if stored is not None:
+            results.append(stored)
+            if plan.trackers:
+                told.say(f"{record['title']}: not tracked, as it is not run")
+            continue
+        with following(plan.trackers, record, told.say) as follow:
+            results.append(run_strategy(_sure(ready), strategy, record, told, follow))
+            place = store.save(results[-1], folder, replace=again or bool(record["code"])) if folder else None
+            follow.end(results[-1], place)
     return results
 
 
@@ -234,12 +244,15 @@ def versions(*more: str) -> dict[str, str]:
     return found | {"python": platform.python_version(), "system": platform.system()}
 
 
-def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> Result:
-    """Train one strategy on all seeds."""
+def run_strategy(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow | None = None
+) -> Result:
+    """Train one strategy on all seeds; ``follow`` is fed with what they give."""
+    follow = follow or Follow((), record, told.say)
     began, clock = datetime.now(UTC), time.perf_counter()
     do = in_processes if ready.choice.how == "processes" else in_groups
     with execution.deterministic(ready.plan.training.deterministic):
-        parts = do(ready, strategy, record, told)
+        parts = do(ready, strategy, record, told, follow)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
@@ -266,7 +279,9 @@ class Part:
     facts: dict[str, Any]
 
 
-def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
+def in_groups(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow
+) -> list[Part]:  # fmt: skip
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
     mapped = ready.choice.how == "map" and not strategy.trains_itself
@@ -279,8 +294,11 @@ def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Pr
             tasks = len(ready.streams[0].tasks)
             told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
             eager = not_captured(learners, training)
+            watch = Watch(told.step, functools.partial(_fed, follow, learners.seeds, mapped))
             with _blamed(record):
-                arrays, lost = train(learners, training, Watch(told.step))
+                arrays, lost = train(learners, training, watch)
+            if strategy.trains_itself:  # which tells nobody of single tasks
+                _fed(follow, learners.seeds, mapped, -1, arrays)
             told.end()
             facts = {
                 "program": f"eager: {eager}" if eager else "captured",
@@ -292,8 +310,15 @@ def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Pr
     return parts
 
 
-def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
-    """The seeds dealt out to as many processes as there are processor cores."""
+def _fed(follow: Follow, seeds: list[int], mapped: bool, index: int, arrays: dict[str, Tensor]) -> None:
+    """What a group gave in a task."""
+    follow.feed(seeds, index, by_seed(arrays, mapped))
+
+
+def in_processes(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow
+) -> list[Part]:  # fmt: skip
+    """The seeds dealt out to as many processes as there are processor cores; followed when each is through."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
     count, parts = execution.workers(len(seeds)), []
     threads = training.threads or execution.threads_each(len(seeds))
@@ -301,13 +326,14 @@ def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
         pending = []
         for first in range(count):
             share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
-            plan = replace(ready.plan, strategies=(strategy,), training=share)
+            plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
             pending.append(pool.submit(_alone, plan, ready.root, str(ready.device)))
         tasks = len(ready.streams[0].tasks)
         try:
             for number, future in enumerate(as_completed(pending)):
                 told.begin(record["title"], number, count, tasks, training.batch)
                 parts.append(_part(future.result()))
+                follow.feed(parts[-1].seeds, -1, parts[-1].arrays)
                 told.end()
         except BaseException:
             pool.shutdown(cancel_futures=True)

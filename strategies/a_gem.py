@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -32,6 +32,8 @@ class AGEM(Strategy):
     from the whole memory, none twice, and all of them where it has fewer, as in the authors' code; avalanche-lib draws
     equally many of each past task; 3. samples of the current task, which a reservoir has too, are not drawn.
     """
+
+    stores_samples: ClassVar[bool] = True
 
     capacity: int = option(1000, "samples that are stored in all", ge=1)
     samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1)

@@ -48,6 +48,7 @@ class BiC(Strategy):
     Between the steps of a task, its new outputs have no correction yet.
     """
 
+    stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
     capacity: int = option(500, "exemplars in all, for both stages", ge=2)

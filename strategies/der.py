@@ -33,6 +33,7 @@ class DER(Strategy):
     task too; avalanche-lib begins with the second task.
     """
 
+    stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
     alpha: float = option(0.5, "α, the weight of the logits' error", ge=0)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Online(Strategy):
     """What methods share that store at every step, a reservoir by default, and replay from the second step on."""
 
+    stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
     capacity: int = option(500, "samples that are stored", ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -35,6 +35,8 @@ class FDR(Strategy):
     5. samples are drawn with replacement; 6. norms are rounded off near 0 (``rounding``), where a task begins: there a
     norm's gradient has the direction of rounding errors and its full size.
     """
+
+    stores_samples: ClassVar[bool] = True
 
     strength: float = option(1.0, "λ, the weight of the distance", ge=0)
     capacity: int = option(500, "samples that are stored", ge=1)

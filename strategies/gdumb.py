@@ -66,6 +66,7 @@ class GDumb(Restarted):
     the run's ``schedule``.
     """
 
+    stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
     capacity: int = option(500, "k, samples that are stored", ge=1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 
 from continual.errors import BadChain
 from continual.learning.models import Gated, LinearNet, Net
-from continual.learning.strategy import Batch, Memory, Step
+from continual.learning.strategy import Batch, Growth, Memory, Step
 from continual.options import option
 from continual.strategies.xdg import Gating
 
@@ -57,6 +57,8 @@ class HAT(Gating):
     some) its end is not seen; 7. in a chain, a part that looks at the network when a task ends (EWC's Fisher) sees it
     at the s of the next step, not at s_max.
     """
+
+    memory_grows_with: ClassVar[Growth] = "tasks"
 
     strength: float = option(0.75, "c, the weight of the cost of attention", ge=0)
     s_max: float = option(400.0, "how steep the gates become", gt=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -71,6 +71,8 @@ class ICaRL(Means):
 
     Between the steps of a task, the answer is by the means of its beginning: none of its new classes has one.
     """
+
+    stores_samples: ClassVar[bool] = True
 
     capacity: int = option(500, "K, exemplars in all", ge=1)
     outputs: Literal["sigmoid", "softmax"] = option("sigmoid", "what the loss makes of the outputs")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from continual.learning import exemplars
-from continual.learning.strategy import Memory, Strategy
+from continual.learning.strategy import Growth, Memory, Strategy
 from continual.options import option
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Restarted(Strategy):
 @dataclass(frozen=True)
 class AllData(Strategy):
     """What bounds share whose epochs run through all data so far."""
+
+    stores_samples: ClassVar[bool] = True
+    memory_grows_with: ClassVar[Growth] = "data"
 
     every: bool = option(True, "learn at each task's arrival; else once, when the last task is there")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from continual.errors import BadChain
-from continual.learning.strategy import Memory, Step, cross_entropy
+from continual.learning.strategy import Growth, Memory, Step, cross_entropy
 from continual.options import option
 from continual.strategies.xdg import Isolated
 
@@ -38,6 +38,7 @@ class PackNet(Isolated):
     fixed is put back after each step, so that no optimiser's momentum or weight decay moves it.
     """
 
+    memory_grows_with: ClassVar[Growth] = "tasks"
     restarts_optimizer: ClassVar[bool] = True
 
     prune: float | Literal["equal"] = option(

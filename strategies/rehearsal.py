@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -32,6 +32,8 @@ class Rehearsal(Strategy):
     are small; 3. ``repeat=once`` leaves out the repetition, so that the memory is a small part of an epoch.
     :class:`~continual.strategies.replay.Replay` joins stored samples to each batch instead, which keeps the steps.
     """
+
+    stores_samples: ClassVar[bool] = True
 
     capacity: int = option(1100, "samples that are stored in all", ge=1)
     repeat: Literal["match", "once"] = option("match", "stored samples as often as makes them as many as new ones")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -28,6 +28,8 @@ class Replay(Strategy):
     or the stored ones weigh ``share`` in all, which ``share=task`` makes 1 - 1/t in the t-th task (van de Ven et al.
     2022); 4. as long as nothing is stored, a batch is learnt alone.
     """
+
+    stores_samples: ClassVar[bool] = True
 
     capacity: int = option(500, "samples that are stored", ge=1)
     per_class: bool = option(False, "whether the capacity is for each class instead of in all")

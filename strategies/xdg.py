@@ -9,7 +9,7 @@ import torch
 
 from continual.errors import BadChain
 from continual.learning.models import Gated, Net
-from continual.learning.strategy import Memory, Strategy
+from continual.learning.strategy import Growth, Memory, Strategy
 from continual.options import option
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 class Isolated(Strategy):
     """What methods share that keep a part of the network for each task, and so have to be told a test sample's."""
 
+    scenarios: ClassVar[tuple[str, ...]] = ("task",)
+
     def suits(self, stream: Stream, net: Net) -> None:
         """Tasks are told at test time."""
-        if stream.scenario != "task":
+        if stream.scenario not in self.scenarios:
             raise BadChain(f"{type(self).__name__} has to be told the task of a test sample, which the scenario "
                            f"'{stream.scenario}' does not; use scenario=task")  # fmt: skip
 
@@ -69,6 +71,8 @@ class XdG(Gating):
     scaled up for those that are closed; 3. the output layer is not gated; 4. the gates are drawn from the seed. The
     paper took 0.8; van de Ven et al. tuned it: 0.95 for Split MNIST, 0.55 for Permuted MNIST.
     """
+
+    memory_grows_with: ClassVar[Growth] = "tasks"
 
     gated: float = option(0.8, "share of each hidden layer's units that a task closes", ge=0, lt=1)
 

@@ -298,7 +298,10 @@ def test_check_a_faulty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "command": (
         "rn",
-        ("no command is named 'rn'; did you mean 'run'?", "check, compare, list, report, reproduce, run, show"),
+        (
+            "no command is named 'rn'; did you mean 'run'?",
+            "check, compare, completion, list, report, reproduce, run, schema, show",
+        ),
     ),
     "benchmark": ("run split-digit", ("no benchmark is named 'split-digit'; did you mean 'split-digits'?",)),
     "strategy as benchmark": ("run ewc", ("no benchmark is named 'ewc'", "split-digits")),
@@ -421,7 +424,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         ("run split-digits --seeds", "requires an argument"),
         ("show", "Missing argument 'DIR'"),
         ("check", "Missing argument 'STRATEGY'"),
-        ("list strategies models", "unexpected extra argument"),
+        ("list strategies ewc models", "unexpected extra argument"),
         ("--nosuch", "No such option '--nosuch'"),
     ],
 )

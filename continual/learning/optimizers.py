@@ -65,9 +65,9 @@ class SGD(Optimizer):
         from torch.optim.sgd import sgd
 
         # a velocity that begins at 0 is the first gradient after the first step, as in PyTorch
-        velocity = state.get("velocity") or [None] * len(theta)
+        velocity: list[Tensor | None] = [*state.get("velocity", [None] * len(theta))]
         sgd(
-            theta, gradient, [*velocity], fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
+            theta, gradient, velocity, fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
             weight_decay=self.weight_decay, nesterov=self.nesterov, maximize=False,
         )  # fmt: skip
 

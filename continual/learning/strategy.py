@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Memory = dict[str, Tensor]
 else:
     Memory = dict  # the annotation is not evaluated, so that strategies can be listed without importing torch
+Growth = Literal["nothing", "tasks", "data"]
 HOOKS = (
     "extend", "network", "init", "before_task", "rows", "batch", "loss", "penalty", "gradient", "after_step",
     "after_task", "predict",
@@ -120,6 +121,12 @@ class Strategy(Configured):
 
     trains_itself: ClassVar[bool] = False
     """Whether it is another library's and brings a loop of its own (:meth:`train`), so that its hooks are not used."""
+    stores_samples: ClassVar[bool] = False
+    """Whether samples of past tasks are stored (their rows lie in memory) and learnt from again."""
+    memory_grows_with: ClassVar[Growth] = "nothing"
+    """What makes a learner larger beyond its output units and options: more ``tasks``, more ``data``, or nothing."""
+    scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
+    """The scenarios that it works in; :meth:`suits` refuses the others."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Other packages that its numbers depend on: a run's record has their versions."""
 

@@ -100,9 +100,15 @@ class Training(Configured):
 
 @dataclass
 class Watch:
-    """Who is told of the progress: ``step(task, step, steps)`` is called before each step and must not wait."""
+    """Who is told of the progress.
+
+    ``step(task, step, steps)`` is called before each step and must not wait. ``task(index, arrays)`` is called when a
+    task has ended with what it adds to the arrays of :func:`train`, which is on the CPU already; first with -1 and what
+    the untrained network gave.
+    """
 
     step: Callable[[int, int, int], None] = lambda task, step, steps: None
+    task: Callable[[int, dict[str, Tensor]], None] = lambda index, arrays: None
 
 
 @dataclass(frozen=True)
@@ -156,15 +162,16 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     traced = Trace(learners, training, recorded)
     stopped: list[Stopped] = []
 
-    def measure(index: int) -> None:
+    def measure(index: int) -> dict[str, Tensor]:
         for name, evaluation in evaluations.items():
             values = evaluation(index)
             for r, alive in enumerate(learners.alive):
                 if not alive:
                     (values[r] if learners.mapped else values).fill_(torch.nan)
             results.setdefault(name, []).append(values.cpu())
+        return {name: results[name][-1][..., None, :] for name in evaluations}
 
-    measure(-1)
+    watch.task(-1, measure(-1))
     stored = []
     for index in range(tasks):
         rows = learners.begin(index)
@@ -180,8 +187,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
         learners.end(index)
         stored.append(learners.stored().cpu())
         results.setdefault("loss", []).append(losses.cpu())
-        traced.collect()
-        measure(index)
+        new = traced.collect() | measure(index)
+        watch.task(index, new | {"loss": results["loss"][-1], "stored_samples": stored[-1][..., None]})
     arrays = {name: torch.stack(rows, -2) for name, rows in results.items() if name != "loss"}
     arrays |= {"loss": torch.cat(results["loss"], -1), "stored_samples": torch.stack(stored, -1)}
     return arrays | traced.arrays(), stopped
@@ -300,21 +307,28 @@ class Trace:
         assert found is not None
         return found.clone()
 
-    def collect(self) -> None:
-        """Copy what was measured in a task; of a learner that was given up, nothing."""
+    def collect(self) -> dict[str, Tensor]:
+        """Copy what was measured in a task, and give it; of a learner that was given up, nothing."""
+        count = 0
         for name, values in self.pending.items():
             measured = torch.stack(values, -2).cpu()
             for r, alive in enumerate(self.learners.alive):
                 if not alive:
                     (measured[r] if self.learners.mapped else measured).fill_(torch.nan)
             self.done.setdefault(name, []).append(measured)
+            count = measured.shape[-2]
+        new = {name: self.done[name][-1] for name in self.pending}
         self.pending, self.graphs = {}, {}  # between tasks memory may come to lie elsewhere
+        return new | self._when(self.marks[len(self.marks) - count :]) if new else {}
+
+    @staticmethod
+    def _when(marks: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """The task and the step of evaluations, (E,) each."""
+        task, step = torch.tensor(marks).T
+        return {"trace_task": task, "trace_step": step}
 
     def arrays(self) -> dict[str, Tensor]:
         """The trace, or nothing where none was asked for."""
         if not self.every:
             return {}
-        task, step = torch.tensor(self.marks).T
-        return {name: torch.cat(values, -2) for name, values in self.done.items()} | {
-            "trace_task": task, "trace_step": step,
-        }  # fmt: skip
+        return {name: torch.cat(values, -2) for name, values in self.done.items()} | self._when(self.marks)

@@ -1,0 +1,110 @@
+"""MLflow: a run for each strategy, or for each of its seeds, at a tracking server or in a store of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from continual.options import option
+from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
+
+MOST = 1000  # values that a server takes at once
+MOST_OPTIONS = 100  # and options
+LONGEST = 5000  # characters of an option's value
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+@dataclass(frozen=True)
+class MLflow(Tracker):
+    """MLflow: one run of the experiment for each strategy, with its options as parameters.
+
+    Tags tell the protocol that runs share (``protocol``), the strategy and the seed.
+    """
+
+    package: ClassVar[str] = "mlflow"
+    extra: ClassVar[str] = "continual[mlflow]"
+
+    uri: str | None = option(None, "the server, such as http://localhost:5000; none: $MLFLOW_TRACKING_URI, or MLflow's")
+    experiment: str = option("continual", "MLflow's experiment that runs are put into, made where there is none")
+
+    def reach(self) -> None:
+        """See :meth:`Tracker.reach`; the server answers."""
+        super().reach()
+        client = self._client()
+        with _impatient():
+            try:
+                client.search_experiments(max_results=1)
+            except Exception as error:  # whatever its client raises
+                raise Unreachable(f"MLflow at {client.tracking_uri} cannot be reached: "
+                                  f"{' '.join(str(error).split())[:300]}; start it ('mlflow server') or give another "
+                                  "with mlflow:uri=...") from error  # fmt: skip
+
+    def _client(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def begin(self, followed: Followed) -> Log:
+        """See :meth:`Tracker.begin`."""
+        client = self._client()
+        there = client.get_experiment_by_name(self.experiment)
+        number = there.experiment_id if there else client.create_experiment(self.experiment)
+        tags = {"protocol": followed.experiment, "strategy": followed.title, "seed": followed.part}
+        run = client.create_run(number, tags=tags, run_name=followed.name)
+        return MLflowRun(client, run.info.run_id, followed)
+
+
+class MLflowRun(Log):
+    """One run there."""
+
+    def __init__(self, client: Any, number: str, followed: Followed) -> None:
+        from mlflow.entities import Param
+
+        self.client, self.number = client, number
+        options = [Param(_allowed(name), str(value)[:LONGEST]) for name, value in followed.flat.items()]
+        for first in range(0, len(options), MOST_OPTIONS):
+            client.log_batch(number, params=options[first : first + MOST_OPTIONS])
+
+    def write(self, points: Sequence[Point]) -> None:
+        """See :meth:`Log.write`."""
+        self._values([(name, value, point.at) for point in points for name, value in point.values.items()])
+
+    def _values(self, values: Sequence[tuple[str, float, int]]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(_allowed(name), value, now, at) for name, value, at in values]
+        for first in range(0, len(metrics), MOST):
+            self.client.log_batch(self.number, metrics=metrics[first : first + MOST])
+
+    def end(self, ended: Ended) -> None:
+        """See :meth:`Log.end`."""
+        self._values([(f"summary/{name}", value, 0) for name, value in ended.metrics.items()])
+        for name, text in ended.facts.items():
+            self.client.set_tag(self.number, name, text[:LONGEST])
+        self.client.set_terminated(self.number, "FINISHED")
+
+    def fail(self) -> None:
+        """See :meth:`Log.fail`."""
+        self.client.set_terminated(self.number, "FAILED")
+
+
+def _allowed(name: str) -> str:
+    """A name with what MLflow takes in names: letters, digits and ``_-. /``."""
+    return "".join(sign if sign.isalnum() or sign in "_-. /" else "-" for sign in name)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Within it, MLflow tries once instead of for minutes, unless the user says how often."""
+    changed = {name: value for name, value in IMPATIENT.items() if name not in os.environ}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name in changed:
+            del os.environ[name]
