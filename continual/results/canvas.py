@@ -57,6 +57,15 @@ def marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
+def ink_on(shade: Any) -> str:
+    """Black or white, whichever is read more easily on a colour: the greater contrast after WCAG 2."""
+    from matplotlib.colors import to_rgb
+
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(shade)]
+    light = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
+
+
 def printable(text: str) -> str:
     """Text in one line, with a sign in the place of what XML cannot hold."""
     return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))

@@ -74,8 +74,8 @@ def sections(results: Sequence[Result]) -> list[Section]:
         ),
         Section(
             "Forgetting by task",
-            "Best accuracy on a task after tasks 1 to T-1 minus the final one (Chaudhry et al. 2018), in points of a "
-            "percent, mean over seeds, from white (0) to dark (100).",
+            "Best accuracy on a task after tasks 1 to T-1 minus the final one (Chaudhry et al. 2018), in percentage "
+            "points, mean over seeds, from white (0) to dark (100).",
             [_forgetting(results)] if results[0].accuracy.shape[2] > 1 else [],
         ),
         Section(

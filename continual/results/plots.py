@@ -110,7 +110,7 @@ def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
 
 def matrix_size(tasks: int) -> tuple[float, float]:
     """Inches that an accuracy matrix takes."""
-    side = max(3.2, 0.36 * tasks)
+    side = max(2.9, 0.36 * tasks)
     return side + 0.9, max(2.6, 0.9 * side) + 0.9
 
 
@@ -134,7 +134,7 @@ def forgetting_size(results: Sequence[Drawn]) -> tuple[float, float]:
 def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
     """Percentages as shades from white (0) to dark (100), with the numbers in them."""
     edges = [np.arange(count + 1) - 0.5 for count in values.shape]
-    axes.pcolormesh(edges[1], edges[0], values, cmap=colours, vmin=0, vmax=100, edgecolors="white", linewidth=1)
+    mesh = axes.pcolormesh(edges[1], edges[0], values, cmap=colours, vmin=0, vmax=100, edgecolors="white", linewidth=1)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -143,7 +143,8 @@ def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
     size = 9 if values.shape[1] <= MANY else 7.5
     for (i, j), value in np.ndenumerate(values):
         text = form.format(round(value, 1) + 0.0) if np.isfinite(value) else "–"
-        axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if value > 60 else "black")
+        shade = mesh.to_rgba(value) if np.isfinite(value) else "white"
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, color=canvas.ink_on(shade))
 
 
 # ---- lines
@@ -167,6 +168,7 @@ def by_task(result: Drawn, axes: Axes | None = None) -> Axes:
     others = {"training": result.training_accuracy if result.accuracy.shape[2] == 1 else None}
     axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt")
     axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(-0.02 * time[-1], 1.02 * time[-1])
     return axes
 
 
@@ -206,14 +208,14 @@ def _line(
         axes.fill_between(time[there], 100 * (mean - deviation), 100 * (mean + deviation), color=own, alpha=0.15, lw=0)
 
 
-def _framed(axes: Axes, label: str, name: str, tasks: int, columns: int = 4) -> None:
-    """Axes in percent, with a legend below that hides no line."""
+def _framed(axes: Axes, label: str, name: str, tasks: int) -> None:
+    """Axes in percent, with a legend below that hides no line; a phone shows its left part first."""
     if tasks > 1:
         axes.set(ylim=(-3, 103))
     axes.set(xlabel=label, ylabel="accuracy in %", title=plain(name, 44))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize="small", frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.21), ncols=4, fontsize="small", frameon=False, borderaxespad=0)
 
 
 def trace(result: Drawn, axes: Axes | None = None) -> Axes:
@@ -228,8 +230,10 @@ def trace(result: Drawn, axes: Axes | None = None) -> Axes:
     for j in range(tasks):
         values = np.where(result.trace_task >= j, result.trace[:, :, j], np.nan)
         _line(axes, result.trace_step, values, j, tasks, _task(j, tasks), "-")
+    last = result.trace_step[-1]
+    axes.set_xlim(-0.01 * last, 1.01 * last)  # of a seed that was stopped, too, all of the stream
     _gaps(axes, result.trace, result.trace_step, result.trace_task)
-    _framed(axes, "step", result.name, tasks, columns=8)
+    _framed(axes, "step", result.name, tasks)
     axes.set(ylim=(-3, 112 if tasks > 1 else 103), title="")
     axes.set_title(plain(result.name, 60), loc="left")  # a phone shows the left part first
     return axes
@@ -265,8 +269,9 @@ def _gap(
         ends = {"arrowstyle": "<->", "color": "black", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
-    axes.annotate(f"gap {100 * gap:.0f}", (least, old[0] - 50 * gap), (6, 0), textcoords="offset points", va="center",
-                  fontsize=8, bbox=box, zorder=5)  # fmt: skip
+    side = {"xytext": (6, 0), "ha": "left"} if least < 0.9 * axes.get_xlim()[1] else {"xytext": (-6, 0), "ha": "right"}
+    axes.annotate(f"gap {round(100 * gap) + 0}", (least, old[0] - 50 * gap), textcoords="offset points", va="center",
+                  fontsize=8, bbox=box, zorder=5, **side)  # fmt: skip
 
 
 # ---- several results
@@ -311,17 +316,20 @@ def against_time(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
 
 def against_memory(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
     """Average accuracy against what a learner holds (:func:`held`), for the runs that know it."""
-    kilobytes = [None if (held_ := held(one)) is None else held_ / 1000 for one in results]
-    return _against(results, kilobytes, "kilobytes that a learner holds", axes)
+    known = [held(one) for one in results]
+    unit, size = ("MB", 1e6) if max((one or 0 for one in known), default=0) >= 1e6 else ("kB", 1e3)
+    costs = [None if one is None else one / size for one in known]
+    return _against(results, costs, f"{unit} that a learner holds", axes)
 
 
 def _against(results: Sequence[Drawn], costs: list[float | None], label: str, axes: Axes | None) -> Axes:
     axes = axes or canvas.new_axes()
-    known = [(one, cost) for one, cost in zip(results, costs, strict=True) if cost is not None]
-    found = [summarise(100 * average_accuracy(one.accuracy)) for one, _ in known]
-    for number, ((_, cost), each) in enumerate(zip(known, found, strict=True)):
+    means = [summarise(100 * average_accuracy(one.accuracy)) for one in results]
+    there = [i for i, each in enumerate(means) if costs[i] is not None and np.isfinite(each.mean)]
+    known, found = [(results[i], costs[i]) for i in there], [means[i] for i in there]
+    for number, (_, cost), each in zip(there, known, found, strict=True):
         reach = each.high - each.mean if each.n > 1 else None
-        sign = {"color": colour(number, len(known)), "marker": marker(number), "markersize": 7, "capsize": 3}
+        sign = {"color": colour(number, len(results)), "marker": marker(number), "markersize": 7, "capsize": 3}
         axes.errorbar(cost, each.mean, yerr=reach, **sign)
     axes.set(xlabel=label, ylabel="average accuracy in %")
     axes.grid(alpha=0.25)
