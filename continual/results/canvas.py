@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's eight colours, which colour-blind people can tell apart."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, which colour-blind people can tell apart, without black (means have it) and pale yellow."""
 MARKERS = "os^Dv*XP"  # a second sign beside the colour, for a print without colours
 SVG = "http://www.w3.org/2000/svg"
 
@@ -120,6 +121,9 @@ def svg(figure: Figure, name: str, title: str) -> str:
     for one in [one for one in root if one.tag.endswith("metadata")]:
         root.remove(one)
     _rename(root, name)
+    for one in root.iter():
+        for key in {"d", "x", "y"} & set(one.keys()):  # a hundredth of a point is seen by nobody, and files are smaller
+            one.set(key, re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", one.get(key, "")))
     root.set("role", "img")
     root.set("aria-label", printable(title))
     ElementTree.register_namespace("", SVG)

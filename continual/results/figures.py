@@ -119,7 +119,7 @@ def _matrix(result: Result) -> Figure:
 
 def _curves(result: Result) -> Figure:
     rows = _rows(("task", "tasks learnt"), result.accuracy.transpose(0, 2, 1), lambda j, i: (j + 1, i))
-    return _own("curves", "accuracy over time", result, (4.8, 3.4), plots.by_task, rows)
+    return _own("curves", "accuracy over time", result, (3.8, 3.2), plots.by_task, rows)
 
 
 def _trace(result: Result) -> Figure:

@@ -102,7 +102,8 @@ def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
     _heat(axes, values, "Blues", "{:.1f}" if tasks <= 6 else "{:.0f}")
     corners = np.repeat(np.arange(tasks + 1), 2)
     axes.plot(corners[1:] - 0.5, corners[:-1] + 0.5, color="black", linewidth=1.8, solid_capstyle="butt", zorder=3)
-    axes.set(xlabel="accuracy on task", ylabel="after learning task", title=plain(result.name, 44))
+    axes.set(xlabel="accuracy on task", ylabel="after learning task")
+    axes.set_title(plain(result.name, 44), fontsize="medium")
     axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
     axes.set_yticks(range(tasks + 1), ["none", *(str(i + 1) for i in range(tasks))])
     return axes
@@ -212,10 +213,12 @@ def _framed(axes: Axes, label: str, name: str, tasks: int) -> None:
     """Axes in percent, with a legend below that hides no line; a phone shows its left part first."""
     if tasks > 1:
         axes.set(ylim=(-3, 103))
-    axes.set(xlabel=label, ylabel="accuracy in %", title=plain(name, 44))
+    axes.set(xlabel=label, ylabel="accuracy in %")
+    axes.set_title(plain(name, 44), fontsize="medium")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.21), ncols=4, fontsize="small", frameon=False, borderaxespad=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=4, columnspacing=1.2, handlelength=1.6,
+                fontsize="small", frameon=False, borderaxespad=0)  # fmt: skip
 
 
 def trace(result: Drawn, axes: Axes | None = None) -> Axes:
@@ -281,10 +284,12 @@ def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes
     """A metric of several results: each seed, the mean, and its 95 % interval (Student's t)."""
     one = metric(name)
     axes = axes or canvas.new_axes(4.8, compare_height(results))
-    for line, result in enumerate(results):
-        values = _scale(one) * one(result)
+    found = [_scale(one) * one(result) for result in results]
+    for line, values in enumerate(found):
         _point(axes, values, line, colour(line, len(results)), marker(line))
     axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
+    if one.unit == "%":
+        axes.set_xlim(_possible(axes.get_xlim(), [float(np.nanmin(each, initial=100)) for each in found]))
     axes.set_yticks(range(len(results)), [plain(result.name, 26) for result in results])
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
@@ -323,46 +328,31 @@ def against_memory(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
 
 
 def _against(results: Sequence[Drawn], costs: list[float | None], label: str, axes: Axes | None) -> Axes:
+    """Means with their intervals, named from the best to the worst; a result without a cost or a value is left out."""
     axes = axes or canvas.new_axes()
     means = [summarise(100 * average_accuracy(one.accuracy)) for one in results]
     there = [i for i, each in enumerate(means) if costs[i] is not None and np.isfinite(each.mean)]
-    known, found = [(results[i], costs[i]) for i in there], [means[i] for i in there]
-    for number, (_, cost), each in zip(there, known, found, strict=True):
-        reach = each.high - each.mean if each.n > 1 else None
-        sign = {"color": colour(number, len(results)), "marker": marker(number), "markersize": 7, "capsize": 3}
-        axes.errorbar(cost, each.mean, yerr=reach, **sign)
+    for i in sorted(there, key=lambda i: -means[i].mean):
+        reach = means[i].high - means[i].mean if means[i].n > 1 else None
+        axes.errorbar(costs[i], means[i].mean, yerr=reach, color=colour(i, len(results)), marker=marker(i),
+                      markersize=7, capsize=3, linestyle="", label=plain(results[i].name, 24))  # fmt: skip
     axes.set(xlabel=label, ylabel="average accuracy in %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    numbers = [cost for _, cost in known]
+    numbers = [cost for i in there if (cost := costs[i]) is not None]
     if numbers and min(numbers) > 0 and max(numbers) > LOG * min(numbers):
         axes.set_xscale("log")
     else:
         axes.set_xlim(0, 1.08 * max(numbers, default=1))
-    _named(axes, [(one.name, cost, each.mean) for (one, cost), each in zip(known, found, strict=True)])
+    axes.set_ylim(_possible(axes.get_ylim(), [means[i].mean for i in there]))
+    if there:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False, borderaxespad=0)
     return axes
 
 
-def _named(axes: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Names at the right edge, spread so that none hides another, with a line to each point."""
-    low, high = axes.get_ylim()
-    there = sorted((point for point in points if np.isfinite(point[2])), key=lambda point: point[2])
-    for (name, x, y), place in zip(there, _spread([(y - low) / (high - low) for _, _, y in there]), strict=True):
-        line = {"arrowstyle": "-", "color": "0.65", "linewidth": 0.6, "shrinkB": 5}
-        axes.annotate(plain(name, 22), (x, y), (1.04, place), textcoords="axes fraction", va="center", fontsize=8,
-                      arrowprops=line)  # fmt: skip
-
-
-def _spread(places: list[float], gap: float = 0.07) -> list[float]:
-    """Rising places, moved apart by ``gap`` at least and kept between 0 and 1 where there is room."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    over = max(0.0, moved[-1] - 1) if moved else 0.0
-    for i in reversed(range(len(moved))):
-        limit = moved[i] - over if i + 1 == len(moved) else moved[i + 1] - gap
-        moved[i] = min(moved[i], limit)
-    return moved
+def _possible(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """An axis in percent ends at what can be; an interval may reach farther and is cut there."""
+    return max(limits[0], -3 if min(values, default=0) >= 0 else -103), min(limits[1], 103)
 
 
 # ---- the doors
