@@ -22,6 +22,7 @@ myst_enable_extensions = ["strikethrough"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 add_module_names = False
+smartquotes = False  # an option is typed as it stands
 
 html_theme = "furo"
 html_title = f"continual {version}"
