@@ -15,6 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from continual import plugins
 from continual.cli import KINDS, cards
+from continual.options import Configured, options_of
 
 
 class Registered(SphinxDirective):
@@ -69,8 +70,16 @@ def as_written(app: Sphinx, what: str, name: str, thing: object, options: object
         lines[number] = "".join(one if one.startswith("``") else re.sub(r"[*|]", r"\\\g<0>", one) for one in parts)
 
 
+def options_as_arguments(app: Sphinx, what: str, name: str, thing: Any, options: object, *_: object) -> Any:
+    """A class with options is made with them by name; how it checks them is nobody's concern."""
+    if what != "class" or not issubclass(thing, Configured):
+        return None
+    return f"({', '.join(f'{known.name}={known.default!r}' for known in options_of(thing).values())})", ""
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", as_written, priority=100)
+    app.connect("autodoc-process-signature", options_as_arguments)
     app.add_directive("registered", Registered)
     return {"parallel_read_safe": True}

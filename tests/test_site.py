@@ -1,4 +1,4 @@
-"""The site is built from the pages and the docstrings without a warning, holds everything, and loads nothing from afar."""
+"""The site: built from pages and docstrings without a warning, it holds everything and loads nothing from afar."""
 
 from __future__ import annotations
 

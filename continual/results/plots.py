@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STYLES = {"test": "-", "training": ":", "validation": "--"}
+FEW = 6  # of more tasks there is no room for words beside their numbers
 MANY = 10  # more tasks than these are not told apart by colour
 NUMBERS = 40  # of more tasks a heat map has no room for numbers
 LOG = 15  # a greater ratio of the largest to the least is drawn on a logarithmic axis
@@ -251,7 +252,7 @@ def _gaps(axes: Axes, values: Array, step: NDArray[np.int64], task: NDArray[np.i
         if not len(here):
             continue
         middle = (step[before[0]] if len(before) else 0) / 2 + step[here[-1]] / 2
-        axes.text(middle, 104, f"learning {k + 1}" if values.shape[2] <= 6 else f"{k + 1}", ha="center", fontsize=8)
+        axes.text(middle, 104, f"learning {k + 1}" if values.shape[2] <= FEW else f"{k + 1}", ha="center", fontsize=8)
         if len(before):
             _gap(axes, values, step, np.concatenate([before, here]), k, gaps[k - 1])
 
@@ -273,7 +274,8 @@ def _gap(
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
     side = {"xytext": (6, 0), "ha": "left"} if least < 0.9 * axes.get_xlim()[1] else {"xytext": (-6, 0), "ha": "right"}
-    axes.annotate(f"gap {round(100 * gap) + 0}", (least, old[0] - 50 * gap), textcoords="offset points", va="center",
+    word = "gap " if values.shape[2] <= FEW else ""
+    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), textcoords="offset points", va="center",
                   fontsize=8, bbox=box, zorder=5, **side)  # fmt: skip
 
 
