@@ -72,7 +72,7 @@ def as_written(app: Sphinx, what: str, name: str, thing: object, options: object
 
 def options_as_arguments(app: Sphinx, what: str, name: str, thing: Any, options: object, *_: object) -> Any:
     """A class with options is made with them by name; how it checks them is nobody's concern."""
-    if what != "class" or not issubclass(thing, Configured):
+    if not (isinstance(thing, type) and issubclass(thing, Configured)):
         return None
     return f"({', '.join(f'{known.name}={known.default!r}' for known in options_of(thing).values())})", ""
 

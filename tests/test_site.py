@@ -46,13 +46,11 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
+def build(folder: Path) -> Path:
+    """The site, built as CONTRIBUTING.md says, with what was read kept elsewhere."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the extra docs is not installed ({', '.join(missing)})")
-    folder = tmp_path_factory.mktemp("site")
     (line,) = re.findall(r"^sphinx-build .*$", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     words = shlex.split(line.partition(" #")[0])
     assert words[-1] == "build/site" and "-W" in words
@@ -62,30 +60,37 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "built"
 
 
-@pytest.fixture(scope="module")
-def pages(site: Path) -> dict[str, Page]:
-    """Every page by its place."""
-    return {str(file.relative_to(site)): Page(file) for file in site.rglob("*.html")}
+def test_the_site(tmp_path: Path) -> None:
+    """One test, so that it is built once."""
+    site = build(tmp_path)
+    pages = {str(file.relative_to(site)): Page(file) for file in site.rglob("*.html")}
+    every_page_is_reached(pages)
+    for kind in plugins.KINDS:
+        everything_registered_is_there(pages, kind)
+    commands_metrics_and_names_are_there(pages)
+    links_lead_somewhere(pages)
+    nothing_is_loaded_from_afar(site, pages)
 
 
-def test_every_page_is_there_and_is_reached(pages: dict[str, Page]) -> None:
+def every_page_is_reached(pages: dict[str, Page]) -> None:
     for file in CHECKOUT.glob("docs/*.md"):
         assert f"{file.stem}.html" in pages and f"{file.stem}.html" in pages["index.html"].links
     for file in CHECKOUT.glob("docs/reference/*.rst"):
         assert f"reference/{file.stem}.html" in pages["index.html"].links
 
 
-@pytest.mark.parametrize("kind", plugins.KINDS)
-def test_everything_registered_is_there_with_its_options(pages: dict[str, Page], kind: str) -> None:
+def everything_registered_is_there(pages: dict[str, Page], kind: str) -> None:
+    """Each with its class and its options."""
     text = " ".join("".join(one.text for name, one in pages.items() if name.startswith("reference/")).split())
+    ids = {each for one in pages.values() for each in one.ids}
     for card in cards(kind):
         cls = plugins.find(kind, card["name"])
-        assert f"{cls.__module__}.{cls.__qualname__}" in {each for one in pages.values() for each in one.ids}
+        assert f"{cls.__module__}.{cls.__qualname__}" in ids
         for known in options_of(cls).values():
             assert f"{known.name} {known.kind}" in text and " ".join(known.meaning.split()) in text
 
 
-def test_the_commands_the_metrics_and_the_names_of_the_package_are_there(pages: dict[str, Page]) -> None:
+def commands_metrics_and_names_are_there(pages: dict[str, Page]) -> None:
     commands = pages["reference/commands.html"].text
     for command in main.commands.values():
         for parameter in command.params:
@@ -97,7 +102,7 @@ def test_the_commands_the_metrics_and_the_names_of_the_package_are_there(pages: 
     assert hooks <= pages["reference/contract.html"].ids
 
 
-def test_links_lead_somewhere(pages: dict[str, Page]) -> None:
+def links_lead_somewhere(pages: dict[str, Page]) -> None:
     lost = []
     for place, page in pages.items():
         for link in page.links:
@@ -111,7 +116,7 @@ def test_links_lead_somewhere(pages: dict[str, Page]) -> None:
     assert lost == []
 
 
-def test_nothing_is_loaded_from_afar(site: Path, pages: dict[str, Page]) -> None:
+def nothing_is_loaded_from_afar(site: Path, pages: dict[str, Page]) -> None:
     assert any(page.loaded for page in pages.values())
     afar = [(place, one) for place, page in pages.items() for one in page.loaded if "//" in one]
     styles = [

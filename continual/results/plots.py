@@ -145,7 +145,7 @@ def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
     size = 9 if values.shape[1] <= MANY else 7.5
     for (i, j), value in np.ndenumerate(values):
         text = form.format(round(value, 1) + 0.0) if np.isfinite(value) else "–"
-        shade = mesh.to_rgba(value) if np.isfinite(value) else "white"
+        shade = mesh.to_rgba(np.array([value]))[0] if np.isfinite(value) else "white"
         axes.text(j, i, text, ha="center", va="center", fontsize=size, color=canvas.ink_on(shade))
 
 
@@ -273,10 +273,10 @@ def _gap(
         ends = {"arrowstyle": "<->", "color": "black", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
-    side = {"xytext": (6, 0), "ha": "left"} if least < 0.9 * axes.get_xlim()[1] else {"xytext": (-6, 0), "ha": "right"}
     word = "gap " if values.shape[2] <= FEW else ""
-    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), textcoords="offset points", va="center",
-                  fontsize=8, bbox=box, zorder=5, **side)  # fmt: skip
+    beside = (-6, "right") if least > 0.9 * axes.get_xlim()[1] else (6, "left")
+    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), (beside[0], 0), ha=beside[1], va="center",
+                  textcoords="offset points", fontsize=8, bbox=box, zorder=5)  # fmt: skip
 
 
 # ---- several results
@@ -333,19 +333,18 @@ def _against(results: Sequence[Drawn], costs: list[float | None], label: str, ax
     """Means with their intervals, named from the best to the worst; a result without a cost or a value is left out."""
     axes = axes or canvas.new_axes()
     means = [summarise(100 * average_accuracy(one.accuracy)) for one in results]
-    there = [i for i, each in enumerate(means) if costs[i] is not None and np.isfinite(each.mean)]
+    there = {i: cost for i, cost in enumerate(costs) if cost is not None and np.isfinite(means[i].mean)}
     for i in sorted(there, key=lambda i: -means[i].mean):
         reach = means[i].high - means[i].mean if means[i].n > 1 else None
-        axes.errorbar(costs[i], means[i].mean, yerr=reach, color=colour(i, len(results)), marker=marker(i),
+        axes.errorbar(there[i], means[i].mean, yerr=reach, color=colour(i, len(results)), marker=marker(i),
                       markersize=7, capsize=3, linestyle="", label=plain(results[i].name, 24))  # fmt: skip
     axes.set(xlabel=label, ylabel="average accuracy in %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    numbers = [cost for i in there if (cost := costs[i]) is not None]
-    if numbers and min(numbers) > 0 and max(numbers) > LOG * min(numbers):
+    if there and min(there.values()) > 0 and max(there.values()) > LOG * min(there.values()):
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, 1.08 * max(numbers, default=1))
+        axes.set_xlim(0, 1.08 * max(there.values(), default=1))
     axes.set_ylim(_possible(axes.get_ylim(), [means[i].mean for i in there]))
     if there:
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False, borderaxespad=0)
