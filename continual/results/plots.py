@@ -274,8 +274,8 @@ def _gap(
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
     word = "gap " if values.shape[2] <= FEW else ""
-    beside = (-6, "right") if least > 0.9 * axes.get_xlim()[1] else (6, "left")
-    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), (beside[0], 0), ha=beside[1], va="center",
+    away, side = (-6, "right") if least > 0.9 * axes.get_xlim()[1] else (6, "left")
+    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), (away, 0), ha=side, va="center",
                   textcoords="offset points", fontsize=8, bbox=box, zorder=5)  # fmt: skip
 
 
