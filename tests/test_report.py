@@ -194,6 +194,29 @@ def test_a_colour_blind_reader_tells_the_colours_apart() -> None:
         assert nearest > 7
 
 
+def test_long_names_are_cut_where_they_differ() -> None:
+    from continual.results import plots
+
+    same = "ewc:strength=123456.789,half=false"
+    names = [f"{same},fisher_batch=16+replay", f"{same},fisher_batch=32+replay", "finetune", "x" * 40]
+    found = canvas.shortened(names, 26)
+    assert found == ["ewc:…fisher_batch=16+repl…", "ewc:…fisher_batch=32+repl…", "finetune", f"{'x' * 25}…"]
+    results = [made(name, some()) for name in names]
+    for labels in (plots.compare(results).get_yticklabels(), plots.forgetting(results).get_yticklabels()):
+        assert [label.get_text() for label in labels] == found
+    title = plots.matrix(results[0]).get_title()
+    assert title == f"{same},\nfisher_batch=16+replay" and plots.matrix(results[2]).get_title() == "finetune"
+
+
+def test_of_many_tasks_lines_are_all_that_is_drawn() -> None:
+    from continual.results import plots
+
+    few, many = (plots.trace(made("a", some(3, tasks), trace=True)) for tasks in (10, 11))
+    assert len(few.collections) == 10 and {line.get_marker() for line in few.lines} > {"o", "s"}
+    assert not many.collections and {line.get_marker() for line in many.lines} == {"None"}
+    assert [text.get_text() for text in many.texts if text.get_text()] == [str(k + 1) for k in range(11)]
+
+
 def test_a_bar_compares_lines() -> None:
     two, one = page(made("a", some()), made("b", some(seed=1))), page(made("a", some()))
     assert two.count('class="bar"') == 2 * 4 and report.BARS in two  # lines, and metrics without joint training

@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -77,6 +77,29 @@ def plain(text: str, length: int = 60) -> str:
     shown = printable(text)
     shown = shown if len(shown) <= length else f"{shown[: length - 1]}…"
     return shown.replace("$", r"\$")
+
+
+def shortened(names: Sequence[str], length: int) -> list[str]:
+    """Names of at most so many letters that differ where the names do: what several begin with alike is left out."""
+    shown = [plain(name, length) for name in names]
+    return [_told_apart(name, [other for other, text in zip(names, shown, strict=True) if text == own], length)
+            if shown.count(own) > 1 else own for name, own in zip(names, shown, strict=True)]  # fmt: skip
+
+
+def _told_apart(name: str, alike: list[str], length: int) -> str:
+    """The beginning of a name, and what follows what it has in common with names that begin alike."""
+    common = next((i for i, signs in enumerate(zip(*alike, strict=False)) if len(set(signs)) > 1), min(map(len, alike)))
+    begins = max((name.rfind(sign, 0, common) + 1 for sign in ",:+"), default=0)  # of the option that differs
+    return plain(f"{name[:4]}…{name[begins:]}", length) if begins > 4 else plain(name, length)
+
+
+def titled(name: str, width: int = 40) -> str:
+    """A name as a title of at most two lines, broken where an option ends."""
+    shown = printable(name)
+    if len(shown) <= width:
+        return plain(shown)
+    ends = [i + 1 for i, sign in enumerate(shown[:width]) if sign in ",+: "] or [width]
+    return f"{plain(shown[: ends[-1]])}\n{plain(shown[ends[-1] :], width)}"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from continual.errors import BadOption
 from continual.results import canvas
-from continual.results.canvas import colour, marker, plain
+from continual.results.canvas import colour, marker, shortened, titled
 from continual.results.metrics import (
     Array,
     Measured,
@@ -104,7 +104,7 @@ def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
     corners = np.repeat(np.arange(tasks + 1), 2)
     axes.plot(corners[1:] - 0.5, corners[:-1] + 0.5, color="black", linewidth=1.8, solid_capstyle="butt", zorder=3)
     axes.set(xlabel="accuracy on task", ylabel="after learning task")
-    axes.set_title(plain(result.name, 44), fontsize="medium")
+    axes.set_title(titled(result.name), fontsize="medium")
     axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
     axes.set_yticks(range(tasks + 1), ["none", *(str(i + 1) for i in range(tasks))])
     return axes
@@ -124,7 +124,7 @@ def forgetting(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
     _heat(axes, 100 * np.array([mean for mean, _, _ in each]), "Oranges", "{:.1f}" if tasks <= MANY else "{:.0f}")
     axes.set(xlabel="forgetting of task")
     axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
-    axes.set_yticks(range(len(results)), [plain(one.name, 26) for one in results])
+    axes.set_yticks(range(len(results)), shortened([one.name for one in results], 26))
     return axes
 
 
@@ -203,6 +203,9 @@ def _line(
     there = np.isfinite(values).any(axis=0)
     mean, deviation, _ = over_seeds(values[:, there])
     own = colour(number, count)
+    if count > MANY:  # markers and bands would hide the lines
+        axes.plot(time[there], 100 * mean, style, color=own, label=label, linewidth=1)
+        return
     every = max(1, there.sum() // 10)
     axes.plot(time[there], 100 * mean, style, color=own, label=label, marker=marker(number), markersize=4,
               markevery=(number % every, every), linewidth=1.3)  # fmt: skip
@@ -215,7 +218,7 @@ def _framed(axes: Axes, label: str, name: str, tasks: int) -> None:
     if tasks > 1:
         axes.set(ylim=(-3, 103))
     axes.set(xlabel=label, ylabel="accuracy in %")
-    axes.set_title(plain(name, 44), fontsize="medium")
+    axes.set_title(titled(name), fontsize="medium")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=4, columnspacing=1.2, handlelength=1.6,
@@ -239,7 +242,7 @@ def trace(result: Drawn, axes: Axes | None = None) -> Axes:
     _gaps(axes, result.trace, result.trace_step, result.trace_task)
     _framed(axes, "step", result.name, tasks)
     axes.set(ylim=(-3, 112 if tasks > 1 else 103), title="")
-    axes.set_title(plain(result.name, 60), loc="left")  # a phone shows the left part first
+    axes.set_title(titled(result.name, 100), loc="left", fontsize="medium")  # a phone shows the left part first
     return axes
 
 
@@ -272,6 +275,8 @@ def _gap(
     if gap > 0:
         ends = {"arrowstyle": "<->", "color": "black", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
+    if values.shape[2] > MANY:
+        return  # the numbers would hide each other; the figure's data has them
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
     word = "gap " if values.shape[2] <= FEW else ""
     away, side = (-6, "right") if least > 0.9 * axes.get_xlim()[1] else (6, "left")
@@ -292,7 +297,7 @@ def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes
     axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
     if one.unit == "%":
         axes.set_xlim(_possible(axes.get_xlim(), [float(np.nanmin(each, initial=100)) for each in found]))
-    axes.set_yticks(range(len(results)), [plain(result.name, 26) for result in results])
+    axes.set_yticks(range(len(results)), shortened([result.name for result in results], 26))
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
@@ -332,12 +337,13 @@ def against_memory(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
 def _against(results: Sequence[Drawn], costs: list[float | None], label: str, axes: Axes | None) -> Axes:
     """Means with their intervals, named from the best to the worst; a result without a cost or a value is left out."""
     axes = axes or canvas.new_axes()
+    names = shortened([one.name for one in results], 24)
     means = [summarise(100 * average_accuracy(one.accuracy)) for one in results]
     there = {i: cost for i, cost in enumerate(costs) if cost is not None and np.isfinite(means[i].mean)}
     for i in sorted(there, key=lambda i: -means[i].mean):
         reach = means[i].high - means[i].mean if means[i].n > 1 else None
         axes.errorbar(there[i], means[i].mean, yerr=reach, color=colour(i, len(results)), marker=marker(i),
-                      markersize=7, capsize=3, linestyle="", label=plain(results[i].name, 24))  # fmt: skip
+                      markersize=7, capsize=3, linestyle="", label=names[i])  # fmt: skip
     axes.set(xlabel=label, ylabel="average accuracy in %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
