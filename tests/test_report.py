@@ -205,6 +205,7 @@ def test_long_names_are_cut_where_they_differ() -> None:
     for labels in (plots.compare(results).get_yticklabels(), plots.forgetting(results).get_yticklabels()):
         assert [label.get_text() for label in labels] == found
     title = plots.matrix(results[0]).get_title()
+    assert plots.trace(made(names[0], some(), trace=True)).get_title(loc="left") == names[0]
     assert title == f"{same},\nfisher_batch=16+replay" and plots.matrix(results[2]).get_title() == "finetune"
 
 

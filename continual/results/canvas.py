@@ -97,9 +97,9 @@ def titled(name: str, width: int = 40) -> str:
     """A name as a title of at most two lines, broken where an option ends."""
     shown = printable(name)
     if len(shown) <= width:
-        return plain(shown)
+        return plain(shown, width)
     ends = [i + 1 for i, sign in enumerate(shown[:width]) if sign in ",+: "] or [width]
-    return f"{plain(shown[: ends[-1]])}\n{plain(shown[ends[-1] :], width)}"
+    return f"{plain(shown[: ends[-1]], width)}\n{plain(shown[ends[-1] :], width)}"
 
 
 @contextlib.contextmanager
