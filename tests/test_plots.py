@@ -110,7 +110,9 @@ def test_the_gap_at_each_switch_is_marked() -> None:
     gaps = metrics.stability_gaps(result.trace, result.trace_task)
     assert gaps.mean(1) == pytest.approx(result.metric("stability-gap"))
     texts = [text.get_text() for text in axes.texts]
-    assert [text for text in texts if text.startswith("gap")] == [f"gap {100 * gap:.0f}" for gap in gaps.mean(0)]
+    assert [text for text in texts if text.startswith("gap")] == [
+        f"gap {abs(round(100 * gap))}" for gap in gaps.mean(0)
+    ]
     plt.close(axes.figure)
 
 

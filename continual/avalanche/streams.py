@@ -171,7 +171,7 @@ def benchmark(stream: Stream, rows: bool = False, dtype: torch.dtype = torch.flo
 
     Labels are output units, images are as our networks see them. In the task scenario an experience's task label is
     its task's index, in the others it is 0 throughout. Streams: ``train``, ``test``, and ``valid`` where rows were set
-    aside. With ``rows`` a sample is (x, y, row, task label), as :class:`~continual.avalanche.plugin.Plugin` needs it.
+    aside. With ``rows`` a sample is (x, y, row, task label), as :func:`~continual.avalanche.plugin.Plugin` needs it.
     """
     parts = {
         "train": (stream.samples, [task.train for task in stream.tasks]),

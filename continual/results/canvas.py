@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's eight colours, which colour-blind people can tell apart."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, which colour-blind people can tell apart, without black (means have it) and pale yellow."""
 MARKERS = "os^Dv*XP"  # a second sign beside the colour, for a print without colours
 SVG = "http://www.w3.org/2000/svg"
 
@@ -57,6 +58,15 @@ def marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
+def ink_on(shade: Any) -> str:
+    """Black or white, whichever is read more easily on a colour: the greater contrast after WCAG 2."""
+    from matplotlib.colors import to_rgb
+
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(shade)]
+    light = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
+
+
 def printable(text: str) -> str:
     """Text in one line, with a sign in the place of what XML cannot hold."""
     return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))
@@ -67,6 +77,29 @@ def plain(text: str, length: int = 60) -> str:
     shown = printable(text)
     shown = shown if len(shown) <= length else f"{shown[: length - 1]}…"
     return shown.replace("$", r"\$")
+
+
+def shortened(names: Sequence[str], length: int) -> list[str]:
+    """Names of at most so many letters that differ where the names do: what several begin with alike is left out."""
+    shown = [plain(name, length) for name in names]
+    return [_told_apart(name, [other for other, text in zip(names, shown, strict=True) if text == own], length)
+            if shown.count(own) > 1 else own for name, own in zip(names, shown, strict=True)]  # fmt: skip
+
+
+def _told_apart(name: str, alike: list[str], length: int) -> str:
+    """The beginning of a name, and what follows what it has in common with names that begin alike."""
+    common = next((i for i, signs in enumerate(zip(*alike, strict=False)) if len(set(signs)) > 1), min(map(len, alike)))
+    begins = max((name.rfind(sign, 0, common) + 1 for sign in ",:+"), default=0)  # of the option that differs
+    return plain(f"{name[:4]}…{name[begins:]}", length) if begins > 4 else plain(name, length)
+
+
+def titled(name: str, width: int = 40) -> str:
+    """A name as a title of at most two lines, broken where an option ends."""
+    shown = printable(name)
+    if len(shown) <= width:
+        return plain(shown, width)
+    ends = [i + 1 for i, sign in enumerate(shown[:width]) if sign in ",+: "] or [width]
+    return f"{plain(shown[: ends[-1]], width)}\n{plain(shown[ends[-1] :], width)}"
 
 
 @contextlib.contextmanager
@@ -111,6 +144,9 @@ def svg(figure: Figure, name: str, title: str) -> str:
     for one in [one for one in root if one.tag.endswith("metadata")]:
         root.remove(one)
     _rename(root, name)
+    for one in root.iter():
+        for key in {"d", "x", "y"} & set(one.keys()):  # a hundredth of a point is seen by nobody, and files are smaller
+            one.set(key, re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", one.get(key, "")))
     root.set("role", "img")
     root.set("aria-label", printable(title))
     ElementTree.register_namespace("", SVG)

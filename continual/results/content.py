@@ -276,12 +276,16 @@ def source(one: Metric) -> str:
 
 
 def stopped(results: Iterable[Result]) -> list[str]:
-    """A line for each seed that ended early."""
-    return [
-        f"seed {one['seed']} of {result.name} was stopped: {one['why']} at task {one['task']}, step {one['step']}."
-        for result in results
-        for one in result.record.get("stopped", [])
-    ]
+    """A line for the seeds that ended early, of each run and each place where they did."""
+    lines = []
+    for result in results:
+        seeds: dict[str, list[str]] = {}
+        for one in result.record.get("stopped", []):
+            seeds.setdefault(f"{one['why']} at task {one['task']}, step {one['step']}", []).append(str(one["seed"]))
+        for why, those in seeds.items():
+            who = f"seed {those[0]}" if len(those) == 1 else f"seeds {', '.join(those[:-1])} and {those[-1]}"
+            lines.append(f"{who} of {result.name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")
+    return lines
 
 
 def count(number: int, noun: str) -> str:

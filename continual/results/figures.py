@@ -74,8 +74,8 @@ def sections(results: Sequence[Result]) -> list[Section]:
         ),
         Section(
             "Forgetting by task",
-            "Best accuracy on a task after tasks 1 to T-1 minus the final one (Chaudhry et al. 2018), in points of a "
-            "percent, mean over seeds, from white (0) to dark (100).",
+            "Best accuracy on a task after tasks 1 to T-1 minus the final one (Chaudhry et al. 2018), in percentage "
+            "points, mean over seeds, from white (0) to dark (100).",
             [_forgetting(results)] if results[0].accuracy.shape[2] > 1 else [],
         ),
         Section(
@@ -119,7 +119,7 @@ def _matrix(result: Result) -> Figure:
 
 def _curves(result: Result) -> Figure:
     rows = _rows(("task", "tasks learnt"), result.accuracy.transpose(0, 2, 1), lambda j, i: (j + 1, i))
-    return _own("curves", "accuracy over time", result, (4.8, 3.4), plots.by_task, rows)
+    return _own("curves", "accuracy over time", result, (3.8, 3.2), plots.by_task, rows)
 
 
 def _trace(result: Result) -> Figure:

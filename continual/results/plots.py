@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from continual.errors import BadOption
 from continual.results import canvas
-from continual.results.canvas import colour, marker, plain
+from continual.results.canvas import colour, marker, shortened, titled
 from continual.results.metrics import (
     Array,
     Measured,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STYLES = {"test": "-", "training": ":", "validation": "--"}
+FEW = 6  # of more tasks there is no room for words beside their numbers
 MANY = 10  # more tasks than these are not told apart by colour
 NUMBERS = 40  # of more tasks a heat map has no room for numbers
 LOG = 15  # a greater ratio of the largest to the least is drawn on a logarithmic axis
@@ -102,7 +103,8 @@ def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
     _heat(axes, values, "Blues", "{:.1f}" if tasks <= 6 else "{:.0f}")
     corners = np.repeat(np.arange(tasks + 1), 2)
     axes.plot(corners[1:] - 0.5, corners[:-1] + 0.5, color="black", linewidth=1.8, solid_capstyle="butt", zorder=3)
-    axes.set(xlabel="accuracy on task", ylabel="after learning task", title=plain(result.name, 44))
+    axes.set(xlabel="accuracy on task", ylabel="after learning task")
+    axes.set_title(titled(result.name), fontsize="medium")
     axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
     axes.set_yticks(range(tasks + 1), ["none", *(str(i + 1) for i in range(tasks))])
     return axes
@@ -110,7 +112,7 @@ def matrix(result: Drawn, axes: Axes | None = None) -> Axes:
 
 def matrix_size(tasks: int) -> tuple[float, float]:
     """Inches that an accuracy matrix takes."""
-    side = max(3.2, 0.36 * tasks)
+    side = max(2.9, 0.36 * tasks)
     return side + 0.9, max(2.6, 0.9 * side) + 0.9
 
 
@@ -122,7 +124,7 @@ def forgetting(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
     _heat(axes, 100 * np.array([mean for mean, _, _ in each]), "Oranges", "{:.1f}" if tasks <= MANY else "{:.0f}")
     axes.set(xlabel="forgetting of task")
     axes.set_xticks(range(tasks), [str(j + 1) for j in range(tasks)])
-    axes.set_yticks(range(len(results)), [plain(one.name, 26) for one in results])
+    axes.set_yticks(range(len(results)), shortened([one.name for one in results], 26))
     return axes
 
 
@@ -134,7 +136,7 @@ def forgetting_size(results: Sequence[Drawn]) -> tuple[float, float]:
 def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
     """Percentages as shades from white (0) to dark (100), with the numbers in them."""
     edges = [np.arange(count + 1) - 0.5 for count in values.shape]
-    axes.pcolormesh(edges[1], edges[0], values, cmap=colours, vmin=0, vmax=100, edgecolors="white", linewidth=1)
+    mesh = axes.pcolormesh(edges[1], edges[0], values, cmap=colours, vmin=0, vmax=100, edgecolors="white", linewidth=1)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -143,7 +145,8 @@ def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
     size = 9 if values.shape[1] <= MANY else 7.5
     for (i, j), value in np.ndenumerate(values):
         text = form.format(round(value, 1) + 0.0) if np.isfinite(value) else "–"
-        axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if value > 60 else "black")
+        shade = mesh.to_rgba(np.array([value]))[0] if np.isfinite(value) else "white"
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, color=canvas.ink_on(shade))
 
 
 # ---- lines
@@ -167,6 +170,7 @@ def by_task(result: Drawn, axes: Axes | None = None) -> Axes:
     others = {"training": result.training_accuracy if result.accuracy.shape[2] == 1 else None}
     axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt")
     axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(-0.02 * time[-1], 1.02 * time[-1])
     return axes
 
 
@@ -199,6 +203,9 @@ def _line(
     there = np.isfinite(values).any(axis=0)
     mean, deviation, _ = over_seeds(values[:, there])
     own = colour(number, count)
+    if count > MANY:  # markers and bands would hide the lines
+        axes.plot(time[there], 100 * mean, style, color=own, label=label, linewidth=1)
+        return
     every = max(1, there.sum() // 10)
     axes.plot(time[there], 100 * mean, style, color=own, label=label, marker=marker(number), markersize=4,
               markevery=(number % every, every), linewidth=1.3)  # fmt: skip
@@ -206,14 +213,16 @@ def _line(
         axes.fill_between(time[there], 100 * (mean - deviation), 100 * (mean + deviation), color=own, alpha=0.15, lw=0)
 
 
-def _framed(axes: Axes, label: str, name: str, tasks: int, columns: int = 4) -> None:
-    """Axes in percent, with a legend below that hides no line."""
+def _framed(axes: Axes, label: str, name: str, tasks: int) -> None:
+    """Axes in percent, with a legend below that hides no line; a phone shows its left part first."""
     if tasks > 1:
         axes.set(ylim=(-3, 103))
-    axes.set(xlabel=label, ylabel="accuracy in %", title=plain(name, 44))
+    axes.set(xlabel=label, ylabel="accuracy in %")
+    axes.set_title(titled(name), fontsize="medium")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize="small", frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=4, columnspacing=1.2, handlelength=1.6,
+                fontsize="small", frameon=False, borderaxespad=0)  # fmt: skip
 
 
 def trace(result: Drawn, axes: Axes | None = None) -> Axes:
@@ -228,10 +237,12 @@ def trace(result: Drawn, axes: Axes | None = None) -> Axes:
     for j in range(tasks):
         values = np.where(result.trace_task >= j, result.trace[:, :, j], np.nan)
         _line(axes, result.trace_step, values, j, tasks, _task(j, tasks), "-")
+    last = result.trace_step[-1]
+    axes.set_xlim(-0.01 * last, 1.01 * last)  # of a seed that was stopped, too, all of the stream
     _gaps(axes, result.trace, result.trace_step, result.trace_task)
-    _framed(axes, "step", result.name, tasks, columns=8)
+    _framed(axes, "step", result.name, tasks)
     axes.set(ylim=(-3, 112 if tasks > 1 else 103), title="")
-    axes.set_title(plain(result.name, 60), loc="left")  # a phone shows the left part first
+    axes.set_title(titled(result.name, 100), loc="left", fontsize="medium")  # a phone shows the left part first
     return axes
 
 
@@ -244,7 +255,7 @@ def _gaps(axes: Axes, values: Array, step: NDArray[np.int64], task: NDArray[np.i
         if not len(here):
             continue
         middle = (step[before[0]] if len(before) else 0) / 2 + step[here[-1]] / 2
-        axes.text(middle, 104, f"learning {k + 1}" if values.shape[2] <= 6 else f"{k + 1}", ha="center", fontsize=8)
+        axes.text(middle, 104, f"learning {k + 1}" if values.shape[2] <= FEW else f"{k + 1}", ha="center", fontsize=8)
         if len(before):
             _gap(axes, values, step, np.concatenate([before, here]), k, gaps[k - 1])
 
@@ -264,9 +275,13 @@ def _gap(
     if gap > 0:
         ends = {"arrowstyle": "<->", "color": "black", "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (least, old[0] - 100 * gap), (least, old[0]), arrowprops=ends)
+    if values.shape[2] > MANY:
+        return  # the numbers would hide each other; the figure's data has them
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "0.5", "linewidth": 0.5, "alpha": 0.9}
-    axes.annotate(f"gap {100 * gap:.0f}", (least, old[0] - 50 * gap), (6, 0), textcoords="offset points", va="center",
-                  fontsize=8, bbox=box, zorder=5)  # fmt: skip
+    word = "gap " if values.shape[2] <= FEW else ""
+    away, side = (-6, "right") if least > 0.9 * axes.get_xlim()[1] else (6, "left")
+    axes.annotate(f"{word}{round(100 * gap) + 0}", (least, old[0] - 50 * gap), (away, 0), ha=side, va="center",
+                  textcoords="offset points", fontsize=8, bbox=box, zorder=5)  # fmt: skip
 
 
 # ---- several results
@@ -276,11 +291,13 @@ def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes
     """A metric of several results: each seed, the mean, and its 95 % interval (Student's t)."""
     one = metric(name)
     axes = axes or canvas.new_axes(4.8, compare_height(results))
-    for line, result in enumerate(results):
-        values = _scale(one) * one(result)
+    found = [_scale(one) * one(result) for result in results]
+    for line, values in enumerate(found):
         _point(axes, values, line, colour(line, len(results)), marker(line))
     axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
-    axes.set_yticks(range(len(results)), [plain(result.name, 26) for result in results])
+    if one.unit == "%":
+        axes.set_xlim(_possible(axes.get_xlim(), [float(np.nanmin(each, initial=100)) for each in found]))
+    axes.set_yticks(range(len(results)), shortened([result.name for result in results], 26))
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
@@ -311,50 +328,38 @@ def against_time(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
 
 def against_memory(results: Sequence[Drawn], axes: Axes | None = None) -> Axes:
     """Average accuracy against what a learner holds (:func:`held`), for the runs that know it."""
-    kilobytes = [None if (held_ := held(one)) is None else held_ / 1000 for one in results]
-    return _against(results, kilobytes, "kilobytes that a learner holds", axes)
+    known = [held(one) for one in results]
+    unit, size = ("MB", 1e6) if max((one or 0 for one in known), default=0) >= 1e6 else ("kB", 1e3)
+    costs = [None if one is None else one / size for one in known]
+    return _against(results, costs, f"{unit} that a learner holds", axes)
 
 
 def _against(results: Sequence[Drawn], costs: list[float | None], label: str, axes: Axes | None) -> Axes:
+    """Means with their intervals, named from the best to the worst; a result without a cost or a value is left out."""
     axes = axes or canvas.new_axes()
-    known = [(one, cost) for one, cost in zip(results, costs, strict=True) if cost is not None]
-    found = [summarise(100 * average_accuracy(one.accuracy)) for one, _ in known]
-    for number, ((_, cost), each) in enumerate(zip(known, found, strict=True)):
-        reach = each.high - each.mean if each.n > 1 else None
-        sign = {"color": colour(number, len(known)), "marker": marker(number), "markersize": 7, "capsize": 3}
-        axes.errorbar(cost, each.mean, yerr=reach, **sign)
+    names = shortened([one.name for one in results], 24)
+    means = [summarise(100 * average_accuracy(one.accuracy)) for one in results]
+    there = {i: cost for i, cost in enumerate(costs) if cost is not None and np.isfinite(means[i].mean)}
+    for i in sorted(there, key=lambda i: -means[i].mean):
+        reach = means[i].high - means[i].mean if means[i].n > 1 else None
+        axes.errorbar(there[i], means[i].mean, yerr=reach, color=colour(i, len(results)), marker=marker(i),
+                      markersize=7, capsize=3, linestyle="", label=names[i])  # fmt: skip
     axes.set(xlabel=label, ylabel="average accuracy in %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    numbers = [cost for _, cost in known]
-    if numbers and min(numbers) > 0 and max(numbers) > LOG * min(numbers):
+    if there and min(there.values()) > 0 and max(there.values()) > LOG * min(there.values()):
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, 1.08 * max(numbers, default=1))
-    _named(axes, [(one.name, cost, each.mean) for (one, cost), each in zip(known, found, strict=True)])
+        axes.set_xlim(0, 1.08 * max(there.values(), default=1))
+    axes.set_ylim(_possible(axes.get_ylim(), [means[i].mean for i in there]))
+    if there:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False, borderaxespad=0)
     return axes
 
 
-def _named(axes: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Names at the right edge, spread so that none hides another, with a line to each point."""
-    low, high = axes.get_ylim()
-    there = sorted((point for point in points if np.isfinite(point[2])), key=lambda point: point[2])
-    for (name, x, y), place in zip(there, _spread([(y - low) / (high - low) for _, _, y in there]), strict=True):
-        line = {"arrowstyle": "-", "color": "0.65", "linewidth": 0.6, "shrinkB": 5}
-        axes.annotate(plain(name, 22), (x, y), (1.04, place), textcoords="axes fraction", va="center", fontsize=8,
-                      arrowprops=line)  # fmt: skip
-
-
-def _spread(places: list[float], gap: float = 0.07) -> list[float]:
-    """Rising places, moved apart by ``gap`` at least and kept between 0 and 1 where there is room."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    over = max(0.0, moved[-1] - 1) if moved else 0.0
-    for i in reversed(range(len(moved))):
-        limit = moved[i] - over if i + 1 == len(moved) else moved[i + 1] - gap
-        moved[i] = min(moved[i], limit)
-    return moved
+def _possible(limits: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """An axis in percent ends at what can be; an interval may reach farther and is cut there."""
+    return max(limits[0], -3 if min(values, default=0) >= 0 else -103), min(limits[1], 103)
 
 
 # ---- the doors

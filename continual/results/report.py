@@ -23,6 +23,7 @@ from continual.results.figures import Section
 from continual.results.metrics import Metric, Summary
 from continual.results.store import Result, experiment
 
+BARS = "Bars: the same means and errors, on a scale from the least to the greatest of each column."
 FITTING = 4.9  # inches of a figure that can still be read on a phone, made as narrow as its screen
 
 
@@ -129,7 +130,7 @@ def _experiment(table: Content, sections: Sequence[Section], again: Repeat, inte
         "columns": _columns(table),
         "lines": _lines(table, interval),
         "uneven": content.uneven(table),
-        "notes": paper.notes(table, interval),
+        "notes": [*paper.notes(table, interval), *([BARS] if len(table.results) > 1 else [])],
         "footnotes": [{"letter": letter, "text": text} for letter, text in paper.footnotes(table).items()],
         "csv": _link(tables.table(table.results, [one.name for one in table.metrics], "csv"), "text/csv"),
         "sections": [_section(one) for one in sections],
@@ -172,26 +173,32 @@ def _lines(table: Content, interval: str) -> list[dict[str, Any]]:
 
 
 def _cell(cell: Summary, one: Metric, interval: str, decimals: int, span: tuple[float, float]) -> dict[str, Any]:
-    """A cell's text, its value for sorting, and where its bar lies in the column's span, in percent of its width."""
+    """A cell's text, its value for sorting, and where its bar lies in the column's span, in percent of its width.
+
+    There is no bar where a column has one value only, and nothing is compared.
+    """
     mean, error = content.shown(cell, one, interval, decimals)
     reach = content.reach(cell, interval)
     there = math.isfinite(cell.mean)
+    barred = there and span[0] < span[1]
 
     def place(value: float) -> float:
-        return round(4 + 92 * (value - span[0]) / ((span[1] - span[0]) or 1), 2)
+        return round(4 + 92 * (value - span[0]) / (span[1] - span[0]), 2)
 
     return {
         "mean": mean.replace("-", "−"),
         "error": error,
         "value": repr(cell.mean) if there else "",
-        "at": place(cell.mean) if there else None,
-        "low": place(cell.mean - reach) if error else None,
-        "high": place(cell.mean + reach) if error else None,
+        "at": place(cell.mean) if barred else None,
+        "low": place(cell.mean - reach) if barred and error else None,
+        "high": place(cell.mean + reach) if barred and error else None,
     }
 
 
 def _span(cells: Sequence[Summary], interval: str) -> tuple[float, float]:
-    """The least and the greatest value that the bars of a column reach."""
+    """The least and the greatest value that the bars of a column reach; the same where it has one line."""
+    if len(cells) == 1:
+        return 0.0, 0.0
     reaches = [reach if math.isfinite(reach := content.reach(cell, interval)) else 0.0 for cell in cells]
     ends = [cell.mean + sign * reach for cell, reach in zip(cells, reaches, strict=True) for sign in (-1, 1)]
     finite = [end for end in ends if math.isfinite(end)]
