@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import continual as cl
 from continual import config
 from continual.errors import BadChain, BadData, BadOption
-from continual.learning import frozen, importance, layers, modules, norms
+from continual.learning import frozen, importance, layers, modules, norms, vision
 from continual.learning.models import MLP, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -484,6 +486,20 @@ def test_the_work_of_a_network_is_counted_by_its_layers_trained_or_not(weights: 
     )
     built = [Torchvision(weights=str(weights), train=train).build((3, 32, 32), 4) for train in ("all", "head")]
     assert built[0].work((3, 32, 32)) == built[1].work((3, 32, 32)) > 10**7 > built[1].size and built[1].convolves
+
+
+def test_the_work_of_a_network_is_what_pytorch_counts() -> None:
+    net, x = SMALL.build((3, 16, 16), 4), torch.zeros(1, 3, 16, 16)
+    with FlopCounterMode(display=False) as counter:
+        net.logits(torch.zeros(net.size), x)
+    assert net.work((3, 16, 16)) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("arch", vision.ARCHITECTURES)
+def test_the_work_of_torchvisions_networks_is_what_it_says(arch: Any) -> None:
+    published = getattr(torchvision.models, vision.ARCHITECTURES[arch][0]).IMAGENET1K_V1.meta["_ops"]
+    work = Torchvision(arch=arch, weights="new").build((3, 224, 224), 1000).work((3, 224, 224))
+    assert round(work / 1e9, 3) == pytest.approx(published, abs=0.0011)
 
 
 def test_weights_are_part_of_what_a_run_is_recognised_by(weights: Path, tmp_path: Path) -> None:

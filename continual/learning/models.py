@@ -6,11 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from continual.errors import BadChain
 from continual.learning import layers
@@ -90,17 +88,11 @@ class Net:
         return self.size
 
     def widest(self, shape: tuple[int, ...]) -> int:
-        """The numbers of the largest tensor that one more image (C, H, W) needs in a forward pass."""
+        """The numbers of the largest tensor that a forward pass of one image (C, H, W) holds; the image, if not more.
 
-        def made(images: int) -> list[int]:
-            seen = _Sizes()
-            with seen, torch.device("meta"):
-                tasks = torch.zeros(images, dtype=torch.int64)
-                self.forward(torch.empty(self.size), torch.empty(images, *shape), tasks)
-            return seen.sizes
-
-        # parameters and views of them are as large for two images as for one
-        return max(math.prod(shape), *(two - one for one, two in zip(made(1), made(2), strict=True)))
+        It says how many images are evaluated at once.
+        """
+        return math.prod(shape)
 
     def weights(self, theta: Tensor) -> Tensor:
         """The entries of θ that follow a gradient, without running statistics: a view of θ, or θ itself."""
@@ -143,20 +135,6 @@ class Net:
         return found[-1][2], [layers.linear(name, h, output) for name, h, output in found]
 
 
-class _Sizes(TorchDispatchMode):
-    """Notes the size of every tensor that an operation gives."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See :class:`TorchDispatchMode`."""
-        found = func(*args, **(kwargs or {}))
-        self.sizes += [one.numel() for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
-        return found
-
-
 class LinearNet(Net):
     """Linear layers with ReLU between them."""
 
@@ -180,6 +158,10 @@ class LinearNet(Net):
             if gates is not None and number < len(gates):
                 h = h * gates[number]
         return layers
+
+    def widest(self, shape: tuple[int, ...]) -> int:
+        """See :meth:`Net.widest`."""
+        return max(math.prod(shape), *(self.shapes[f"{name}.bias"][0] for name in self.names))
 
     def linear_layers(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None

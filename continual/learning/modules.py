@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -117,12 +117,29 @@ class ModuleNet(Net):
         return logits, list(found.values())
 
     def work(self, shape: tuple[int, ...]) -> int:
-        """See :meth:`Net.work`; as PyTorch counts them."""
-        from torch.utils.flop_counter import FlopCounterMode
+        """See :meth:`Net.work`: those of convolutions, linear layers and attention."""
+        return sum(_work(module, given, output) for module, given, output in self._calls(shape))
 
-        with FlopCounterMode(display=False) as counter, torch.device("meta"):
-            self.forward(torch.empty(self.size), torch.empty(1, *shape), torch.zeros(1, dtype=torch.int64))
-        return int(counter.get_total_flops()) // 2
+    def widest(self, shape: tuple[int, ...]) -> int:
+        """See :meth:`Net.widest`."""
+        return max(math.prod(shape), *(output.numel() for _, _, output in self._calls(shape)))
+
+    def _calls(self, shape: tuple[int, ...]) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        """Each module with what goes in and comes out for one image (C, H, W)."""
+        found: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output  # logits; what attention makes, not its weights
+            found.append((module, given[0], first))
+
+        hooks = [module.register_forward_hook(hook) for module in self.module.modules()]
+        try:
+            with torch.no_grad():  # not on PyTorch's device "meta", which imports its compiler for a convolution
+                self.forward(torch.zeros(self.size), torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64))
+        finally:
+            for one in hooks:
+                one.remove()
+        return found
 
     def _called(self, theta: Tensor, x: Tensor, tasks: Tensor | None, batch_statistics: bool) -> Out:
         p = self.parameters(theta)
@@ -145,6 +162,18 @@ def see_grey(module: nn.Module) -> None:
     """Let a network of coloured images take grey ones: its first convolution adds up what it did with each channel."""
     first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
     first.weight, first.in_channels = nn.Parameter(first.weight.detach().sum(1, keepdim=True)), 1
+
+
+def _work(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    """The multiplications of a module itself, without those in it."""
+    if isinstance(module, nn.Conv2d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, nn.MultiheadAttention):  # four maps of each place, and each place with each
+        places, width = given.shape[-2:]
+        return len(given) * places * width * (4 * width + 2 * places)
+    return 0
 
 
 def _known(module: nn.Module) -> bool:
