@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from continual import config, execution, plugins
+from continual import config, execution, plugins, resume
 from continual.config import Plan
 from continual.errors import BadOption
+from continual.execution import Way
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Learners, Recipe, dtype_of
 from continual.learning.train import Watch, not_captured, train
@@ -61,8 +64,9 @@ def run(
     ``benchmark``: an object of :mod:`continual.benchmarks`, a :class:`~continual.streams.stream.Stream`, or text such
     as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
     ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment`` and the options of training (``seeds``, ...).
-    With ``out`` the result is stored there, and a result that is there already is returned instead of run again,
-    unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run as asked.
+    With ``out`` the result is stored there, a result that is there already is returned instead of run again, and a run
+    that was interrupted goes on, unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run
+    as asked.
     """
     made = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
     (result,) = run_plan(made, out=out, data=data, device=device, again=again, progress=progress)
@@ -91,28 +95,48 @@ def run_plan(
     root = data_root(data)
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
-    missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
-    ready = prepare(plan, missing, root, target, told, processes) if missing else None
+    kept = [resume.keeping(folder, record, plan, processes) if folder else None for record in records]
+    for stored, one in zip(there, kept, strict=True):
+        if one and (again or stored):
+            one.checkpoints.forget()
+    missing = [number for number, stored in enumerate(there) if stored is None]
+    ways = [one.way() for number, one in enumerate(kept) if one and number in missing]
+    begun = next(filter(None, ways), None)
+    strategies = [plan.strategies[number] for number in missing]
+    ready = prepare(plan, strategies, root, target, told, processes, begun) if missing else None
+    begins = [_sure(ready).begun(one) if number in missing else None for number, one in enumerate(kept)]
     results = []
-    for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
-        result = stored or run_strategy(_sure(ready), strategy, record, told)
-        if folder is not None and stored is None:
-            store.save(result, folder, replace=again or bool(record["code"]))
+    for number, strategy in enumerate(plan.strategies):
+        result = there[number]
+        if result is None:
+            result = run_strategy(_sure(begins[number]), strategy, records[number], told, kept[number])
+            if folder is not None:
+                store.save(result, folder, replace=again or bool(records[number]["code"]))
+            if one := kept[number]:
+                one.checkpoints.forget()
         results.append(result)
     return results
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What the strategies of a plan are run on: the streams of all seeds on a device, and how seeds are done."""
+    """What the strategies of a plan are run on: the streams of all seeds on a device, and how it is done."""
 
     plan: Plan
     root: Path
     device: torch.device
     streams: list[Stream]
     net: Net
-    where: Where
-    choice: execution.Choice
+    way: Way
+
+    def begun(self, kept: resume.Kept | None) -> Ready:
+        """The same, for a strategy whose run may have been begun in another way."""
+        return self if kept is None else self.done(kept.begin(self.way))
+
+    def done(self, way: Way) -> Ready:
+        """The same, done in a way; images lie where they do."""
+        last = way.how != "map" and execution.helps(self.net, self.device, self.plan.training.precision)
+        return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
 
     def recipe(self, strategy: Strategy) -> Recipe:
         """What the learners of a strategy share."""
@@ -121,9 +145,12 @@ class Ready:
 
 def prepare(
     plan: Plan, strategies: Sequence[Strategy], root: Path, device: torch.device, told: Progress,
-    processes: bool = False,
+    processes: bool = False, way: Way | None = None,
 ) -> Ready:  # fmt: skip
-    """Load what the strategies need; what cannot run is refused here, before anything is trained."""
+    """Load what the strategies need; what cannot run is refused here, before anything is trained.
+
+    ``way`` is how it is done, where that is known: it was begun before, or is a part of a run.
+    """
     training = plan.training
     if training.precision == "tf32" and device.type != "cuda":
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
@@ -136,20 +163,21 @@ def prepare(
     if skipped := data.skipped:
         told.note(f"{data.name}: {len(skipped)} files were left out, as they cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
-    where = choose_place(plan, streams, device, told)
+    where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     if not plan.augment.active:  # type: ignore[attr-defined]
         net, streams = features_once(net, streams, dtype_of(training.precision))
     for strategy in strategies:
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
-    ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
-    with execution.tensor_float(training.precision == "tf32"):
-        choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
-    if choice.why:
-        told.note(choice.why)
-    last = choice.how != "map" and execution.helps(net, device, training.precision)
-    return Ready(plan, root, device, laid_out(streams, last), net, where, choice)
+    if way is None:
+        ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
+        with execution.tensor_float(training.precision == "tf32"):
+            choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
+        if choice.why:
+            told.note(choice.why)
+        way = Way(choice.how, choice.inner, where, execution.cores(), torch.get_num_threads())
+    return Ready(plan, root, device, streams, net, way).done(way)
 
 
 def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
@@ -233,23 +261,27 @@ def versions(*more: str) -> dict[str, str]:
     return found | {"python": platform.python_version(), "system": platform.system()}
 
 
-def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> Result:
-    """Train one strategy on all seeds."""
+def run_strategy(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None = None
+) -> Result:
+    """Train one strategy on all seeds; with what was ``kept`` of it, if it was interrupted."""
     began, clock = datetime.now(UTC), time.perf_counter()
-    do = in_processes if ready.choice.how == "processes" else in_groups
+    if kept:
+        kept.look(told.say)
+    do = in_processes if ready.way.how == "processes" else in_groups
     with execution.deterministic(ready.plan.training.deterministic):
-        parts = do(ready, strategy, record, told)
+        parts = do(ready, strategy, record, told, kept)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
         told.say(f"{record['title']}: {describe_stop(one)}{others}")
-    took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
+    seconds = time.perf_counter() - clock + (kept.before if kept else 0)
     full = record | parts[0].facts | {
-        "seeds_as": ready.choice.how,
+        "seeds_as": ready.way.how,
         "deterministic": ready.plan.training.deterministic,
-        "pixels": ready.where,
+        "pixels": ready.way.where,
         "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
-        "time": took,
+        "time": {"began": began.isoformat(timespec="seconds"), "seconds": round(seconds, 3)},
         "stopped": stopped,
     }  # fmt: skip
     return Result(full, join(parts, seeds))
@@ -265,48 +297,79 @@ class Part:
     facts: dict[str, Any]
 
 
-def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
+def in_groups(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None
+) -> list[Part]:
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    mapped = ready.choice.how == "map" and not strategy.trains_itself
+    mapped = ready.way.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
-    recipe, parts = ready.recipe(strategy), []
+    parts, tasks = [], len(ready.streams[0].tasks)
     multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
-    with execution.threads(training.threads, multiplications), execution.tensor_float(training.precision == "tf32"):
+    with (
+        execution.threads(training.threads, multiplications, ready.way.threads),
+        execution.tensor_float(training.precision == "tf32"),
+        _blamed(record),
+    ):
         for number, group in enumerate(groups):
-            learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])
-            tasks = len(ready.streams[0].tasks)
+            own = kept.group([seeds[r] for r in group], told.say) if kept else None
             told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
-            eager = not_captured(learners, training)
-            with _blamed(record):
-                arrays, lost = train(learners, training, Watch(told.step))
+            parts.append(_finished(own) or _trained(ready, strategy, group, told, own))
             told.end()
-            facts = {
-                "program": f"eager: {eager}" if eager else "captured",
-                "threads": torch.get_num_threads(),
-                "size": size(learners, ready.streams[0], arrays["stored_samples"]),
-            }
-            stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
-            parts.append(Part(learners.seeds, by_seed(arrays, mapped), stopped, facts))
     return parts
 
 
-def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
-    """The seeds dealt out to as many processes as there are processor cores."""
+def _finished(kept: resume.Group | None) -> Part | None:
+    """What some seeds gave that were through before the run was interrupted."""
+    found = kept.finished() if kept else None
+    if found is None:
+        return None
+    tensors, facts = found
+    return Part(facts["seeds"], {name: value.numpy() for name, value in tensors.items()}, facts["stopped"],
+                facts["facts"])  # fmt: skip
+
+
+def _trained(ready: Ready, strategy: Strategy, group: list[int], told: Progress, kept: resume.Group | None) -> Part:
+    """Train the seeds of a group, which are known by their places in the list of all."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    count, parts = execution.workers(len(seeds)), []
-    threads = training.threads or execution.threads_each(len(seeds))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    learners = Learners(ready.recipe(strategy), [ready.streams[r] for r in group], [seeds[r] for r in group])
+    watch = Watch(told.step, kept.due, kept.keep, kept.start()) if kept else Watch(told.step)
+    arrays, lost = train(learners, training, watch)
+    arrays = {
+        name: value if learners.mapped or name in SHARED_BY_SEEDS else value[None] for name, value in arrays.items()
+    }
+    eager = not_captured(learners, training)
+    facts = {
+        "program": f"eager: {eager}" if eager else "captured",
+        "threads": torch.get_num_threads(),
+        "size": size(learners, ready.streams[0], arrays["stored_samples"]),
+    }
+    stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
+    if kept:
+        kept.finish(arrays, {"stopped": stopped, "facts": facts})
+    return Part(learners.seeds, {name: value.numpy() for name, value in arrays.items()}, stopped, facts)
+
+
+def in_processes(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None
+) -> list[Part]:
+    """The seeds dealt out to as many processes as there are processor cores."""
+    training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
+    count, parts = execution.workers(len(seeds), way.cores), list[Part]()
+    threads = training.threads or execution.threads_each(len(seeds), way.cores)
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         pending = []
         for first in range(count):
-            share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
+            own = tuple(seeds[first::count])
+            inner: execution.How = way.inner if len(own) > 1 else "loop"
+            share = replace(training, seeds=own, threads=threads)
             plan = replace(ready.plan, strategies=(strategy,), training=share)
-            pending.append(pool.submit(_alone, plan, ready.root, str(ready.device)))
+            pending.append(pool.submit(_alone, plan, ready.root, ready.device, replace(way, how=inner), record, kept))
         tasks = len(ready.streams[0].tasks)
         try:
             for number, future in enumerate(as_completed(pending)):
                 told.begin(record["title"], number, count, tasks, training.batch)
-                parts.append(_part(future.result()))
+                parts += future.result()
                 told.end()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -314,15 +377,26 @@ def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
     return parts
 
 
-def _alone(plan: Plan, root: Path, device: str) -> Result:
+def _end_with_parent() -> None:
+    """A process ends when the one that began it is killed, and does not wait for its word for ever."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _alone(
+    plan: Plan, root: Path, device: torch.device, way: Way, record: dict[str, Any], kept: resume.Kept | None
+) -> list[Part]:
     """What a process does of it."""
-    (result,) = run_plan(plan, data=root, device=device)
-    return result
-
-
-def _part(result: Result) -> Part:
-    facts = {name: result.record[name] for name in ("program", "threads", "size")}
-    return Part(result.seeds, result.arrays, result.record["stopped"], facts)
+    (strategy,) = plan.strategies
+    ready = prepare(plan, [strategy], root, device, Progress(), way=way)
+    with execution.deterministic(plan.training.deterministic):
+        return in_groups(ready, strategy, record, Progress(), kept)
 
 
 @contextlib.contextmanager
@@ -351,15 +425,6 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
         "sample_bytes": stream.samples.pixels[0].numel() * stream.samples.pixels.element_size(),
         "train_samples_per_task": [len(task.train) for task in stream.tasks],
     }
-
-
-def by_seed(arrays: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
-    """The arrays of a group with R in front; when a trace was taken is the same for all."""
-    alone = not mapped
-    return {
-        name: (value[None] if alone and name not in SHARED_BY_SEEDS else value).numpy()
-        for name, value in arrays.items()
-    }  # fmt: skip
 
 
 def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual.errors import BadChain
+from continual.errors import BadChain, BadOption
 from continual.learning.models import Net
 from continual.learning.optimizers import Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
@@ -94,7 +94,7 @@ class Learners:
         return torch.stack(tensors) if self.mapped else tensors[0]
 
     def _stack_memory(self, memories: list[Memory]) -> Memory:
-        return {name: self._stack([memory[name] for memory in memories]) for name in memories[0]}
+        return compact({name: self._stack([memory[name] for memory in memories]) for name in memories[0]})
 
     def _unstack(self, tensor: Tensor) -> list[Tensor]:
         return list(tensor) if self.mapped else [tensor]
@@ -161,6 +161,56 @@ class Learners:
         """Give a learner up: it learns no more, and nothing of it is used."""
         self.alive[r] = False
         self._unstack(self.theta)[r].zero_()
+
+    # ---- what a checkpoint holds
+
+    def state(self) -> dict[str, Tensor]:
+        """All that learning has made, by name: θ, memory, the optimiser's state and who is alive; nothing is copied.
+
+        Raises :class:`~continual.errors.BadOption` for an optimiser that keeps something else than tensors.
+        """
+        kept = {name: value for name, value in self.optimizer.state[self.flat].items() if value is not None}
+        for name, value in kept.items():
+            if not isinstance(value, torch.Tensor):
+                raise BadOption(f"the optimiser {type(self.optimizer).__name__} keeps {name} as a "
+                                f"{type(value).__name__}, and a checkpoint holds tensors only; run it with "
+                                "checkpoint_minutes=none")  # fmt: skip
+        alive = torch.tensor(self.alive)
+        return {"theta": self.theta, "alive": alive} | under("memory/", self.memory) | under("optimizer/", kept)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Be as those were whose :meth:`state` this is, on this device; what they did to a task's begin is done."""
+        self.theta.copy_(state["theta"])
+        self.alive = state["alive"].tolist()
+        memory = within("memory/", state)
+        self.memory = {name: value.to(self.device, copy=True).contiguous() for name, value in memory.items()}
+        kept = {name: value.clone() for name, value in within("optimizer/", state).items()}  # which steps write into
+        self.optimizer = self.recipe.optimizer.make(self.flat)
+        if kept:  # PyTorch knows which of these lies on the device
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": {0: kept}})
+
+
+def compact(memory: Memory) -> Memory:
+    """The memory with each tensor's numbers in a row from the start of their storage.
+
+    So it does not matter where they come from (a part of something, a checkpoint): a kernel may round by how they lie.
+    """
+    return {
+        name: value
+        if value.is_contiguous() and not value.storage_offset()
+        else value.clone(memory_format=torch.contiguous_format)
+        for name, value in memory.items()
+    }
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a prefix before their names."""
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors whose names have the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _same_tables(a: Stream, b: Stream) -> bool:
