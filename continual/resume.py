@@ -102,8 +102,10 @@ def _reached(found: dict[str, dict[str, Any]]) -> list[str]:
     words = [f"{_seeds(finished)} finished"] if finished else []
     for one in furthest.values():
         if not set(one["seeds"]) & set(finished):
-            at = one["state"]
-            words.append(f"{_seeds(one['seeds'])} at task {at['task'] + 1}, step {at['done'] + 1}")
+            task, done = one["state"]["task"], one["state"]["done"]
+            words.append(
+                f"{_seeds(one['seeds'])} after {f'step {done} of task {task + 1}' if done else f'task {task}'}"
+            )
     return words
 
 
