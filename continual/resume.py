@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -59,8 +60,9 @@ class Kept:
 
     def begin(self, way: Way) -> Way:
         """The run is done in this way, unless another process has begun it in another."""
-        found = self._tried(lambda: self.checkpoints.agree(asdict(way)), lambda line: None)
-        return Way(**found) if found else way
+        with contextlib.suppress(OSError):  # nor can checkpoints be written then, which is told
+            return Way(**self.checkpoints.agree(asdict(way)))
+        return way
 
     def look(self, tell: Callable[[str], None]) -> None:
         """Say what is there of the run; what was made by other code, or so, stays until the run is stored."""
@@ -81,18 +83,15 @@ class Kept:
         """The checkpoints of the seeds that are trained together."""
         return Group(self, list(seeds), tell)
 
-    def write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any], tell: Callable[[str], None]) -> None:
-        """Write a file; where that cannot be done, say so: the run itself is not in danger."""
-        said = facts | {"seconds": self.seconds()}
-        self._tried(lambda: self.checkpoints.write(name, tensors, said), tell)
-
-    def _tried(self, do: Callable[[], Any], tell: Callable[[str], None]) -> Any:
+    def write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any], tell: Callable[[str], None]) -> bool:
+        """Write a file; where that cannot be done, say so and give False: the run itself is not in danger."""
         try:
-            return do()
+            self.checkpoints.write(name, tensors, facts | {"seconds": self.seconds()})
+            return True
         except OSError as error:
             tell(f"{self.title}: no checkpoint could be written to {self.checkpoints.folder} "
                  f"({error.strerror or error}); the run goes on without")  # fmt: skip
-            return None
+            return False
 
 
 def _reached(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -160,5 +159,5 @@ class Group:
 
     def finish(self, arrays: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """The seeds are through: what they gave is kept, and their checkpoints go."""
-        self.kept.write(f"{self.name}.finished", arrays, facts | {"seeds": self.seeds}, self.tell)
-        self.kept.checkpoints.clear(self.name)
+        if self.kept.write(f"{self.name}.finished", arrays, facts | {"seeds": self.seeds}, self.tell):
+            self.kept.checkpoints.clear(self.name)

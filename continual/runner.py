@@ -369,8 +369,11 @@ def in_processes(
         try:
             for number, future in enumerate(as_completed(pending)):
                 told.begin(record["title"], number, count, tasks, training.batch)
-                parts += future.result()
+                found, lines = future.result()
+                parts += found
                 told.end()
+                for line in lines:
+                    told.say(line)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -389,14 +392,25 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+class Lines(Progress):
+    """Keeps what is said, for another process to say it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """See :class:`~continual.progress.Progress`."""
+        self.lines.append(line)
+
+
 def _alone(
     plan: Plan, root: Path, device: torch.device, way: Way, record: dict[str, Any], kept: resume.Kept | None
-) -> list[Part]:
-    """What a process does of it."""
-    (strategy,) = plan.strategies
+) -> tuple[list[Part], list[str]]:
+    """What a process does of it, and says."""
+    (strategy,), told = plan.strategies, Lines()
     ready = prepare(plan, [strategy], root, device, Progress(), way=way)
     with execution.deterministic(plan.training.deterministic):
-        return in_groups(ready, strategy, record, Progress(), kept)
+        return in_groups(ready, strategy, record, told, kept), told.lines
 
 
 @contextlib.contextmanager
