@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,22 @@ def keeping(out: Path, record: dict[str, Any], plan: Plan, processes: bool) -> K
     }
     kept = Checkpoints.of(out, record, made)
     return Kept(kept, str(record["title"]), training.checkpoint_steps, training.checkpoint_minutes)
+
+
+def begun(kept: Sequence[Kept | None]) -> Way | None:
+    """How the first of some runs that was begun was begun, if one was."""
+    return next((way for one in kept if one and (way := one.way())), None)
+
+
+@contextlib.contextmanager
+def tidied(kept: Sequence[Kept | None]) -> Iterator[None]:
+    """Where an error ends it, runs of which nothing is done yet leave nothing behind."""
+    try:
+        yield
+    except Exception:
+        for one in filter(None, kept):
+            one.checkpoints.tidy()
+        raise
 
 
 @dataclass

@@ -100,22 +100,19 @@ def run_plan(
         if one and (again or stored):
             one.checkpoints.forget()
     missing = [number for number, stored in enumerate(there) if stored is None]
-    ways = [one.way() for number, one in enumerate(kept) if one and number in missing]
-    begun = next(filter(None, ways), None)
-    strategies = [plan.strategies[number] for number in missing]
-    ready = prepare(plan, strategies, root, target, told, processes, begun) if missing else None
-    begins = [_sure(ready).begun(one) if number in missing else None for number, one in enumerate(kept)]
-    results = []
-    for number, strategy in enumerate(plan.strategies):
-        result = there[number]
-        if result is None:
-            result = run_strategy(_sure(begins[number]), strategy, records[number], told, kept[number])
+    strategies, own = [plan.strategies[number] for number in missing], [kept[number] for number in missing]
+    with resume.tidied(own):
+        ready = prepare(plan, strategies, root, target, told, processes, resume.begun(own)) if missing else None
+        # each is begun before the first is trained, so that all are done alike also if the process is killed
+        begun = [_sure(ready).begun(one) for one in own]
+        done = dict[int, Result]()
+        for number, as_begun in zip(missing, begun, strict=True):
+            done[number] = run_strategy(as_begun, plan.strategies[number], records[number], told, kept[number])
             if folder is not None:
-                store.save(result, folder, replace=again or bool(records[number]["code"]))
-            if one := kept[number]:
-                one.checkpoints.forget()
-        results.append(result)
-    return results
+                store.save(done[number], folder, replace=again or bool(records[number]["code"]))
+            if found := kept[number]:
+                found.checkpoints.forget()
+    return [stored or done[number] for number, stored in enumerate(there)]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ STRATEGIES = [
 Arrays = dict[str, torch.Tensor]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Where the process would be gone."""
 
 
@@ -274,6 +274,15 @@ def test_a_run_is_done_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Monke
     assert [result.record["seeds_as"] for result in results] == ["map", "map"]
     assert equal(results[1], cl.run(STREAM, "ewc", **SMALL | {"seeds_as": "map"}))
     assert cl.run(STREAM, "l2", out=tmp_path, **SMALL | {"seeds_as": "auto"}).record["seeds_as"] == "loop"
+
+
+def test_of_a_strategy_with_a_loop_of_its_own_the_finished_seeds_are_kept(tmp_path: Path) -> None:
+    pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
+    begun(tmp_path, strategy="avalanche:Naive")
+    assert [path.name for path in files(tmp_path)] == ["0x1.finished.safetensors"]
+    result, said, steps = gone_on(tmp_path, "avalanche:Naive")
+    assert said == ["avalanche:Naive: goes on where it was interrupted (seed 0 finished)"] and steps == ALL / 2
+    assert equal(result, cl.run(STREAM, "avalanche:Naive", **SMALL))
 
 
 def test_the_time_of_all_starts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,6 +567,20 @@ def test_a_stored_run_leaves_no_checkpoints_behind_from_before(tmp_path: Path, m
     assert list(tmp_path.glob("*/.checkpoints-*"))
     assert "already there" in gone_on(tmp_path)[1][0]
     assert not list(tmp_path.glob("*/.checkpoints-*"))
+
+
+def test_an_error_leaves_nothing_where_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("continual.learning.train.Course.learn", raises(ZeroDivisionError))
+    plan = config.plan({"benchmark": STREAM, "strategies": ["finetune", "ewc"], **SMALL})
+    with pytest.raises(ZeroDivisionError):
+        runner.run_plan(plan, out=tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+    monkeypatch.undo()
+    begun(tmp_path)
+    monkeypatch.setattr("continual.learning.train.Course.learn", raises(ZeroDivisionError))
+    with pytest.raises(ZeroDivisionError):
+        cl.run(STREAM, "ewc", out=tmp_path, **SMALL)
+    assert len(files(tmp_path)) == 3, "what is done stays"
 
 
 def test_an_optimiser_that_keeps_something_else_is_refused() -> None:

@@ -110,6 +110,14 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             path.rename(path.with_suffix(".refused"))
 
+    def tidy(self) -> None:
+        """Remove what says how the run is done, where nothing of it is done."""
+        if not list(self.folder.glob(f"*{END}")):
+            (self.folder / HOW).unlink(missing_ok=True)
+            for folder in (self.folder, self.home, self.home.parent):
+                with contextlib.suppress(OSError):  # something else is in it, or it is not there
+                    folder.rmdir()
+
     def forget(self) -> None:
         """Remove everything, also what was made by other code and so on: the run is stored."""
         gone = store.beside(self.home, "removed")
