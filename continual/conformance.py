@@ -197,7 +197,7 @@ def not_inert(strategy: Strategy) -> None:
 
 
 def goes_on(strategy: Strategy) -> None:
-    """Gone on with from the middle of the second task, by another object, it ends as if it had not been interrupted."""
+    """Gone on with from the midst of a task, by another object, it ends as if it had not been interrupted."""
     kept: list[State] = []
 
     def keep(state: State) -> None:
@@ -207,8 +207,9 @@ def goes_on(strategy: Strategy) -> None:
     whole = outcome(learners_of(strategy, [0], [stream]), Watch(due=lambda done: done == 2, keep=keep))
     anew = tuple(replace(part) for part in strategy.parts)
     other = anew[0] if len(anew) == 1 else Chain(anew)
-    compare(outcome(learners_of(other, [0], [stream]), Watch(start=kept[1])), whole,
-            "interrupted and gone on with it should end the same")  # fmt: skip
+    for state in kept[len(kept) // 2 :][:1]:  # there may be no steps in some tasks
+        again = outcome(learners_of(other, [0], [stream]), Watch(start=state))
+        compare(again, whole, "interrupted and gone on with it should end the same")
 
 
 CHECKS: dict[str, Callable[[Strategy], None]] = {

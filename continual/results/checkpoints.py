@@ -67,9 +67,13 @@ class Checkpoints:
 
     def write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write a file of tensors and facts (JSON's own types), or replace it; OSError where that cannot be done."""
+        import torch
         from safetensors.torch import save
 
-        copied = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+        # a copy in any case, since contiguous() lets a dimension of one have any stride
+        copied = {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()
+        }
         text = json.dumps({"format": FORMAT, "made": self.made, "facts": facts}, allow_nan=False)
         self._put(f"{name}{END}", save(copied, {"checkpoint": text, "sha256": _sum(text, copied)}), Path.replace)
 
