@@ -41,7 +41,9 @@ class Told(click.Command):
             click.echo(f"continual: {mistake}", err=True)
             raise SystemExit(2) from mistake
         except KeyboardInterrupt:
-            click.echo("continual: interrupted; runs that were finished are stored", err=True)
+            click.echo(
+                "continual: interrupted; runs that were finished are stored, and the same command goes on", err=True
+            )
             raise SystemExit(130) from None
 
 

@@ -30,6 +30,7 @@ EXECUTION = (
     "threads",
     "pixels",
 )  # how it is computed, which changes no number beyond rounding
+KEEPING = ("checkpoint_steps", "checkpoint_minutes")  # how often it is kept, which changes nothing
 METHODS = {
     "benchmarks": "stream",
     "strategies": "after_task",
@@ -172,7 +173,7 @@ class Plan:
         return {
             "benchmark": benchmark_record(self.benchmark, root),
             "model": describe("models", self.model) | (_facts(self.model) if root else {}),
-            "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION)}
+            "training": {name: value for name, value in training.items() if name not in ("seeds", *EXECUTION, *KEEPING)}
             | {name: describe(NAMED[name][0], getattr(self, name)) for name in ("optimizer", "schedule", "augment")},
             "seeds": list(self.training.seed_list),
         }

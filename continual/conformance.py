@@ -23,7 +23,7 @@ from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import HOOKS, Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import Training, Watch, schedule, train
+from continual.learning.train import State, Training, Watch, schedule, train
 from continual.streams.rng import key
 from continual.streams.stream import Samples, Stream, Task
 
@@ -103,9 +103,9 @@ def learners_of(strategy: Strategy, seeds: list[int], streams: list[Stream] | No
     return Learners(recipe, streams, seeds)
 
 
-def outcome(learners: Learners) -> dict[str, Tensor]:
+def outcome(learners: Learners, watch: Watch | None = None) -> dict[str, Tensor]:
     """Everything that training gave: accuracies, losses, θ and memory."""
-    arrays, stopped = train(learners, TRAINING, Watch())
+    arrays, stopped = train(learners, TRAINING, watch or Watch())
     if stopped:
         raise Failed(f"the loss of seed {stopped[0].seed} is not finite at task {stopped[0].task}, "
                      f"step {stopped[0].step}")  # fmt: skip
@@ -231,6 +231,22 @@ def not_inert(strategy: Strategy) -> None:
         raise Failed("all losses and accuracies are those of fine-tuning: the strategy does nothing")
 
 
+def goes_on(strategy: Strategy) -> None:
+    """Gone on with from the midst of a task, by another object, it ends as if it had not been interrupted."""
+    kept: list[State] = []
+
+    def keep(state: State) -> None:
+        kept.append(State({name: value.clone() for name, value in state.tensors.items()}, state.facts))
+
+    stream = suited_stream(strategy, 0)
+    whole = outcome(learners_of(strategy, [0], [stream]), Watch(due=lambda done: done == 2, keep=keep))
+    anew = tuple(replace(part) for part in strategy.parts)
+    other = anew[0] if len(anew) == 1 else Chain(anew)
+    for state in kept[len(kept) // 2 :][:1]:  # there may be no steps in some tasks
+        again = outcome(learners_of(other, [0], [stream]), Watch(start=state))
+        compare(again, whole, "interrupted and gone on with it should end the same")
+
+
 CHECKS: dict[str, Callable[[Strategy], None]] = {
     "options survive YAML": survives_yaml,
     "hooks are pure and memory keeps its shapes": pure,
@@ -240,6 +256,7 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
     "a step asks the device for nothing": asks_nothing,
     "a step does not grow with the tasks, unless it says so": does_not_grow,
     "differs from fine-tuning": not_inert,
+    "goes on from a checkpoint": goes_on,
 }
 
 

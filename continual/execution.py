@@ -15,8 +15,9 @@ import torch
 
 from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
+from continual.learning.step import Program
 from continual.learning.train import Training, not_captured, schedule, steps_of
-from continual.streams.placement import laid_out
+from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -40,6 +41,21 @@ class Choice:
     why: str = ""
     inner: Literal["map", "loop"] = "loop"
     """How each process does its own."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is done, where nobody asked for it: what a run that goes on has to keep to.
+
+    ``how`` and ``inner`` as in :class:`Choice`; ``where`` images lie; ``cores`` that processes share; ``threads`` of
+    PyTorch's own choice.
+    """
+
+    how: How
+    inner: Literal["map", "loop"]
+    where: Where
+    cores: int
+    threads: int
 
 
 def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], processes: bool) -> Choice:
@@ -93,7 +109,8 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
         took = []
-        for step in steps_of(learners, 0, batches, losses, not not_captured(learners, training)):
+        program = Program(learners, 0, len(batches))
+        for step in steps_of(program, batches, losses, not not_captured(learners, training)):
             began = time.perf_counter()
             step()
             if learners.device.type == "cuda":
@@ -115,21 +132,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def workers(seeds: int) -> int:
-    """How many processes share so many seeds."""
-    return max(1, min(seeds, cores()))
+def workers(seeds: int, shared: int | None = None) -> int:
+    """How many processes share so many seeds, and so many cores (none: those that there are)."""
+    return max(1, min(seeds, shared or cores()))
 
 
-def threads_each(seeds: int) -> int:
+def threads_each(seeds: int, shared: int | None = None) -> int:
     """The processor threads of each of these processes."""
-    return max(1, cores() // workers(seeds))
+    return max(1, (shared or cores()) // workers(seeds, shared))
 
 
 @contextlib.contextmanager
-def threads(asked: int | None, multiplications: int) -> Iterator[None]:
-    """Within it, PyTorch uses the threads that were asked for, or one where a step is too small to be shared."""
+def threads(asked: int | None, multiplications: int, usual: int | None = None) -> Iterator[None]:
+    """Within it, PyTorch uses the threads that were asked for, or one where a step is too small to be shared.
+
+    ``usual``: those of PyTorch's own choice; none: as they are.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(asked or (before if multiplications > SHARED else 1))
+    torch.set_num_threads(asked or ((usual or before) if multiplications > SHARED else 1))
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ KINDS = {
 
 
 OWN = ("continual", "builtins", "typing")
+MAPPED = ("benchmarks", "strategies")
+"""Folders that setup.cfg maps into the package."""
 _names: dict[tuple[str, type], str] = {}
 
 
@@ -96,6 +99,19 @@ def code_of(cls: type) -> dict[str, str | None]:
     for name in sorted(modules):
         file = getattr(sys.modules.get(name), "__file__", None)
         found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
+    return found
+
+
+@functools.cache
+def own_code() -> dict[str, str]:
+    """The start of the SHA-256 of each source file of this package, by module."""
+    found: dict[str, str] = {}
+    for package in ("continual", *(f"continual.{kind}" for kind in MAPPED)):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations if spec else None) or ():
+            for file in sorted(Path(folder).rglob("*.py")):
+                name = ".".join((package, *file.relative_to(folder).with_suffix("").parts))
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found
 
 

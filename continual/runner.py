@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from continual import config, execution, plugins
+from continual import config, execution, plugins, resume
 from continual.config import Plan
 from continual.errors import BadOption
+from continual.execution import Way
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Learners, Recipe, dtype_of, tensor_float
 from continual.learning.train import Watch, not_captured, train
@@ -64,8 +67,9 @@ def run(
     as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
     ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment``, ``track`` and the options of training (``seeds``,
     ...).
-    With ``out`` the result is stored there, and a result that is there already is returned instead of run again,
-    unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run as asked.
+    With ``out`` the result is stored there, a result that is there already is returned instead of run again, and a run
+    that was interrupted goes on, unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run
+    as asked.
     """
     made = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
     (result,) = run_plan(made, out=out, data=data, device=device, again=again, progress=progress)
@@ -94,35 +98,54 @@ def run_plan(
     root = data_root(data)
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
-    missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
+    kept = [resume.keeping(folder, record, plan, processes) if folder else None for record in records]
+    for stored, one in zip(there, kept, strict=True):
+        if one and (again or stored):
+            one.checkpoints.forget()
+    missing = [number for number, stored in enumerate(there) if stored is None]
+    strategies, own = [plan.strategies[number] for number in missing], [kept[number] for number in missing]
     for tracker in plan.trackers if missing else ():
         tracker.reach()
-    ready = prepare(plan, missing, root, target, told, processes) if missing else None
-    results = []
-    for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
-        if stored is not None:
-            results.append(stored)
-            if plan.trackers:
-                told.say(f"{record['title']}: not tracked, as it is not run")
-            continue
-        with following(plan.trackers, record, told.say) as follow:
-            results.append(run_strategy(_sure(ready), strategy, record, told, follow))
-            place = store.save(results[-1], folder, replace=again or bool(record["code"])) if folder else None
-            follow.end(results[-1], place)
-    return results
+    for record, stored in zip(records, there, strict=True):
+        if stored is not None and plan.trackers:
+            told.say(f"{record['title']}: not tracked, as it is not run")
+    with resume.tidied(own):
+        ready = prepare(plan, strategies, root, target, told, processes, resume.begun(own)) if missing else None
+        # each is begun before the first is trained, so that all are done alike also if the process is killed
+        begun = [_sure(ready).begun(one) for one in own]
+        done = dict[int, Result]()
+        for number, as_begun in zip(missing, begun, strict=True):
+            record, found = records[number], kept[number]
+            with following(plan.trackers, record, told.say) as follow:
+                done[number] = run_strategy(as_begun, plan.strategies[number], record, told, found, follow)
+                place = None
+                if folder is not None:
+                    place = store.save(done[number], folder, replace=again or bool(record["code"]))
+                follow.end(done[number], place)
+            if found:
+                found.checkpoints.forget()
+    return [stored or done[number] for number, stored in enumerate(there)]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What the strategies of a plan are run on: the streams of all seeds on a device, and how seeds are done."""
+    """What the strategies of a plan are run on: the streams of all seeds on a device, and how it is done."""
 
     plan: Plan
     root: Path
     device: torch.device
     streams: list[Stream]
     net: Net
-    where: Where
-    choice: execution.Choice
+    way: Way
+
+    def begun(self, kept: resume.Kept | None) -> Ready:
+        """The same, for a strategy whose run may have been begun in another way."""
+        return self if kept is None else self.done(kept.begin(self.way))
+
+    def done(self, way: Way) -> Ready:
+        """The same, done in a way; images lie where they do."""
+        last = way.how != "map" and execution.helps(self.net, self.device, self.plan.training.precision)
+        return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
 
     def recipe(self, strategy: Strategy) -> Recipe:
         """What the learners of a strategy share."""
@@ -131,9 +154,12 @@ class Ready:
 
 def prepare(
     plan: Plan, strategies: Sequence[Strategy], root: Path, device: torch.device, told: Progress,
-    processes: bool = False,
+    processes: bool = False, way: Way | None = None,
 ) -> Ready:  # fmt: skip
-    """Load what the strategies need; what cannot run is refused here, before anything is trained."""
+    """Load what the strategies need; what cannot run is refused here, before anything is trained.
+
+    ``way`` is how it is done, where that is known: it was begun before, or is a part of a run.
+    """
     training = plan.training
     if training.precision == "tf32" and device.type != "cuda":
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
@@ -146,20 +172,21 @@ def prepare(
     if skipped := data.skipped:
         told.note(f"{data.name}: {len(skipped)} files were left out, as they cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
-    where = choose_place(plan, streams, device, told)
+    where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     if not plan.augment.active:  # type: ignore[attr-defined]
         net, streams = features_once(net, streams, dtype_of(training.precision))
     for strategy in strategies:
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
-    ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
-    with tensor_float(training.precision == "tf32"):
-        choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
-    if choice.why:
-        told.note(choice.why)
-    last = choice.how != "map" and execution.helps(net, device, training.precision)
-    return Ready(plan, root, device, laid_out(streams, last), net, where, choice)
+    if way is None:
+        ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
+        with tensor_float(training.precision == "tf32"):
+            choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
+        if choice.why:
+            told.note(choice.why)
+        way = Way(choice.how, choice.inner, where, execution.cores(), torch.get_num_threads())
+    return Ready(plan, root, device, streams, net, way).done(way)
 
 
 def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
@@ -245,25 +272,28 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def run_strategy(
-    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow | None = None
-) -> Result:
-    """Train one strategy on all seeds; ``follow`` is fed with what they give."""
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None = None,
+    follow: Follow | None = None,
+) -> Result:  # fmt: skip
+    """Train one strategy on all seeds, with what was ``kept`` of it, if it was interrupted; ``follow`` is fed."""
     follow = follow or Follow((), record, told.say)
     began, clock = datetime.now(UTC), time.perf_counter()
-    do = in_processes if ready.choice.how == "processes" else in_groups
+    if kept:
+        kept.look(told.say)
+    do = in_processes if ready.way.how == "processes" else in_groups
     with execution.deterministic(ready.plan.training.deterministic):
-        parts = do(ready, strategy, record, told, follow)
+        parts = do(ready, strategy, record, told, kept, follow)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
         told.say(f"{record['title']}: {describe_stop(one)}{others}")
-    took = {"began": began.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 3)}
+    seconds = time.perf_counter() - clock + (kept.before if kept else 0)
     full = record | parts[0].facts | {
-        "seeds_as": ready.choice.how,
+        "seeds_as": ready.way.how,
         "deterministic": ready.plan.training.deterministic,
-        "pixels": ready.where,
+        "pixels": ready.way.where,
         "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
-        "time": took,
+        "time": {"began": began.isoformat(timespec="seconds"), "seconds": round(seconds, 3)},
         "stopped": stopped,
     }  # fmt: skip
     return Result(full, join(parts, seeds))
@@ -280,76 +310,143 @@ class Part:
 
 
 def in_groups(
-    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow
-) -> list[Part]:  # fmt: skip
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None, follow: Follow
+) -> list[Part]:
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    mapped = ready.choice.how == "map" and not strategy.trains_itself
+    mapped = ready.way.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
-    recipe, parts = ready.recipe(strategy), []
+    parts, tasks = [], len(ready.streams[0].tasks)
     multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
-    with execution.threads(training.threads, multiplications), tensor_float(training.precision == "tf32"):
+    with (
+        execution.threads(training.threads, multiplications, ready.way.threads),
+        tensor_float(training.precision == "tf32"),
+        _blamed(record),
+    ):
         for number, group in enumerate(groups):
-            learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])
-            tasks = len(ready.streams[0].tasks)
+            own = kept.group([seeds[r] for r in group], told.say) if kept else None
             told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
-            eager = not_captured(learners, training)
-            watch = Watch(told.step, functools.partial(_fed, follow, learners.seeds, mapped))
-            with _blamed(record):
-                arrays, lost = train(learners, training, watch)
-            if strategy.trains_itself:  # which tells nobody of single tasks
-                _fed(follow, learners.seeds, mapped, -1, arrays)
+            part, fed = _finished(own), False
+            if part is None:
+                part, fed = _trained(ready, strategy, group, told, own, follow), not strategy.trains_itself
+            if not fed:  # nobody told of single tasks
+                follow.feed(part.seeds, -1, part.arrays)
+            parts.append(part)
             told.end()
-            facts = {
-                "program": f"eager: {eager}" if eager else "captured",
-                "threads": torch.get_num_threads(),
-                "size": size(learners, ready.streams[0], arrays["stored_samples"]),
-            }
-            stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
-            parts.append(Part(learners.seeds, by_seed(arrays, mapped), stopped, facts))
     return parts
 
 
-def _fed(follow: Follow, seeds: list[int], mapped: bool, index: int, arrays: dict[str, Tensor]) -> None:
-    """What a group gave in a task."""
-    follow.feed(seeds, index, by_seed(arrays, mapped))
+def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
+    """Trackers are given what a group gave in a task."""
+    follow.feed(learners.seeds, index, _numpy(_by_seed(learners, arrays)))
+
+
+def _by_seed(learners: Learners, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays of a group with R in front, but for what its seeds share."""
+    return {
+        name: value if learners.mapped or name in SHARED_BY_SEEDS else value[None] for name, value in arrays.items()
+    }
+
+
+def _numpy(arrays: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in arrays.items()}
+
+
+def _finished(kept: resume.Group | None) -> Part | None:
+    """What some seeds gave that were through before the run was interrupted."""
+    found = kept.finished() if kept else None
+    if found is None:
+        return None
+    tensors, facts = found
+    return Part(facts["seeds"], _numpy(tensors), facts["stopped"], facts["facts"])
+
+
+def _trained(
+    ready: Ready, strategy: Strategy, group: list[int], told: Progress, kept: resume.Group | None, follow: Follow
+) -> Part:
+    """Train the seeds of a group, which are known by their places in the list of all."""
+    training, seeds = ready.plan.training, ready.plan.training.seed_list
+    learners = Learners(ready.recipe(strategy), [ready.streams[r] for r in group], [seeds[r] for r in group])
+    watch = Watch(told.step, functools.partial(_fed, follow, learners))
+    if kept:
+        watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())
+    found, lost = train(learners, training, watch)
+    arrays = _by_seed(learners, found)
+    eager = not_captured(learners, training)
+    facts = {
+        "program": f"eager: {eager}" if eager else "captured",
+        "threads": torch.get_num_threads(),
+        "size": size(learners, ready.streams[0], arrays["stored_samples"]),
+    }
+    stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
+    if kept:
+        kept.finish(arrays, {"stopped": stopped, "facts": facts})
+    return Part(learners.seeds, _numpy(arrays), stopped, facts)
 
 
 def in_processes(
-    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, follow: Follow
-) -> list[Part]:  # fmt: skip
-    """The seeds dealt out to as many processes as there are processor cores; followed when each is through."""
-    training, seeds = ready.plan.training, ready.plan.training.seed_list
-    count, parts = execution.workers(len(seeds)), []
-    threads = training.threads or execution.threads_each(len(seeds))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None, follow: Follow
+) -> list[Part]:
+    """The seeds dealt out to as many processes as there are processor cores."""
+    training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
+    count, parts = execution.workers(len(seeds), way.cores), list[Part]()
+    threads = training.threads or execution.threads_each(len(seeds), way.cores)
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         pending = []
         for first in range(count):
-            share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
+            own = tuple(seeds[first::count])
+            inner: execution.How = way.inner if len(own) > 1 else "loop"
+            share = replace(training, seeds=own, threads=threads)
             plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
-            pending.append(pool.submit(_alone, plan, ready.root, str(ready.device)))
+            pending.append(pool.submit(_alone, plan, ready.root, ready.device, replace(way, how=inner), record, kept))
         tasks = len(ready.streams[0].tasks)
         try:
             for number, future in enumerate(as_completed(pending)):
                 told.begin(record["title"], number, count, tasks, training.batch)
-                parts.append(_part(future.result()))
-                follow.feed(parts[-1].seeds, -1, parts[-1].arrays)
+                found, lines = future.result()
+                parts += found
+                for part in found:  # a tracker is in this process alone
+                    follow.feed(part.seeds, -1, part.arrays)
                 told.end()
+                for line in lines:
+                    told.say(line)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return parts
 
 
-def _alone(plan: Plan, root: Path, device: str) -> Result:
-    """What a process does of it."""
-    (result,) = run_plan(plan, data=root, device=device)
-    return result
+def _end_with_parent() -> None:
+    """A process ends when the one that began it is killed, and does not wait for its word for ever."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
-def _part(result: Result) -> Part:
-    facts = {name: result.record[name] for name in ("program", "threads", "size")}
-    return Part(result.seeds, result.arrays, result.record["stopped"], facts)
+class Lines(Progress):
+    """Keeps what is said, for another process to say it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """See :class:`~continual.progress.Progress`."""
+        self.lines.append(line)
+
+
+def _alone(
+    plan: Plan, root: Path, device: torch.device, way: Way, record: dict[str, Any], kept: resume.Kept | None
+) -> tuple[list[Part], list[str]]:
+    """What a process does of it, and says."""
+    (strategy,), told = plan.strategies, Lines()
+    ready = prepare(plan, [strategy], root, device, Progress(), way=way)
+    with execution.deterministic(plan.training.deterministic):
+        return in_groups(ready, strategy, record, told, kept, Follow((), record, told.say)), told.lines
 
 
 @contextlib.contextmanager
@@ -378,15 +475,6 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
         "sample_bytes": stream.samples.pixels[0].numel() * stream.samples.pixels.element_size(),
         "train_samples_per_task": [len(task.train) for task in stream.tasks],
     }
-
-
-def by_seed(arrays: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
-    """The arrays of a group with R in front; when a trace was taken is the same for all."""
-    alone = not mapped
-    return {
-        name: (value[None] if alone and name not in SHARED_BY_SEEDS else value).numpy()
-        for name, value in arrays.items()
-    }  # fmt: skip
 
 
 def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:

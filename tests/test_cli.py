@@ -152,7 +152,9 @@ def test_an_interrupt_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(runner, "run_plan", interrupted)
     said = invoke("run", *SMALL, "--out", tmp_path)
-    assert said.exit_code == 130 and said.stderr == "continual: interrupted; runs that were finished are stored\n"
+    assert said.exit_code == 130 and said.stderr == (
+        "continual: interrupted; runs that were finished are stored, and the same command goes on\n"
+    )
 
 
 def test_a_seed_that_diverges_is_named_and_the_table_says_so(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from continual.options import option
 from continual.strategies import L2, Finetune, Replay
 from continual.streams.stream import Stream, Task
 
-YAML, PURE, READS, FIRST, MAPPED, ASKS, GROWS, INERT = CHECKS
+YAML, PURE, READS, FIRST, MAPPED, ASKS, GROWS, INERT, GOES_ON = CHECKS
 
 VARIANTS = [
     *plugins.registered("strategies"),
@@ -325,6 +325,20 @@ class OptionYamlCannotWrite(L2):
     kinds: frozenset[int] = option(frozenset({1, 2}), "a set")
 
 
+@dataclass(frozen=True)
+class RemembersInItself(L2):
+    """Notes in the object, and not in memory, which task began."""
+
+    def before_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        object.__setattr__(self, "began", task.index)
+        return theta, memory
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return getattr(self, "began", 0) * super().penalty(net, theta, memory, batch, out, task)
+
+
 BAD: dict[type[Strategy], dict[str, str]] = {
     InPlace: {PURE: "after_step changes what it is given in place"},
     ThetaInPlace: {PURE: "before_task changes what it is given in place"},
@@ -345,18 +359,27 @@ BAD: dict[type[Strategy], dict[str, str]] = {
         MAPPED: "vmap",
         GROWS: "in the class scenario a step of task 6 takes",  # as many as are positive
     },
-    GlobalRandomness: {PURE: "gradient gives something else when it is called again", MAPPED: "random"},
+    GlobalRandomness: {
+        PURE: "gradient gives something else when it is called again",
+        MAPPED: "random",
+        GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to",
+    },
     GlobalRandomnessBetween: {
         PURE: "after_task gives something else when it is called again",
         MAPPED: r"seed \d should be the same in a group and alone, but .* differs by up to",
+        GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to",
     },
+    RemembersInItself: {GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to"},
     Unmappable: {MAPPED: "vmap"},
     MixesSeeds: {MAPPED: r"seed 0 should be the same in a group and alone, but .* differs by up to"},
     TermPerTask: {GROWS: "in the class scenario a step of task 6 takes .* operations, .* one of task 2"},
     WiderEachTask: {GROWS: "in the class scenario a step of task 6 takes .* bytes .* one of task 2"},
     SaysItGrows: {GROWS: "it says that its steps grow .*, and they do not"},
     Inert: {INERT: "all losses and accuracies are those of fine-tuning: the strategy does nothing"},
-    ChangesItsOptions: {YAML: "read back from YAML it is another strategy: .*strength"},
+    ChangesItsOptions: {
+        YAML: "read back from YAML it is another strategy: .*strength",
+        GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to",
+    },
     HasMoreThanOptions: {YAML: "read back from YAML it is another strategy"},
     OptionYamlCannotWrite: {YAML: "RepresenterError: .*frozenset"},
 }

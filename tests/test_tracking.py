@@ -246,6 +246,7 @@ class Counted:
 @pytest.mark.parametrize("every", [None, 2])
 def test_a_tracker_asks_the_device_for_nothing_that_training_does_not_copy_anyway(every: int | None) -> None:
     calls = []
+    tracked(None, seeds_as="map", evaluate_every=every)  # what is done once for all runs
     for track in (None, Notes(seeds="both")):
         with pytest.MonkeyPatch.context() as patch:
             counted = Counted(patch)

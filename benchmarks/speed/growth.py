@@ -71,7 +71,8 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     batches = schedule(learners.begin(index), training, learners.seed, index)
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
-    for number, step in enumerate(steps_of(learners, index, batches, losses, not not_captured(learners, training))):
+    program = Program(learners, index, len(batches))
+    for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
         spent = 1000 * seconds(step, device)
         took += [spent] if number >= count else []
     if timed and batches:

@@ -16,8 +16,8 @@ from turns import Place, Work, seconds, wait
 
 from continual import config
 from continual.conformance import Asked
-from continual.execution import helps, tensor_float
-from continual.learning.seeds import Learners, Recipe
+from continual.execution import helps
+from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.train import not_captured, schedule, steps_of
 from continual.progress import Progress
@@ -122,7 +122,7 @@ class Steps:
         learners, training = self.learners, self.training
         batches = schedule(self.rows, training, learners.seed, 1)
         losses = torch.zeros(len(batches), device=self.device)
-        return steps_of(learners, 1, batches, losses, not not_captured(learners, training))
+        return steps_of(Program(learners, 1, len(batches)), batches, losses, not not_captured(learners, training))
 
     def one(self) -> None:
         """The next step; the task begins again when it is over."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from continual.learning.step import POOLED_STEPS, Program
-from continual.streams.rng import draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +43,13 @@ class Captured:
     """The steps of a task, each a replay of one graph for its size of batch.
 
     All that differs between steps is a tensor: the rows of all of them lie in one ``table``, the learning rates in
-    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps.
+    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. The first ``done`` steps
+    were done elsewhere.
     """
 
-    def __init__(self, program: Program, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float]) -> None:
+    def __init__(
+        self, program: Program, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float], done: int = 0
+    ) -> None:
         self.program, self.learners, self.losses = program, program.learners, losses
         device = self.learners.device
         self.sizes = [rows.shape[-1] for rows in batches]
@@ -55,8 +57,9 @@ class Captured:
         padded = [torch.nn.functional.pad(rows, (0, most - rows.shape[-1])) for rows in batches]
         self.table = torch.stack(padded) if padded else torch.empty(0, device=device)
         self.rates = torch.tensor(rates, dtype=torch.float64).to(device)
-        self.at = torch.zeros((), dtype=torch.int64, device=device)
+        self.at = torch.full((), done, dtype=torch.int64, device=device)
         self.block: Pool = {}
+        self.drawn = 0
         self.graphs: dict[int, Graph] = {}
         self.memory = self._laid_out(self.learners.memory)
         self.learners.memory = dict(self.memory)
@@ -70,8 +73,9 @@ class Captured:
             self._keep_memory()
             self.at.fill_(1)
             return
-        if (number - 1) % POOLED_STEPS == 0:
-            self._draw(number)
+        first = number - (number - 1) % POOLED_STEPS
+        if self.drawn != first:
+            self._draw(first)
         if size not in self.graphs:
             self.graphs[size] = Graph(lambda: self._step(size), self.learners.device)
         self.graphs[size]()
@@ -117,16 +121,14 @@ class Captured:
             self.memory[name].copy_(value)
         self.learners.memory = dict(self.memory)
 
-    def _draw(self, number: int) -> None:
-        """The random numbers of the steps from ``number`` on, where the graphs look for them."""
-        learners, program = self.learners, self.program
-        steps = torch.arange(number, number + POOLED_STEPS, device=learners.device)
-        for purpose, n in sorted(program.wanted):
-            drawn = draw(learners.seed[..., None], purpose, program.index, steps, n)
-            if (purpose, n) in self.block:
-                self.block[purpose, n].copy_(drawn)
+    def _draw(self, first: int) -> None:
+        """The random numbers of the steps from ``first`` on, where the graphs look for them."""
+        self.drawn = first
+        for name, drawn in self.program.draw(first).items():
+            if name in self.block:
+                self.block[name].copy_(drawn)
             else:
-                self.block[purpose, n] = drawn
+                self.block[name] = drawn
 
 
 def _place(value: Tensor) -> int:

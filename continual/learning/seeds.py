@@ -145,7 +145,7 @@ class Learners:
         return torch.stack(tensors) if self.mapped else tensors[0]
 
     def _stack_memory(self, memories: list[Memory]) -> Memory:
-        return {name: self._stack([memory[name] for memory in memories]) for name in memories[0]}
+        return compact({name: self._stack([memory[name] for memory in memories]) for name in memories[0]})
 
     def _unstack(self, tensor: Tensor) -> list[Tensor]:
         return list(tensor) if self.mapped else [tensor]
@@ -228,6 +228,48 @@ class Learners:
         """Give a learner up: it learns no more, and nothing of it is used."""
         self.alive[r] = False
         self._unstack(self.theta)[r].zero_()
+
+    # ---- what a checkpoint holds
+
+    def state(self) -> dict[str, Tensor]:
+        """All that learning has made, by name: θ, memory, the optimiser's state and who is alive; nothing is copied."""
+        kept = {f"{name}/{n}": piece for name, pieces in self.optimizer.items() for n, piece in enumerate(pieces)}
+        alive = torch.tensor(self.alive)
+        return {"theta": self.theta, "alive": alive} | under("memory/", self.memory) | under("optimizer/", kept)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Be as those were whose :meth:`state` this is, on this device; what they did to a task's begin is done."""
+        self.theta.copy_(state["theta"])
+        self.alive = state["alive"].tolist()
+        memory = within("memory/", state)
+        self.memory = {name: value.to(self.device, copy=True).contiguous() for name, value in memory.items()}
+        self.optimizer = self.recipe.optimizer.start(self.pieces)
+        for name, pieces in self.optimizer.items():
+            for n, piece in enumerate(pieces):
+                piece.copy_(state[f"optimizer/{name}/{n}"])
+
+
+def compact(memory: Memory) -> Memory:
+    """The memory with each tensor's numbers in a row from the start of their storage.
+
+    So it does not matter where they come from (a part of something, a checkpoint): a kernel may round by how they lie.
+    """
+    return {
+        name: value
+        if value.is_contiguous() and not value.storage_offset()
+        else value.clone(memory_format=torch.contiguous_format)
+        for name, value in memory.items()
+    }
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a prefix before their names."""
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors whose names have the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _same_tables(a: Stream, b: Stream) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from continual.learning.models import Out
-from continual.learning.seeds import Gradient, Learners
+from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
 from continual.streams.rng import draw
@@ -55,15 +55,29 @@ class Program:
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
+        self.drawn = 0
         self.forward: Callable[..., dict[str, Any]] = self._forward
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
         loss = self.step(self.numbers[number], rows, self._pool(number))
         if number == 0:
-            self.read = self.noted
-            self.forward = compiled(self._forward) if self.learners.recipe.compiled else self._forward
+            self._has_noted()
         return loss
+
+    def _has_noted(self) -> None:
+        self.read = self.noted
+        self.forward = compiled(self._forward) if self.learners.recipe.compiled else self._forward
+
+    def notes(self) -> dict[str, Any]:
+        """What the first step noted, as JSON has it."""
+        return {"read": sorted(self.noted), "wanted": [list(one) for one in sorted(self.wanted)]}
+
+    def go_on(self, notes: dict[str, Any]) -> None:
+        """Take the :meth:`notes` of the same task's first step, which was done elsewhere."""
+        self.noted |= set(notes["read"])
+        self.wanted |= {(purpose, n) for purpose, n in notes["wanted"]}
+        self._has_noted()
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
         """The same, its number () a tensor, with the random numbers that were drawn for it."""
@@ -173,7 +187,8 @@ class Program:
             return after, memory
 
         given = {name: value for name, value in known.items() if value is not None}
-        theta, learners.memory = learners.map(hook, learners.theta, learners.memory, batch, out, given, context)
+        theta, memory = learners.map(hook, learners.theta, learners.memory, batch, out, given, context)
+        learners.memory = compact(memory)
         if moved:
             learners.theta.copy_(theta)
 
@@ -181,9 +196,13 @@ class Program:
         """The random numbers of this step that earlier steps asked for."""
         if number == 0:
             return {}
-        start = (number - 1) % POOLED_STEPS
-        if start == 0:
-            steps = torch.arange(number, number + POOLED_STEPS, device=self.learners.device)
-            seed = self.learners.seed[..., None]
-            self.block = {(purpose, n): draw(seed, purpose, self.index, steps, n) for purpose, n in sorted(self.wanted)}
-        return {name: drawn[..., start, :] for name, drawn in self.block.items()}
+        place = (number - 1) % POOLED_STEPS
+        if self.drawn != number - place:
+            self.drawn, self.block = number - place, self.draw(number - place)
+        return {name: drawn[..., place, :] for name, drawn in self.block.items()}
+
+    def draw(self, first: int) -> Pool:
+        """The random numbers of a block of steps, (..., POOLED_STEPS, n) each."""
+        steps = torch.arange(first, first + POOLED_STEPS, device=self.learners.device)
+        seed = self.learners.seed[..., None]
+        return {(purpose, n): draw(seed, purpose, self.index, steps, n) for purpose, n in sorted(self.wanted)}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from continual.errors import BadOption
 from continual.learning.capture import Captured, Graph
 from continual.learning.evaluate import Evaluation
-from continual.learning.seeds import Learners
+from continual.learning.seeds import Learners, under, within
 from continual.learning.step import Program
 from continual.options import Configured, option
 from continual.streams.placement import read_ahead
@@ -70,6 +70,10 @@ class Training(Configured):
         "where images lie: on the device, in the host's memory, which a GPU reads from, or in their file; auto: the "
         "first of these that they fit into",
     )
+    checkpoint_steps: int | None = option(None, "also keep a checkpoint every so many steps of a task", ge=1)
+    checkpoint_minutes: float | None = option(
+        10.0, "keep a checkpoint every so many minutes and at each task's end; none, and no steps: never", ge=0
+    )
 
     def check(self) -> None:
         """There are seeds, none of them twice, and one measure of how long a task is."""
@@ -98,17 +102,29 @@ class Training(Configured):
         return whole + (rest > 0 and (self.last == "keep" or whole == 0))
 
 
+class State(NamedTuple):
+    """What a checkpoint holds of a group of learners: tensors by name, and facts in JSON's own types."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
 @dataclass
 class Watch:
-    """Who is told of the progress.
+    """Who is told of the progress, is given what is measured, and keeps checkpoints.
 
     ``step(task, step, steps)`` is called before each step and must not wait. ``task(index, arrays)`` is called when a
     task has ended with what it adds to the arrays of :func:`train`, which is on the CPU already; first with -1 and what
-    the untrained network gave.
+    the untrained network gave. ``due(done)`` is asked after each step, with how many steps of the task are done, and
+    with 0 after a task's end; where it says yes, ``keep(state)`` is given the state, whose tensors are the learners'
+    own and soon change. ``start`` is such a state to begin from: ``task`` is then told of what is in it, too.
     """
 
     step: Callable[[int, int, int], None] = lambda task, step, steps: None
     task: Callable[[int, dict[str, Tensor]], None] = lambda index, arrays: None
+    due: Callable[[int], bool] = lambda done: False
+    keep: Callable[[State], None] = lambda state: None
+    start: State | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +161,7 @@ def some(rows: Tensor, n: int | None) -> Tensor:
 
 
 def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[str, Tensor], list[Stopped]]:
-    """Every task in turn.
+    """Every task in turn, or those that are left from the state that ``watch`` begins with.
 
     Gives, on the CPU, with R in front where seeds are mapped: ``accuracy`` (T+1, T) on the test rows, the untrained
     network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise; ``loss`` of
@@ -154,44 +170,110 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     """
     if learners.strategy.trains_itself:
         return learners.strategy.train(learners, training, watch)
-    streams = learners.streams
-    results: dict[str, list[Tensor]] = {}
-    tasks = len(streams[0].tasks)
-    evaluations = _evaluations(learners, training)
-    recorded = not not_captured(learners, training)
-    traced = Trace(learners, training, recorded)
-    stopped: list[Stopped] = []
+    course = Course(learners, training, watch)
+    if watch.start is None:
+        watch.task(-1, course.measure(-1))
+    else:
+        course.restore(watch.start)
+    while course.task < course.tasks:
+        course.learn()
+    return course.arrays(), course.stopped
 
-    def measure(index: int) -> dict[str, Tensor]:
-        for name, evaluation in evaluations.items():
+
+class Course:
+    """Learners on their way through the tasks: where they are, and what was measured so far."""
+
+    def __init__(self, learners: Learners, training: Training, watch: Watch) -> None:
+        self.learners, self.training, self.watch = learners, training, watch
+        self.tasks = len(learners.streams[0].tasks)
+        self.evaluations = _evaluations(learners, training)
+        self.recorded = not not_captured(learners, training)
+        self.traced = Trace(learners, training, self.recorded)
+        self.task, self.done = 0, 0  # steps of the task that are done; 0 between tasks
+        self.begun: State | None = None  # of a task that was begun elsewhere
+        self.measured: dict[str, list[Tensor]] = {}
+        self.losses: list[Tensor] = []
+        self.stored: list[Tensor] = []
+        self.stopped: list[Stopped] = []
+
+    def measure(self, index: int) -> dict[str, Tensor]:
+        """The accuracies after a task, -1 for before the first; of a learner that was given up, none."""
+        for name, evaluation in self.evaluations.items():
             values = evaluation(index)
-            for r, alive in enumerate(learners.alive):
+            for r, alive in enumerate(self.learners.alive):
                 if not alive:
-                    (values[r] if learners.mapped else values).fill_(torch.nan)
-            results.setdefault(name, []).append(values.cpu())
-        return {name: results[name][-1][..., None, :] for name in evaluations}
+                    (values[r] if self.learners.mapped else values).fill_(torch.nan)
+            self.measured.setdefault(name, []).append(values.cpu())
+        return {name: values[-1][..., None, :] for name, values in self.measured.items()}
 
-    watch.task(-1, measure(-1))
-    stored = []
-    for index in range(tasks):
-        rows = learners.begin(index)
-        batches = schedule(rows, training, learners.seed, index)
-        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device,
-                             dtype=learners.recipe.dtype)  # fmt: skip
-        traced.begin(index, training.epoch(rows.shape[-1]))
-        for number, step in enumerate(steps_of(learners, index, batches, losses, recorded)):
-            watch.step(index, number, len(batches))
+    def learn(self) -> None:
+        """The next task, or what is left of it."""
+        learners, watch, index = self.learners, self.watch, self.task
+        for step in self._begin():
+            watch.step(index, self.done, self.steps)
             step()
-            traced.after(index, number, len(batches))
-        stopped += _stop_lost(learners, losses, index)
+            self.traced.after(index, self.done, self.steps)
+            self.done += 1
+            if watch.due(self.done):
+                watch.keep(self.state())
+        self.stopped += _stop_lost(learners, self.loss, index)
         learners.end(index)
-        stored.append(learners.stored().cpu())
-        results.setdefault("loss", []).append(losses.cpu())
-        new = traced.collect() | measure(index)
-        watch.task(index, new | {"loss": results["loss"][-1], "stored_samples": stored[-1][..., None]})
-    arrays = {name: torch.stack(rows, -2) for name, rows in results.items() if name != "loss"}
-    arrays |= {"loss": torch.cat(results["loss"], -1), "stored_samples": torch.stack(stored, -1)}
-    return arrays | traced.arrays(), stopped
+        self.stored.append(learners.stored().cpu())
+        self.losses.append(self.loss.cpu())
+        new = self.traced.collect() | self.measure(index)
+        watch.task(index, new | {"loss": self.losses[-1], "stored_samples": self.stored[-1][..., None]})
+        self.task, self.done = index + 1, 0
+        if self.task < self.tasks and watch.due(0):
+            watch.keep(self.state())
+
+    def _begin(self) -> Iterator[Callable[[], None]]:
+        """The steps of the task that are left, once it has begun."""
+        learners, index, begun, device = self.learners, self.task, self.begun, self.learners.device
+        self.rows = begun.tensors["rows"].to(device) if begun else learners.begin(index)
+        batches = schedule(self.rows, self.training, learners.seed, index)
+        self.steps = len(batches)
+        self.loss = torch.zeros(*learners.theta.shape[:-1], self.steps, device=device, dtype=learners.recipe.dtype)
+        self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
+        self.program = Program(learners, index, self.steps)
+        if begun:
+            self.loss[..., : self.done] = begun.tensors["loss"].to(device)
+            self.program.go_on(begun.facts["notes"])
+        self.begun = None
+        return steps_of(self.program, batches, self.loss, self.recorded, self.done)
+
+    def state(self) -> State:
+        """All that is needed to go on from here."""
+        tensors = under("learners/", self.learners.state()) | under("trace/", self.traced.state())
+        tensors |= {f"measured/{name}": torch.stack(values, -2) for name, values in self.measured.items()}
+        facts: dict[str, Any] = {"task": self.task, "done": self.done, "stopped": [vars(one) for one in self.stopped]}
+        if self.task:
+            tensors |= {"losses": torch.cat(self.losses, -1), "stored": torch.stack(self.stored, -1)}
+        if self.done:
+            tensors |= {"rows": self.rows, "loss": self.loss[..., : self.done]}
+            facts["notes"] = self.program.notes()
+        return State(tensors, facts)
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of the same learners."""
+        tensors, facts = state
+        self.learners.restore(within("learners/", tensors))
+        self.traced.restore(within("trace/", tensors))
+        self.measured = {name: list(values.unbind(-2)) for name, values in within("measured/", tensors).items()}
+        self.task, self.done = facts["task"], facts["done"]
+        self.stopped = [Stopped(**one) for one in facts["stopped"]]
+        if self.task:
+            self.losses, self.stored = [tensors["losses"]], list(tensors["stored"].unbind(-1))
+        self.begun = state if self.done else None
+        self.watch.task(-1, self.arrays())
+        for index in range(self.task):
+            self.watch.task(index, {})  # what it gave has been told
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What was measured so far."""
+        arrays = {name: torch.stack(values, -2) for name, values in self.measured.items()}
+        if self.task:
+            arrays |= {"loss": torch.cat(self.losses, -1), "stored_samples": torch.stack(self.stored, -1)}
+        return arrays | self.traced.arrays()
 
 
 def not_captured(learners: Learners, training: Training) -> str:
@@ -206,15 +288,15 @@ def not_captured(learners: Learners, training: Training) -> str:
 
 
 def steps_of(
-    learners: Learners, index: int, batches: list[Tensor], losses: Tensor, captured: bool
+    program: Program, batches: list[Tensor], losses: Tensor, captured: bool, done: int = 0
 ) -> Iterator[Callable[[], None]]:
-    """The steps of a task, each as a function that does it and puts its loss into ``losses``."""
-    count = len(batches)
-    program, schedule = Program(learners, index, count), learners.recipe.schedule
+    """The steps of a task from step ``done`` on, each as a function that does it and puts its loss into ``losses``."""
+    learners, count = program.learners, len(batches)
+    schedule = learners.recipe.schedule
     rates = [learners.recipe.optimizer.lr * schedule.factor(number, count) for number in range(count)]
     if captured:
-        replayed = Captured(program, batches, losses, rates)
-        for number in range(count):
+        replayed = Captured(program, batches, losses, rates, done)
+        for number in range(done, count):
             yield functools.partial(replayed, number)
         return
 
@@ -222,7 +304,7 @@ def steps_of(
         learners.rate = rates[number]
         losses[..., number] = program(number, rows)
 
-    for number, rows in enumerate(read_ahead(learners.streams[0].samples, batches)):
+    for number, rows in enumerate(read_ahead(learners.streams[0].samples, batches[done:]), done):
         yield functools.partial(one, number, rows)
 
 
@@ -327,8 +409,29 @@ class Trace:
         task, step = torch.tensor(marks).T
         return {"trace_task": task, "trace_step": step}
 
+    def state(self) -> dict[str, Tensor]:
+        """What was measured so far, by name."""
+        done = {f"done/{name}": torch.cat(values, -2) for name, values in self.done.items()}
+        pending = {f"pending/{name}": torch.stack(values, -2) for name, values in self.pending.items()}
+        return (
+            done
+            | pending
+            | {"marks": torch.tensor(self.marks, dtype=torch.int64).reshape(-1, 2), "count": torch.tensor(self.count)}
+        )
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self.done = {name: [values] for name, values in within("done/", state).items()}
+        self.pending = {
+            name: list(values.to(self.learners.device).unbind(-2)) for name, values in within("pending/", state).items()
+        }
+        self.marks = [(task, count) for task, count in state["marks"].tolist()]
+        self.count = int(state["count"])
+
     def arrays(self) -> dict[str, Tensor]:
-        """The trace, or nothing where none was asked for."""
-        if not self.every:
+        """The trace of the tasks that are done, or nothing where none was asked for."""
+        if not self.done:
             return {}
-        return {name: torch.cat(values, -2) for name, values in self.done.items()} | self._when(self.marks)
+        found = {name: torch.cat(values, -2) for name, values in self.done.items()}
+        count = next(iter(found.values())).shape[-2]
+        return found | self._when(self.marks[:count])

@@ -219,28 +219,29 @@ def _name(described: Any) -> str:
 def _slug(names: list[str], described: Any) -> str:
     """A safe file name: what is readable of the names, and 8 digits that tell apart what they stand for."""
     readable = "-".join(re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)[:48].strip("-")
-    return f"{readable or 'run'}-{_digest(_canonical(described))[:8]}"
+    return f"{readable or 'run'}-{digest(canonical(described))[:8]}"
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
     """The one way to write a value as JSON that a checksum is taken of."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types; numbers that JSON does not have (NaN, infinity) become null."""
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """The SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -250,7 +251,7 @@ def _digest(content: bytes) -> str:
 def check_writable(out: Path) -> None:
     """BadFolder where nothing can be written into the folder for runs, or it cannot be made; it is not made yet."""
     there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
-    probe = _beside(there / "runs", "probe")
+    probe = beside(there / "runs", "probe")
     try:
         probe.mkdir()
         probe.rmdir()
@@ -272,7 +273,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
         with _temporary(target) as temporary:
             _write(result, temporary)
             placed = _place(temporary, target, replace)
-            _sync(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
     if not placed:
@@ -280,7 +281,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
     return target
 
 
-def _beside(target: Path, purpose: str) -> Path:
+def beside(target: Path, purpose: str) -> Path:
     """A hidden name beside ``target`` that nobody else uses."""
     return target.with_name(f".{purpose}-{target.name}-{uuid.uuid4().hex[:8]}")
 
@@ -289,7 +290,7 @@ def _beside(target: Path, purpose: str) -> Path:
 def _temporary(target: Path) -> Iterator[Path]:
     """A new hidden folder beside ``target``, deleted in the end if it is still there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = _beside(target, "writing")
+    path = beside(target, "writing")
     try:
         path.mkdir()
         yield path
@@ -302,27 +303,26 @@ def _write(result: Result, temporary: Path) -> None:
     from safetensors.numpy import save as packed
 
     arrays = packed({name: np.ascontiguousarray(array) for name, array in result.arrays.items()})
-    record = _plain(
-        {**result.record, "format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="microseconds")}
-    )
-    record["sha256"] = {"record": _record_digest(record), ARRAYS: _digest(arrays)}
-    _write_file(temporary / ARRAYS, arrays)
-    _write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-    _sync(temporary)
+    record = plain({**result.record, "format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="microseconds")})
+    record["sha256"] = {"record": _record_digest(record), ARRAYS: digest(arrays)}
+    write_file(temporary / ARRAYS, arrays)
+    write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    sync(temporary)
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-    return _digest(_canonical({name: value for name, value in record.items() if name != "sha256"}))
+    return digest(canonical({name: value for name, value in record.items() if name != "sha256"}))
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file, on the disk when this returns."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
     """Puts a directory's entries on the disk, where the system can."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
@@ -334,7 +334,7 @@ def _sync(directory: Path) -> None:
 
 def _place(temporary: Path, target: Path, replace: bool) -> bool:
     """Renames the finished folder into its place; False where another is there and stays."""
-    old = _beside(target, "replaced")
+    old = beside(target, "replaced")
     moved = replace and _moved(target, old)
     placed = True
     try:
@@ -373,7 +373,7 @@ def load(path: Path) -> Result:
     record = _read_record(path / RECORD)
     content = _read_file(path / ARRAYS)
     sums = record.pop("sha256")
-    if _digest(content) != sums.get(ARRAYS):
+    if digest(content) != sums.get(ARRAYS):
         raise BadFolder(f"{path / ARRAYS} is damaged: its checksum is not the one in {RECORD}")
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpacked
