@@ -6,17 +6,15 @@ import contextlib
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from continual import config, execution, plugins
+from continual import config, execution, failures, plugins, workers
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.learning.frozen import features_once
@@ -92,7 +90,8 @@ def run_plan(
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
-    ready = prepare(plan, missing, root, target, told, processes) if missing else None
+    with failures.memory(f"preparing on {target.type}", less_memory(plan.training.seeds_as)):
+        ready = prepare(plan, missing, root, target, told, processes) if missing else None
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):
         result = stored or run_strategy(_sure(ready), strategy, record, told)
@@ -237,7 +236,8 @@ def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
     """Train one strategy on all seeds."""
     began, clock = datetime.now(UTC), time.perf_counter()
     do = in_processes if ready.choice.how == "processes" else in_groups
-    with execution.deterministic(ready.plan.training.deterministic):
+    enough = failures.memory(f"{record['title']} on {ready.device.type}", less_memory(ready.choice.how))
+    with enough, execution.deterministic(ready.plan.training.deterministic):
         parts = do(ready, strategy, record, told)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
@@ -253,6 +253,13 @@ def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
         "stopped": stopped,
     }  # fmt: skip
     return Result(full, join(parts, seeds))
+
+
+def less_memory(how: str) -> str:
+    """The two settings that help where memory is short, by how seeds are done."""
+    other = "pixels=mapped (--pixels mapped), which leaves images in their file" if how == "loop" else (
+        "seeds_as=loop (--seeds-as loop), which runs one seed at a time")  # fmt: skip
+    return f"a smaller batch (--batch) needs less, and so does {other}"
 
 
 @dataclass(frozen=True)
@@ -294,23 +301,19 @@ def in_groups(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Pr
 def in_processes(ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress) -> list[Part]:
     """The seeds dealt out to as many processes as there are processor cores."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    count, parts = execution.workers(len(seeds)), []
+    count, parts = execution.workers(len(seeds)), list[Part]()
     threads = training.threads or execution.threads_each(len(seeds))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        pending = []
-        for first in range(count):
-            share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
-            plan = replace(ready.plan, strategies=(strategy,), training=share)
-            pending.append(pool.submit(_alone, plan, ready.root, str(ready.device)))
-        tasks = len(ready.streams[0].tasks)
-        try:
-            for number, future in enumerate(as_completed(pending)):
-                told.begin(record["title"], number, count, tasks, training.batch)
-                parts.append(_part(future.result()))
-                told.end()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    calls = []
+    for first in range(count):
+        share = replace(training, seeds=tuple(seeds[first::count]), threads=threads, seeds_as=ready.choice.inner)
+        calls.append((replace(ready.plan, strategies=(strategy,), training=share), ready.root, str(ready.device)))
+
+    def done(number: int, result: Result) -> None:
+        told.begin(record["title"], len(parts), count, len(ready.streams[0].tasks), training.batch)
+        parts.append(_part(result))
+        told.end()
+
+    workers.each(count, _alone, calls, done, less_memory("processes"))
     return parts
 
 

@@ -67,7 +67,7 @@ def test_a_seed_that_is_lost_in_a_process_is_told(tmp_path: Path) -> None:
 
 def ready(seeds: int, **training: Any) -> tuple[Recipe, Training, list[Stream]]:
     plan = config.plan({"benchmark": "split-digits:limit=10", "seeds": seeds, "model": "mlp:layers=8", **training})
-    streams = [plan.benchmark.stream(seed, Path("nowhere")) for seed in range(seeds)]
+    streams = [plan.benchmark.stream(seed, data_root(None)) for seed in range(seeds)]
     net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
     return recipe_of(plan, plan.strategies[0], net), plan.training, streams
 

@@ -13,12 +13,14 @@ all. ``run.json`` holds checksums of the record and of the arrays, and reading v
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.errors import BadFolder, choices
+from continual import leftovers
+from continual.errors import BadFolder, brief, choices
 from continual.results import notebook
 from continual.results.metrics import Array, Measured, metric
 from continual.results.plots import Plot
@@ -249,13 +252,14 @@ def _digest(content: bytes) -> str:
 
 def check_writable(out: Path) -> None:
     """BadFolder where nothing can be written into the folder for runs, or it cannot be made; it is not made yet."""
-    there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
-    probe = _beside(there / "runs", "probe")
     try:
+        there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
+        probe = _beside(there / "runs", "probe")
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise BadFolder(f"cannot write into the folder {out}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+        raise BadFolder(f"cannot write into the folder {brief(str(out))}: {getattr(error, 'strerror', error)}"
+                        ) from error  # fmt: skip
 
 
 def save(result: Result, out: Path, replace: bool = False) -> Path:
@@ -273,6 +277,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
             _write(result, temporary)
             placed = _place(temporary, target, replace)
             _sync(target.parent)
+        tidy(target.parent)
     except OSError as error:
         raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
     if not placed:
@@ -334,6 +339,8 @@ def _sync(directory: Path) -> None:
 
 def _place(temporary: Path, target: Path, replace: bool) -> bool:
     """Renames the finished folder into its place; False where another is there and stays."""
+    if replace and _exchanged(temporary, target):
+        return True
     old = _beside(target, "replaced")
     moved = replace and _moved(target, old)
     placed = True
@@ -351,6 +358,16 @@ def _place(temporary: Path, target: Path, replace: bool) -> bool:
     return placed
 
 
+def _exchanged(one: Path, other: Path) -> bool:
+    """Both change places in one step, so that a reader always finds one of them there; False where that cannot be.
+
+    Linux can, on most file systems, and Python has no name for it.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(at, os.fsencode(one), at, os.fsencode(other), exchange) == 0
+
+
 def _moved(target: Path, old: Path) -> bool:
     """Moves the run that is there aside; False where there is none."""
     try:
@@ -358,6 +375,19 @@ def _moved(target: Path, old: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def tidy(experiment: Path) -> None:
+    """Clear away what writers that were killed have left in the folder of an experiment, a day later.
+
+    A run that one of them had moved aside, to replace it, comes back where nothing has taken its place.
+    """
+    for old in leftovers.old(experiment, ".replaced-*"):
+        target = old.with_name(old.name.removeprefix(".replaced-").rpartition("-")[0])
+        if not target.exists():
+            with contextlib.suppress(OSError):
+                old.rename(target)
+    leftovers.clear(experiment, ".replaced-*", ".writing-*", ".probe-*")
 
 
 # ---- reading
@@ -369,7 +399,28 @@ def load(path: Path) -> Result:
     Raises:
         BadFolder: where a file is missing, damaged, of another format, or was changed after it was written.
     """
-    path = Path(path)
+    path, tries = Path(path), 10
+    while True:
+        before = _identity(path)
+        try:
+            return _load(path)
+        except BadFolder:
+            tries -= 1
+            # replaced while it was read: the two files may have been of two runs
+            if not tries or _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another that takes its place; none where there is no folder."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _load(path: Path) -> Result:
     record = _read_record(path / RECORD)
     content = _read_file(path / ARRAYS)
     sums = record.pop("sha256")
@@ -417,13 +468,25 @@ def find(path: Path) -> list[Result]:
     path = Path(path)
     if not path.is_dir():
         raise BadFolder(f"there is no folder {path}; 'continual run' writes runs to the folder given by --out")
-    patterns = (f"{above}{name}" for above in ("", "*/", "*/*/") for name in (RECORD, ARRAYS))
-    folders = {file.parent for pattern in patterns for file in path.glob(pattern)}
-    visible = [one for one in folders if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-    if not visible:
+    folders = [one for one in _folders(path, 2) if any((one / name).exists() for name in (RECORD, ARRAYS))]
+    if not folders:
         raise BadFolder(f"the folder {path} holds no runs; 'continual run' writes some (see 'continual run --help')")
-    found = [(one, load(one)) for one in visible]
+    found = [(one, load(one)) for one in folders]
     return [result for _, result in sorted(found, key=lambda pair: (str(pair[1].record["written"]), str(pair[0])))]
+
+
+def _folders(path: Path, depth: int) -> Iterator[Path]:
+    """A folder and those in it, so many levels down; hidden ones, which are being written, are left out."""
+    yield path
+    if depth:
+        try:
+            inner = sorted(one.name for one in os.scandir(path) if one.is_dir() and not one.name.startswith("."))
+        except FileNotFoundError:  # another process has taken it away
+            return
+        except OSError as error:
+            raise BadFolder(f"cannot read the folder {path}: {error.strerror or error}") from error
+        for name in inner:
+            yield from _folders(path / name, depth - 1)
 
 
 def lookup(out: Path, record: dict[str, Any]) -> Result | None:
