@@ -39,6 +39,9 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad
              "storage size calculation overflowed", "can't start new thread")  # fmt: skip
 """What PyTorch says, in a RuntimeError, when memory cannot be had."""
 
+LONGEST = 4000
+"""So many letters of a message are shown: nobody reads more, and names in it may be very long."""
+
 
 class Ended(KeyboardInterrupt):
     """A signal that asks the program to end, which is done as for Ctrl-C."""
@@ -78,8 +81,9 @@ def _leave(status: int, message: str, error: BaseException) -> None:
     import click
 
     if message:
+        short = message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         try:
-            click.echo(f"continual: {message}", err=True)
+            click.echo(f"continual: {short}", err=True)
         except OSError:  # nobody reads it
             _unread(sys.stderr)
     raise SystemExit(status) from error
@@ -102,7 +106,9 @@ def _ended() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
         # a signal that is ignored stays so (nohup)
-        before = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+        before = {
+            number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL
+        }
     try:
         yield
     finally:

@@ -127,6 +127,8 @@ def prepare(
     if training.precision == "tf32" and device.type != "cuda":
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
+    for rows in {len(task.train) for stream in streams for task in stream.tasks}:
+        training.steps(rows)
     net: Net = plan.model.build(  # type: ignore[attr-defined]
         streams[0].shape, streams[0].units, len(streams[0].tasks)
     )

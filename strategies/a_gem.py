@@ -33,8 +33,8 @@ class AGEM(Strategy):
     equally many of each past task; 3. samples of the current task, which a reservoir has too, are not drawn.
     """
 
-    capacity: int = option(1000, "samples that are stored in all", ge=1)
-    samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1)
+    capacity: int = option(1000, "samples that are stored in all", ge=1, le=exemplars.MOST)
+    samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1, le=1_000_000)
     fill: Literal["class", "reservoir"] = option("class", "how samples are chosen for storage")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:

@@ -72,7 +72,7 @@ class ICaRL(Means):
     Between the steps of a task, the answer is by the means of its beginning: none of its new classes has one.
     """
 
-    capacity: int = option(500, "K, exemplars in all", ge=1)
+    capacity: int = option(500, "K, exemplars in all", ge=1, le=exemplars.MOST)
     outputs: Literal["sigmoid", "softmax"] = option("sigmoid", "what the loss makes of the outputs")
     reduce: Literal["sum", "mean"] = option("sum", "what is done with the terms of outputs=sigmoid")
     temperature: float = option(2.0, "T, of the distillation with outputs=softmax", gt=0)

@@ -33,7 +33,7 @@ class Rehearsal(Strategy):
     :class:`~continual.strategies.replay.Replay` joins stored samples to each batch instead, which keeps the steps.
     """
 
-    capacity: int = option(1100, "samples that are stored in all", ge=1)
+    capacity: int = option(1100, "samples that are stored in all", ge=1, le=exemplars.MOST)
     repeat: Literal["match", "once"] = option("match", "stored samples as often as makes them as many as new ones")
 
     def suits(self, stream: Stream, net: Net) -> None:

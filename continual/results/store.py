@@ -32,13 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual import leftovers
-from continual.errors import BadFolder, brief, choices
+from continual.errors import BadFolder
 from continual.results import notebook
+from continual.results.checks import check_arrays, check_record, check_types
 from continual.results.metrics import Array, Measured, metric
 from continual.results.plots import Plot
 
 FORMAT = 1
-PROTOCOL = ("benchmark", "model", "training", "seeds")
 RECORD, ARRAYS = "run.json", "arrays.safetensors"
 
 
@@ -59,15 +59,15 @@ class Result:
             ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
 
     Raises:
-        ValueError: where a part is missing or has the wrong shape.
+        ValueError: where a part is missing or has the wrong type or shape, or values that it cannot have.
     """
 
     record: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
 
     def __post_init__(self) -> None:
-        _check_record(self.record)
-        _check_arrays(self.arrays, len(self.seeds))
+        check_record(self.record)
+        check_arrays(self.arrays, len(self.seeds))
 
     @property
     def name(self) -> str:
@@ -172,34 +172,6 @@ def _spelled(part: dict[str, Any]) -> str:
     return f"{part['name']}:{options}" if options else str(part["name"])
 
 
-def _check_record(record: dict[str, Any]) -> None:
-    """ValueError where what the run's folder is named after is missing."""
-    protocol, strategy = record.get("protocol"), record.get("strategy")
-    if not isinstance(protocol, dict) or not all(name in protocol for name in PROTOCOL):
-        raise ValueError(f"the record has no protocol with {choices(PROTOCOL)}")
-    if not isinstance(strategy, list) or not strategy or not all("name" in part for part in strategy):
-        raise ValueError("the record's strategy is not a list of strategies with a name each")
-
-
-def _check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
-    """ValueError where accuracies are missing, or an array has a shape that does not go with the others."""
-    if "accuracy" not in arrays:
-        raise ValueError("there is no array named accuracy")
-    T = arrays["accuracy"].shape[-1] if arrays["accuracy"].ndim else 0
-    expected: dict[str, tuple[int, ...]] = {}
-    for name in ("accuracy", "training_accuracy", "validation_accuracy"):
-        expected[name] = (R, T + 1, T)
-    if "trace" in arrays:
-        E = arrays["trace"].shape[1] if arrays["trace"].ndim == 3 else 0
-        expected |= {"trace": (R, E, T), "trace_step": (E,), "trace_task": (E,)}
-        expected |= {name: (R, E, T) for name in ("training_trace", "validation_trace") if name in arrays}
-        if missing := {"trace_step", "trace_task"} - set(arrays):
-            raise ValueError(f"a trace goes with {choices(missing)}")
-    for name, array in arrays.items():
-        if array.shape != expected.get(name, array.shape):
-            raise ValueError(f"the array {name} has shape {array.shape} and not {expected[name]}")
-
-
 # ---- the name of its folder
 
 
@@ -258,8 +230,8 @@ def check_writable(out: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
-        raise BadFolder(f"cannot write into the folder {brief(str(out))}: {getattr(error, 'strerror', error)}"
-                        ) from error  # fmt: skip
+        reason = getattr(error, "strerror", None) or error
+        raise BadFolder(f"cannot write into the folder {out}: {reason}") from error
 
 
 def save(result: Result, out: Path, replace: bool = False) -> Path:
@@ -270,6 +242,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
 
     Raises:
         BadFolder: where the folder cannot be written, or what is there already is damaged.
+        ValueError: where the record has something in it that could not be read again.
     """
     target = folder(out, result.record)
     try:
@@ -310,6 +283,8 @@ def _write(result: Result, temporary: Path) -> None:
     record = _plain(
         {**result.record, "format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="microseconds")}
     )
+    check_record(record)
+    check_types(record)
     record["sha256"] = {"record": _record_digest(record), ARRAYS: _digest(arrays)}
     _write_file(temporary / ARRAYS, arrays)
     _write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
@@ -430,8 +405,10 @@ def _load(path: Path) -> Result:
     from safetensors.numpy import load as unpacked
 
     try:
+        check_record(record)
+        check_types(record)
         return Result(record, unpacked(content))
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:  # a type that numpy has not
         raise BadFolder(f"{path} does not hold a run: {error}") from error
 
 
@@ -448,7 +425,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     """The record with its checksums, verified."""
     try:
         record = json.loads(_read_file(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFolder(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("sha256"), dict):
         raise BadFolder(f"{path} is not the record of a run")
@@ -472,7 +449,9 @@ def find(path: Path) -> list[Result]:
     if not folders:
         raise BadFolder(f"the folder {path} holds no runs; 'continual run' writes some (see 'continual run --help')")
     found = [(one, load(one)) for one in folders]
-    return [result for _, result in sorted(found, key=lambda pair: (str(pair[1].record["written"]), str(pair[0])))]
+    return [
+        result for _, result in sorted(found, key=lambda pair: (str(pair[1].record.get("written", "")), str(pair[0])))
+    ]
 
 
 def _folders(path: Path, depth: int) -> Iterator[Path]:
