@@ -156,17 +156,57 @@ def untouched(bench: Path) -> Iterator[Path]:
 NUMBERS = st.sampled_from(["0", "-1", "1", "2", "1e9", "10**18", str(10**9), str(10**12), str(10**30), "9" * 5000,
                            "nan", "inf", "1e400", "0x10", "1_000", "٣", "1.5", "-0.0", "1e-400"])  # fmt: skip
 WORDS = st.sampled_from(["", " ", "none", "true", "seed", "natural", "1-2-3", "1--2", "0-0", "-", "--", "../../x",
-                         "/etc", "~nobody/x", "a:b:c", "=", ",", ":", "+", "<script>", "%s", "{}", "\x1b[31m", "é", "\0",
-                         "\ud800", "a" * 3000, "x/y", "..", "."])  # fmt: skip
+                         "/etc", "~nobody/x", "a:b:c", "=", ",", ":", "+", "<script>", "%s", "{}", "\x1b[31m", "é",
+                         "\0", "\ud800", "a" * 3000, "x/y", "..", "."])  # fmt: skip
 TEXT = st.text(max_size=12)
 VALUES = NUMBERS | WORDS | TEXT
-STRATEGY_OPTIONS = st.sampled_from(["strength", "capacity", "samples", "fisher_samples", "layers", "alpha", "share",
-                                    "x", "passes", "retrain", "latent", "interval", "compare", "batch_size"])  # fmt: skip
+STRATEGY_OPTIONS = st.sampled_from(
+    [
+        "strength",
+        "capacity",
+        "samples",
+        "fisher_samples",
+        "layers",
+        "alpha",
+        "share",
+        "x",
+        "passes",
+        "retrain",
+        "latent",
+        "interval",
+        "compare",
+        "batch_size",
+    ]
+)
 STREAM_OPTIONS = st.sampled_from(["tasks", "limit", "order", "pad", "validation", "scenario", "angles", "size",
                                   "folder", "subset", "permutation_seed", "x", ""])  # fmt: skip
-STRATEGIES = st.sampled_from(["finetune", "ewc", "replay", "der", "gem", "a-gem", "owm", "si", "rwalk", "lwf",
-                              "packnet", "gdumb", "icarl", "generative-replay", "mir", "gss", "nothing", "avalanche:Nothing",
-                              "os:system", "continual.strategies.ewc:Nope", "ewc+", "+ewc", ""])  # fmt: skip
+STRATEGIES = st.sampled_from(
+    [
+        "finetune",
+        "ewc",
+        "replay",
+        "der",
+        "gem",
+        "a-gem",
+        "owm",
+        "si",
+        "rwalk",
+        "lwf",
+        "packnet",
+        "gdumb",
+        "icarl",
+        "generative-replay",
+        "mir",
+        "gss",
+        "nothing",
+        "avalanche:Nothing",
+        "os:system",
+        "continual.strategies.ewc:Nope",
+        "ewc+",
+        "+ewc",
+        "",
+    ]
+)
 BENCHMARKS = st.sampled_from(
     ["split-digits", "split-mnist", "split-imagenet", "split-cifar10", "nothing", "digits", ""]
 )
@@ -275,8 +315,24 @@ HARD = st.sampled_from([
     "benchmark: {sequence: [split-digits, {sequence: [split-digits]}]}", "model: {name: mlp, layers: [1.0e+30]}",
     "benchmark: {name: split-digits, order: [[0]]}", "strategies: [[ewc, [replay]]]", "strategies: {name: ewc+replay}",
 ])  # fmt: skip
-NAMES = ("benchmark", "strategies", "model", "optimizer", "schedule", "augment", "seeds", "epochs", "batch", "precision",
-         "source", "metric", "spread", "protocol", "columns", "rows")  # fmt: skip
+NAMES = (
+    "benchmark",
+    "strategies",
+    "model",
+    "optimizer",
+    "schedule",
+    "augment",
+    "seeds",
+    "epochs",
+    "batch",
+    "precision",
+    "source",
+    "metric",
+    "spread",
+    "protocol",
+    "columns",
+    "rows",
+)
 TABLE = {"source": "s", "metric": "average-accuracy", "spread": "sd", "seeds": 2, "columns": {"c": {}},
          "protocol": {"benchmark": {"name": "split-digits", "limit": 3}, "iterations": 1, "model": "mlp:layers=4"},
          "rows": {"r": {"strategy": "finetune", "cells": {"c": "50 ± 1"}}}}  # fmt: skip

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from continual import leftovers
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images
 from continual.streams.data import PARTS, Data, content, digest, joined
@@ -172,6 +173,7 @@ def _pack(data: Data, file: Path, source: str) -> None:
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(temporary, file)
+                leftovers.clear(file.parent, ".*.safetensors.*")
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
