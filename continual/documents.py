@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from continual import plugins
-from continual.errors import BadOption, brief
+from continual.errors import BadOption, brief, is_text
 
 DEEPEST = 50
 """So many mappings and lists may lie in each other."""
@@ -36,8 +36,9 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         BadFolder: a file that cannot be read or is no text.
-        BadOption: a file that is not YAML, is no mapping of names, gives a name twice, lies in itself, or is deeper or
-            larger (through names for parts of it that are used again and again) than a run's file can be.
+        BadOption: a file that is not YAML, is no mapping of names, gives a name twice, lies in itself, has text in it
+            that cannot be written, or is deeper or larger (through names for parts of it that are used again and again)
+            than a run's file can be.
     """
     text = plugins.read_text(path)
     try:
@@ -63,6 +64,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     """The number of values in a node, its aliases written out; BadOption where it has no end, or none in sight."""
+    if isinstance(node, yaml.ScalarNode) and not is_text(node.value):
+        raise BadOption(f"{brief(node.value)} has a NUL in it, or cannot be written as UTF-8")
     if id(node) not in known:
         if depth > DEEPEST:
             raise RecursionError

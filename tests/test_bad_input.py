@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 from continual import plugins
 from continual.cli import main
+from continual.errors import BadData, is_text
 from continual.learning.train import Training
 from continual.options import options_of
 from continual.plugins import registered
@@ -594,3 +595,42 @@ def test_damaged_weights(untouched: Path, weights: dict[str, bytes], data: Any, 
     (untouched / "runs" / name).write_bytes(data.draw(damaged(weights[name])))
     refused(invoke("run", "split-imagenet:tasks=2,size=32", "finetune", *TINY[:2], "--iterations", "1", "--quiet",
                    "--model", f"torchvision:weights=runs/{name}"))  # fmt: skip
+
+
+FACTS = {"classes": '["0", "1"]', "skipped": "[]", "joined": "[]", "top": "255.0", "source": ""}
+TENSORS = {"x": torch.zeros(4, 1, 2, 2, dtype=torch.uint8), "y": torch.tensor([0, 1, 0, 1]),
+           "x_test": torch.zeros(2, 1, 2, 2, dtype=torch.uint8), "y_test": torch.tensor([0, 1])}  # fmt: skip
+STRANGE = st.sampled_from([torch.zeros(4, 1, 2, 2), torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 9]),
+                           torch.tensor([-1, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor(3)])  # fmt: skip
+
+
+@tried(100)
+@given(
+    facts=st.dictionaries(st.sampled_from(sorted(FACTS)), st.none() | HARD.map(lambda text: text[:50]) | TEXT | NUMBERS,
+                          max_size=2),
+    tensors=st.dictionaries(st.sampled_from(sorted(TENSORS)), STRANGE, max_size=2),
+)  # fmt: skip
+def test_packed_files_of_another_form(tmp_path_factory: pytest.TempPathFactory, facts: Any, tensors: Any) -> None:
+    """Their checksums are right; so what is in them has to be looked at."""
+    whole = {**FACTS, **facts, "format": sets.FORMAT, "name": "digits"}
+    said = {name: value for name, value in whole.items() if value is not None and is_text(value)}
+    held = {name: tensor.clone() for name, tensor in (TENSORS | tensors).items()}
+    said["sha256"] = sets._checksum(said, sets.digest(held))
+    file = tmp_path_factory.mktemp("data") / "packed" / "digits" / "original.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(held, file, said)
+    try:
+        sets.load("digits", file.parents[2])
+    except BadData as mistake:
+        assert str(file) in str(mistake) and "delete this file" in str(mistake)
+    else:
+        assert not tensors.keys() - {"x", "x_test"}
+
+
+def test_a_packed_file_of_the_right_form_is_read(tmp_path: Path) -> None:
+    """What the test above changes is otherwise good."""
+    said = {**FACTS, "format": sets.FORMAT, "name": "digits"}
+    file = tmp_path / "packed" / "digits" / "original.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(TENSORS, file, said | {"sha256": sets._checksum(said, sets.digest(TENSORS))})
+    assert sets.load("digits", tmp_path).classes == ("0", "1")

@@ -220,11 +220,16 @@ def _unpack(name: str, file: Path) -> tuple[Data, str]:
     sha256 = digest(tensors)
     if facts.pop("sha256", "") != _checksum(facts, sha256):
         raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
-    classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
-    data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
-                packed=True)  # fmt: skip
+    try:
+        classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
+        data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
+                    packed=True)  # fmt: skip
+        source = facts["source"]
+        data.check()
+    except (BadData, ValueError, TypeError, KeyError, RecursionError) as error:  # its checksum is right, it is not
+        raise _damaged(file, f"is not what this version packs ({error})", REPACKED) from None
     vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
-    return data, facts["source"]
+    return data, source
 
 
 def _damaged(file: Path, fault: str, then: str) -> BadData:
