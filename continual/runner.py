@@ -90,7 +90,8 @@ def run_plan(
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     missing = [strategy for strategy, stored in zip(plan.strategies, there, strict=True) if stored is None]
-    with failures.memory(f"preparing on {target.type}", less_memory(plan.training.seeds_as)):
+    other = "; images that do not fit can stay in their file (--pixels mapped)"
+    with failures.memory(f"preparing on {target.type}", less_memory(plan.training.seeds_as) + other):
         ready = prepare(plan, missing, root, target, told, processes) if missing else None
     results = []
     for strategy, record, stored in zip(plan.strategies, records, there, strict=True):

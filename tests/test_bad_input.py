@@ -634,3 +634,29 @@ def test_a_packed_file_of_the_right_form_is_read(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     save_file(TENSORS, file, said | {"sha256": sets._checksum(said, sets.digest(TENSORS))})
     assert sets.load("digits", tmp_path).classes == ("0", "1")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no file without an end")
+def test_files_without_an_end(untouched: Path) -> None:
+    """A device or a pipe is not read, wherever a file is asked for."""
+    endless = untouched / "runs" / "endless"
+    endless.mkdir()
+    os.mkfifo(endless / "pipe.yaml")
+    (endless / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "zero.yaml"):
+        file = endless / name
+        refused(invoke("run", file))
+        refused(invoke("reproduce", file))
+        refused(invoke("run", f"split-imagenet:size=8,subset={file}", *TINY, "--quiet"))
+        refused(invoke("run", "split-imagenet:size=32", "--model", f"torchvision:weights={file}", "--quiet"))
+        refused(invoke("show", file))
+        published(endless / name[:4])
+        raw = endless / name[:4] / "MNIST" / "raw" / "train-images-idx3-ubyte"
+        raw.unlink()
+        raw.symlink_to(file)
+        refused(invoke("run", "split-mnist:tasks=2", *TINY, "--data", endless / name[:4], "--again", "--quiet"))
+        run = endless / name[:4] / "run"
+        run.mkdir()
+        (run / store.RECORD).symlink_to(file)
+        refused(invoke("show", run))
+    shutil.rmtree(endless)

@@ -72,6 +72,18 @@ def ready(seeds: int, **training: Any) -> tuple[Recipe, Training, list[Stream]]:
     return recipe_of(plan, plan.strategies[0], net), plan.training, streams
 
 
+def test_seeds_that_do_not_fit_side_by_side_are_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, training, streams = ready(3)
+
+    def seconds(recipe: Recipe, training: Training, streams: list[Stream], fixed: int | None = None) -> float:
+        if len(streams) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.01
+
+    monkeypatch.setattr(execution, "step_seconds", seconds)
+    assert execution.choose(recipe, training, streams, processes=False).how == "loop"
+
+
 @pytest.mark.parametrize(
     ("loop", "together", "alone", "processes", "chosen", "inner"),
     [

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from continual import leftovers
+from continual import files, leftovers
 from continual.errors import BadFolder
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
@@ -414,7 +414,7 @@ def _load(path: Path) -> Result:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bytes(path)
     except FileNotFoundError:
         raise BadFolder(f"there is no file {path}") from None
     except OSError as error:

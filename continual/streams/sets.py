@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from continual import leftovers
+from continual import files, leftovers
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images
 from continual.streams.data import PARTS, Data, content, digest, joined
@@ -381,7 +381,7 @@ def _raw(file: Path, md5: str) -> npt.NDArray[np.uint8] | None:
 def _bytes(file: Path) -> bytes | None:
     """What a file holds; none where it is not there."""
     try:
-        return file.read_bytes()
+        return files.read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
