@@ -260,8 +260,9 @@ def run_strategy(ready: Ready, strategy: Strategy, record: dict[str, Any], told:
 
 def less_memory(how: str) -> str:
     """The two settings that help where memory is short, by how seeds are done."""
-    other = "pixels=mapped (--pixels mapped), which leaves images in their file" if how == "loop" else (
-        "seeds_as=loop (--seeds-as loop), which runs one seed at a time")  # fmt: skip
+    other = "seeds_as=loop (--seeds-as loop), which runs one seed at a time"
+    if how == "loop":
+        other = "pixels=mapped (--pixels mapped), which leaves images in their file"
     return f"a smaller batch (--batch) needs less, and so does {other}"
 
 
