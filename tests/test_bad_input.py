@@ -246,7 +246,7 @@ def lines(draw: Any) -> list[str]:
     return [command, *what, *TINY, *flags, "--quiet"]
 
 
-@tried(150)
+@tried(80)
 @given(line=lines())
 def test_whatever_is_typed(untouched: Path, line: list[str]) -> None:
     # what is valid is run, in the results folder; pictures, reports and figures lie where they are asked for
@@ -271,7 +271,7 @@ def far_off() -> list[tuple[str, str, str]]:
 FLAG = {"models": "--model", "optimizers": "--optimizer", "schedules": "--schedule", "augmentations": "--augment"}
 
 
-@tried(150)
+@tried(60)
 @given(option=st.sampled_from(far_off()), value=st.sampled_from(FAR))
 def test_one_option_that_is_far_off(untouched: Path, option: tuple[str, str, str], value: str) -> None:
     """Thousands of millions of anything are refused, and not begun."""
@@ -364,7 +364,7 @@ def damaged(content: bytes) -> Any:
                      st.binary(max_size=8).map(lambda more: content + more))  # fmt: skip
 
 
-@tried(150)
+@tried(80)
 @given(file=st.one_of(
     HARD.map(str.encode), YAML.map(lambda value: json.dumps(value).encode()), st.binary(max_size=80),
     st.dictionaries(st.sampled_from(NAMES), YAML, max_size=4).map(lambda value: json.dumps(value).encode()),
@@ -376,7 +376,7 @@ def test_whatever_lies_in_a_run_file(untouched: Path, file: bytes, command: str)
     done_or_refused(invoke(command, "runs/mine.yaml", *asked, "--quiet"))
 
 
-@tried(100)
+@tried(60)
 @given(table=mutated(TABLE))
 def test_a_published_table_of_another_form(untouched: Path, table: Any) -> None:
     (untouched / "runs" / "mine.yaml").write_text(json.dumps(table))
@@ -417,7 +417,7 @@ def stored(bench: Path, files: dict[str, bytes]) -> Iterator[Path]:
         shutil.rmtree(bench / "runs" / "one")
 
 
-@tried(150)
+@tried(80)
 @given(data=st.data(), name=st.sampled_from([store.RECORD, store.ARRAYS]))
 def test_a_damaged_run(untouched: Path, run_files: dict[str, bytes], data: Any, name: str) -> None:
     content = data.draw(damaged(run_files[name]))
@@ -437,7 +437,7 @@ def signed(record: Any, arrays: bytes) -> bytes:
     return json.dumps(whole | {"sha256": sums}).encode()
 
 
-@tried(100)
+@tried(30)
 @given(data=st.data())
 def test_a_run_of_another_form(untouched: Path, run_files: dict[str, bytes], data: Any) -> None:
     """Its checksums are right; so what is in it has to be looked at."""
@@ -454,7 +454,7 @@ ODD = st.sampled_from([np.zeros(0), np.zeros((1, 1, 0)), np.full((1, 6, 5), np.i
                        np.array([0.5, np.nan, 3.0]), np.array([7, 8, 9]), np.zeros((1, 6, 5), np.float16)])  # fmt: skip
 
 
-@tried(100)
+@tried(30)
 @given(
     changed=st.dictionaries(
         st.sampled_from(
@@ -495,7 +495,7 @@ HOSTILE = st.sampled_from(
 )
 
 
-@tried(20)
+@tried(4)
 @given(data=st.data())
 def test_hostile_names_in_everything_that_shows_them(untouched: Path, run_files: dict[str, bytes], data: Any) -> None:
     """They are escaped, and name no file."""
@@ -520,7 +520,7 @@ def test_hostile_names_in_everything_that_shows_them(untouched: Path, run_files:
 # ---- data
 
 
-@tried(100)
+@tried(20)
 @given(
     data=st.data(),
     name=st.sampled_from(["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"]),
@@ -539,7 +539,7 @@ def test_damaged_published_files(untouched: Path, data: Any, name: str, zipped: 
     refused(said) if zipped else done_or_refused(said)
 
 
-@tried(100)
+@tried(20)
 @given(data=st.data())
 def test_damaged_packed_files(untouched: Path, data: Any) -> None:
     file = untouched / "data" / "packed" / "digits" / "original.safetensors"
@@ -553,7 +553,7 @@ def test_damaged_packed_files(untouched: Path, data: Any) -> None:
     refused(said) if content != whole else done_or_refused(said)
 
 
-@tried(60)
+@tried(10)
 @given(data=st.data(), size=st.sampled_from(["none", "8", "32"]), skip=st.booleans())
 def test_damaged_images(untouched: Path, data: Any, size: str, skip: bool) -> None:
     root = untouched / "runs" / "broken"
@@ -567,7 +567,7 @@ def test_damaged_images(untouched: Path, data: Any, size: str, skip: bool) -> No
     done_or_refused(said)
 
 
-@tried(60)
+@tried(15)
 @given(
     content=st.one_of(
         damaged(b"a\nb\n"), st.sampled_from([b"a\n../train/a\n", b"a\n/etc\n", b"a\n.\n", b"\xff", b"a\na\n"])
@@ -589,7 +589,7 @@ def weights(bench: Path) -> dict[str, bytes]:
     return found
 
 
-@tried(60)
+@tried(6)
 @given(data=st.data(), name=st.sampled_from(["w.pt", "w.safetensors"]))
 def test_damaged_weights(untouched: Path, weights: dict[str, bytes], data: Any, name: str) -> None:
     (untouched / "runs" / name).write_bytes(data.draw(damaged(weights[name])))
@@ -604,7 +604,7 @@ STRANGE = st.sampled_from([torch.zeros(4, 1, 2, 2), torch.zeros(3, 1, 2, 2, dtyp
                            torch.tensor([-1, 0]), torch.zeros(0, dtype=torch.int64), torch.tensor(3)])  # fmt: skip
 
 
-@tried(100)
+@tried(60)
 @given(
     facts=st.dictionaries(st.sampled_from(sorted(FACTS)), st.none() | HARD.map(lambda text: text[:50]) | TEXT | NUMBERS,
                           max_size=2),
