@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import completion, config, plugins
-from continual.errors import BadOption, Mistake, Notice, choices, unknown
+from continual import completion, config, failures, plugins
+from continual.errors import BadOption, Mistake, Notice, brief, choices, is_text, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
 
@@ -31,20 +31,20 @@ FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
 class Told(click.Command):
-    """A command that tells a user's mistake in one message on standard error, with exit status 2."""
+    """A command that tells what goes wrong in one message; see :mod:`continual.failures` for the exit statuses."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        try:
+        with failures.told():
             return super().invoke(ctx)
-        except Mistake as mistake:
-            click.echo(f"continual: {mistake}", err=True)
-            raise SystemExit(2) from mistake
-        except KeyboardInterrupt:
-            click.echo(
-                "continual: interrupted; runs that were finished are stored, and the same command goes on", err=True
-            )
-            raise SystemExit(130) from None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what was typed, which has to be text."""
+        with failures.told():
+            for word in args:
+                if not is_text(word):
+                    raise BadOption(f"{brief(word)} is not text in UTF-8, or has a NUL in it")
+        return super().parse_args(ctx, args)
 
 
 class Commands(Told, click.Group):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from continual import plugins
-from continual.errors import BadOption, choices, nearest
+from continual.errors import BadOption, brief, choices, nearest
 from continual.options import Configured, Option, options_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def read(given: Any) -> tuple[str, dict[str, Any]]:
         return name, dict(options)
     if isinstance(given, dict) and isinstance(given.get("name"), str):
         return given["name"], {str(key): value for key, value in given.items() if key != "name"}
-    raise BadOption(f"{given!r} names nothing; write NAME:option=value or a mapping with 'name' and the options")
+    raise BadOption(f"{brief(given)} names nothing; write NAME:option=value or a mapping with 'name' and the options")
 
 
 def make_strategy(given: Any) -> Strategy:
@@ -209,7 +209,7 @@ def make_benchmark(given: Any) -> Any:
 
     listed = given["sequence"]
     if not isinstance(listed, list):
-        raise BadOption(f"sequence: it takes a list of benchmarks, not {listed!r}")
+        raise BadOption(f"sequence: it takes a list of benchmarks, not {brief(listed)}")
     options = {str(name): value for name, value in given.items() if name not in ("sequence", "name")}
     return Sequence.of([make("benchmarks", one) for one in listed], **options)
 
@@ -258,24 +258,7 @@ def _base(benchmark: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    import yaml
+    """The mapping in a YAML file; see :func:`continual.documents.read`."""
+    from continual import documents
 
-    class Loader(yaml.SafeLoader):
-        """YAML where a name that is given twice is a mistake; PyYAML takes the last silently."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            """See :class:`yaml.SafeLoader`."""
-            names = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
-            for name in names:
-                if names.count(name) > 1:
-                    raise BadOption(f"{path}: '{name}' is given twice")
-            return super().construct_mapping(node, deep)
-
-    try:
-        found = yaml.load(plugins.read_text(path), Loader)
-    except yaml.YAMLError as error:
-        raise BadOption(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise BadOption(f"{path}: a run's file is a mapping of options, such as 'benchmark: split-mnist'")
-    return found
+    return documents.read(path)

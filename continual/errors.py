@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+LONGEST = 200
+"""So many letters of what was given are said again."""
 
 
 class Mistake(Exception):
@@ -34,6 +38,10 @@ class BadFolder(Mistake):
     """A folder or file that cannot be read or written, or does not hold what it should."""
 
 
+class OutOfMemory(Mistake):
+    """What was asked for needs more memory than can be had."""
+
+
 class Notice(UserWarning):
     """Something that a user should know and that stops nothing; the command line prints it in one line."""
 
@@ -43,13 +51,30 @@ def choices(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def brief(given: object) -> str:
+    """What was given as Python writes it, or the beginning and the end of that where it is long."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxdict = short.maxlevel = 6
+    short.maxstring = short.maxlong = short.maxother = 200
+    try:
+        return short.repr(given)
+    except ValueError:  # a number of thousands of digits
+        return "a number that is far too long"
+
+
+def is_text(given: str) -> bool:
+    """Whether text can be a part of a name, a path and a record: it has no NUL, and all of it can be written."""
+    return "\0" not in given and not any("\ud800" <= letter <= "\udfff" for letter in given)
+
+
 def nearest(given: str, names: Iterable[str]) -> str:
     """``"; did you mean 'ewc'?"``, or nothing where no name is near."""
-    close = difflib.get_close_matches(given, list(names), n=1)
+    close = difflib.get_close_matches(given[:LONGEST], list(names), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def unknown(kind: str, given: str, names: Iterable[str]) -> UnknownName:
     """The error for a name that is not among ``names``."""
     known = list(names)
-    return UnknownName(f"no {kind} is named '{given}'{nearest(given, known)} (known: {choices(known)})")
+    shown = given if len(given) <= LONGEST and given.isprintable() else brief(given)[1:-1]
+    return UnknownName(f"no {kind} is named '{shown}'{nearest(given, known)} (known: {choices(known)})")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual import failures
 from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
@@ -72,7 +73,11 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     device = streams[0].samples.image.device
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
     if can_map:
-        seconds["map"] = step_seconds(recipe, training, streams)
+        try:
+            seconds["map"] = step_seconds(recipe, training, streams)
+        except (MemoryError, RuntimeError) as error:  # all at once they need more memory than there is
+            if not failures.is_memory(error):
+                raise
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
     if processes and device.type == "cpu" and cores() > 1 and most * min(seconds.values()) > START:
         turns = math.ceil(len(streams) / workers(len(streams)))

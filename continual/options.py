@@ -19,8 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
-from continual.errors import BadOption, choices, nearest
+from continual.errors import BadOption, brief, choices, is_text, nearest
 
+LARGEST = 2**31 - 1
+"""No whole number is larger: random numbers are drawn by counters of 32 bits, and nothing is counted further."""
 LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -68,13 +70,25 @@ class Option:
         typed = _limited(self.hint, self.limits)
         try:
             result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
-            numbers = result if isinstance(result, tuple) else (result,)
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                raise ValueError
-            return result
-        except (msgspec.ValidationError, ValueError):
-            hint = nearest(str(value), _words(self.hint))
-            raise BadOption(f"{owner}: option {self.name} was given {value!r}; it takes {self.kind}{hint}") from None
+        except (msgspec.ValidationError, ValueError, OverflowError, RecursionError):
+            hint = nearest(value if isinstance(value, str) else brief(value), _words(self.hint))
+            raise BadOption(f"{owner}: option {self.name} was given {brief(value)}; it takes {self.kind}{hint}"
+                            ) from None  # fmt: skip
+        for one in result if isinstance(result, tuple) else (result,):
+            if fault := _fault(one):
+                raise BadOption(f"{owner}: option {self.name} was given {brief(value)}; it takes {self.kind}, {fault}")
+        return result
+
+
+def _fault(value: Any) -> str:
+    """What is wrong with a value of the right type, if something is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"below {LARGEST + 1}"
+    if isinstance(value, str) and not is_text(value):
+        return "without NUL, that can be written as UTF-8"
+    return ""
 
 
 def _is_union(hint: Any) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from continual import files
 from continual.errors import BadFolder, BadOption, UnknownName, unknown
 from continual.options import Configured
 
@@ -135,8 +136,8 @@ def config_files(kind: str) -> dict[str, Path]:
 def read_text(path: Path) -> str:
     """A text file's content, or :class:`~continual.errors.BadFolder`."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return files.read_text(path)
+    except (OSError, ValueError) as error:
         raise BadFolder(f"{path} cannot be read: {error}") from error
 
 

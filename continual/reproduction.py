@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from continual import config, plugins
+from continual import config, plugins, workers
 from continual.errors import BadOption, Mistake, choices, nearest, unknown
 from continual.results import store
 from continual.results.comparison import Comparison, Published, compare
@@ -196,15 +194,9 @@ def run(table: Table, seeds: Sequence[int], place: Place, done: Callable[[Cell],
             run_cell(cell, group, place)
             done(cell)
         return
-    with ProcessPoolExecutor(place.jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run_cell, cell, group, place): cell for cell, group in work}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done(futures[future])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    calls = [(cell, group, place) for cell, group in work]
+    workers.each(min(place.jobs, len(work)), run_cell, calls, lambda number, _: done(work[number][0]),
+                 "fewer --jobs at a time need less, and what was finished is stored")  # fmt: skip
 
 
 def run_cell(cell: Cell, seeds: list[int], place: Place) -> None:

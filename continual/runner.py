@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import itertools
 import platform
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from continual import config, execution, plugins, resume
+from continual import config, execution, failures, plugins, resume, workers
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.execution import Way
@@ -110,7 +107,9 @@ def run_plan(
         if stored is not None and plan.trackers:
             told.say(f"{record['title']}: not tracked, as it is not run")
     with resume.tidied(own):
-        ready = prepare(plan, strategies, root, target, told, processes, resume.begun(own)) if missing else None
+        other = "; images that do not fit can stay in their file (--pixels mapped)"
+        with failures.memory(f"preparing on {target.type}", less_memory(plan.training.seeds_as) + other):
+            ready = prepare(plan, strategies, root, target, told, processes, resume.begun(own)) if missing else None
         # each is begun before the first is trained, so that all are done alike also if the process is killed
         begun = [_sure(ready).begun(one) for one in own]
         done = dict[int, Result]()
@@ -164,6 +163,8 @@ def prepare(
     if training.precision == "tf32" and device.type != "cuda":
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
+    for rows in {len(task.train) for stream in streams for task in stream.tasks}:
+        training.steps(rows)
     net: Net = plan.model.build(  # type: ignore[attr-defined]
         streams[0].shape, streams[0].units, len(streams[0].tasks)
     )
@@ -281,7 +282,8 @@ def run_strategy(
     if kept:
         kept.look(told.say)
     do = in_processes if ready.way.how == "processes" else in_groups
-    with execution.deterministic(ready.plan.training.deterministic):
+    enough = failures.memory(f"{record['title']} on {ready.device.type}", less_memory(ready.way.how))
+    with enough, execution.deterministic(ready.plan.training.deterministic):
         parts = do(ready, strategy, record, told, kept, follow)
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
@@ -297,6 +299,14 @@ def run_strategy(
         "stopped": stopped,
     }  # fmt: skip
     return Result(full, join(parts, seeds))
+
+
+def less_memory(how: str) -> str:
+    """The two settings that help where memory is short, by how seeds are done."""
+    other = "seeds_as=loop (--seeds-as loop), which runs one seed at a time"
+    if how == "loop":
+        other = "pixels=mapped (--pixels mapped), which leaves images in their file"
+    return f"a smaller batch (--batch) needs less, and so does {other}"
 
 
 @dataclass(frozen=True)
@@ -391,41 +401,26 @@ def in_processes(
     training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
     count, parts = execution.workers(len(seeds), way.cores), list[Part]()
     threads = training.threads or execution.threads_each(len(seeds), way.cores)
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        pending = []
-        for first in range(count):
-            own = tuple(seeds[first::count])
-            inner: execution.How = way.inner if len(own) > 1 else "loop"
-            share = replace(training, seeds=own, threads=threads)
-            plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
-            pending.append(pool.submit(_alone, plan, ready.root, ready.device, replace(way, how=inner), record, kept))
-        tasks = len(ready.streams[0].tasks)
-        try:
-            for number, future in enumerate(as_completed(pending)):
-                told.begin(record["title"], number, count, tasks, training.batch)
-                found, lines = future.result()
-                parts += found
-                for part in found:  # a tracker is in this process alone
-                    follow.feed(part.seeds, -1, part.arrays)
-                told.end()
-                for line in lines:
-                    told.say(line)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    calls = []
+    for first in range(count):
+        own = tuple(seeds[first::count])
+        inner: execution.How = way.inner if len(own) > 1 else "loop"
+        share = replace(training, seeds=own, threads=threads)
+        plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
+        calls.append((plan, ready.root, ready.device, replace(way, how=inner), record, kept))
+    turns = itertools.count()
+
+    def done(number: int, given: tuple[list[Part], list[str]]) -> None:
+        told.begin(record["title"], next(turns), count, len(ready.streams[0].tasks), training.batch)
+        for part in given[0]:  # a tracker is in this process alone
+            parts.append(part)
+            follow.feed(part.seeds, -1, part.arrays)
+        told.end()
+        for line in given[1]:
+            told.say(line)
+
+    workers.each(count, _alone, calls, done, less_memory("processes"))
     return parts
-
-
-def _end_with_parent() -> None:
-    """A process ends when the one that began it is killed, and does not wait for its word for ever."""
-    parent = parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class Lines(Progress):

@@ -35,8 +35,8 @@ class AGEM(Strategy):
 
     stores_samples: ClassVar[bool] = True
 
-    capacity: int = option(1000, "samples that are stored in all", ge=1)
-    samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1)
+    capacity: int = option(1000, "samples that are stored in all", ge=1, le=exemplars.MOST)
+    samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1, le=1_000_000)
     fill: Literal["class", "reservoir"] = option("class", "how samples are chosen for storage")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:

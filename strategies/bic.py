@@ -51,7 +51,7 @@ class BiC(Strategy):
     stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
-    capacity: int = option(500, "exemplars in all, for both stages", ge=2)
+    capacity: int = option(500, "exemplars in all, for both stages", ge=2, le=exemplars.MOST)
     held: float = option(0.1, "the part of the exemplars that is for stage 2", gt=0, lt=1)
     temperature: float = option(2.0, "T, of the distillation", gt=0)
     strength: float | None = option(None, "λ; none: old classes by all classes", ge=0, le=1)

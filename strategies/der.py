@@ -37,8 +37,8 @@ class DER(Strategy):
     first_task_like_finetuning: ClassVar[bool] = False
 
     alpha: float = option(0.5, "α, the weight of the logits' error", ge=0)
-    capacity: int = option(500, "samples that are stored", ge=1)
-    samples: int | None = option(None, "stored samples in a draw; none: as many as a batch has", ge=1)
+    capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
+    samples: int | None = option(None, "stored samples in a draw; none: as many as a batch has", ge=1, le=1_000_000)
     error: Literal["mean", "sum"] = option("mean", "what is taken of the squared errors of a sample's outputs")
     over: Literal["all", "seen"] = option("all", "the outputs: all, or those of the tasks seen when it was stored")
 

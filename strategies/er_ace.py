@@ -25,8 +25,8 @@ class Online(Strategy):
     stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
-    capacity: int = option(500, "samples that are stored", ge=1)
-    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1)
+    capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
+    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1, le=1_000_000)
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (capacity,), -1 where there is none yet; ``seen``: samples that came by."""

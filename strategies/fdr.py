@@ -39,10 +39,10 @@ class FDR(Strategy):
     stores_samples: ClassVar[bool] = True
 
     strength: float = option(1.0, "λ, the weight of the distance", ge=0)
-    capacity: int = option(500, "samples that are stored", ge=1)
-    samples: int | None = option(None, "stored samples in a draw; none: as many as a batch has", ge=1)
+    capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
+    samples: int | None = option(None, "stored samples in a draw; none: as many as a batch has", ge=1, le=1_000_000)
     distance: Literal["norm", "root", "square"] = option("norm", "how the distance is estimated from samples")
-    rounding: float = option(0.0001, "ε, which rounds a norm off near 0: √(s + ε²) - ε for √s", gt=0)
+    rounding: float = option(0.0001, "ε, which rounds a norm off near 0: √(s + ε²) - ε for √s", gt=0, le=1)
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows`` (capacity,), -1 where empty, and their ``outputs`` (capacity, K)."""

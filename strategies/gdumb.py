@@ -69,9 +69,12 @@ class GDumb(Restarted):
     stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
 
-    capacity: int = option(500, "k, samples that are stored", ge=1)
+    capacity: int = option(500, "k, samples that are stored", ge=1, le=exemplars.MOST)
     passes: int | None = option(
-        None, "stored rows in an epoch so often; none: as makes it as long as one of the task's own rows", ge=1
+        None,
+        "stored rows in an epoch so often; none: as makes it as long as one of the task's own rows",
+        ge=1,
+        le=100_000,
     )
 
     def suits(self, stream: Stream, net: Net) -> None:

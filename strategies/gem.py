@@ -44,7 +44,7 @@ class GEM(Rehearsal):
     ridge: float = option(0.0, "what is added to the diagonal of GG'", ge=0)
     fill: Literal["last", "random"] = option("last", "which samples of a task are stored")
     divide: Literal["stream", "seen"] = option("stream", "the capacity is shared by all tasks, or by those seen so far")
-    samples: int | None = option(None, "stored samples of each past task in a step; none: all", ge=1)
+    samples: int | None = option(None, "stored samples of each past task in a step; none: all", ge=1, le=1_000_000)
     rehearse: bool = option(False, "whether stored samples also join the epochs")
 
     def has(self, hook: str) -> bool:

@@ -41,10 +41,14 @@ class GenerativeReplay(Strategy):
     the weight of x, and has y' among all outputs.
     """
 
-    layers: tuple[int, ...] = option((400, 400), "units of each hidden layer of the generator's encoder", ge=1)
-    latent: int = option(100, "latent variables of the generator", ge=1)
+    layers: tuple[int, ...] = option(
+        (400, 400), "units of each hidden layer of the generator's encoder", ge=1, le=65536
+    )
+    latent: int = option(100, "latent variables of the generator", ge=1, le=65536)
     lr: float = option(0.001, "the generator's learning rate", gt=0)
-    samples: int | None = option(None, "generated images that join a batch; none: as many as it has", ge=1)
+    samples: int | None = option(
+        None, "generated images that join a batch; none: as many as it has", ge=1, le=1_000_000
+    )
     ratio: float | None = option(None, "r, the new task's part of the losses; none: 1/t", ge=0, le=1)
     soft: bool = option(False, "whether labels are distilled instead of the network's answer")
     temperature: float = option(2.0, "by which logits are divided where labels are distilled", gt=0)

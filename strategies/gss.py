@@ -43,7 +43,7 @@ class GSS(Online):
     a row twice.
     """
 
-    compare: int = option(10, "n, stored samples that the gradients of new ones are compared with", ge=1)
+    compare: int = option(10, "n, stored samples that the gradients of new ones are compared with", ge=1, le=1_000_000)
     first: float = option(0.1, "the cosine of those that come when nothing is stored", ge=0, le=1)
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:

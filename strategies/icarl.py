@@ -74,7 +74,7 @@ class ICaRL(Means):
 
     stores_samples: ClassVar[bool] = True
 
-    capacity: int = option(500, "K, exemplars in all", ge=1)
+    capacity: int = option(500, "K, exemplars in all", ge=1, le=exemplars.MOST)
     outputs: Literal["sigmoid", "softmax"] = option("sigmoid", "what the loss makes of the outputs")
     reduce: Literal["sum", "mean"] = option("sum", "what is done with the terms of outputs=sigmoid")
     temperature: float = option(2.0, "T, of the distillation with outputs=softmax", gt=0)

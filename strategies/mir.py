@@ -36,7 +36,9 @@ class MIR(Online):
     each class; 7. s_MI-2, which compares with the least loss that a sample ever had, is not here.
     """
 
-    candidates: int | None = option(None, "C, of which the k that join are chosen; none: five times k", ge=1)
+    candidates: int | None = option(
+        None, "C, of which the k that join are chosen; none: five times k", ge=1, le=1_000_000
+    )
     rate: float = option(0.01, "α, the length of the step that is foreseen", gt=0)
     combine: Literal["joint", "sum"] = option(
         "joint", "one loss of all samples, or that of batch and stored ones added"

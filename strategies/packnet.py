@@ -45,9 +45,9 @@ class PackNet(Isolated):
         0.5, "share of a task's weights that it frees; equal: alike for all", ge=0, lt=1
     )
     freed: Literal["zero", "kept"] = option("zero", "where freed weights start in the next task")
-    retrain: int = option(1, "epochs that the kept weights are trained for", ge=0)
+    retrain: int = option(1, "epochs that the kept weights are trained for", ge=0, le=100_000)
     retrain_lr: float = option(0.001, "learning rate of these epochs", ge=0)
-    retrain_batch: int = option(128, "rows in a batch of these epochs", ge=1)
+    retrain_batch: int = option(128, "rows in a batch of these epochs", ge=1, le=10_000_000)
 
     def suits(self, stream: Stream, net: Net) -> None:
         """Tasks are told, and there are weights before the head."""

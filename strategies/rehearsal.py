@@ -35,7 +35,7 @@ class Rehearsal(Strategy):
 
     stores_samples: ClassVar[bool] = True
 
-    capacity: int = option(1100, "samples that are stored in all", ge=1)
+    capacity: int = option(1100, "samples that are stored in all", ge=1, le=exemplars.MOST)
     repeat: Literal["match", "once"] = option("match", "stored samples as often as makes them as many as new ones")
 
     def suits(self, stream: Stream, net: Net) -> None:

@@ -31,10 +31,10 @@ class Replay(Strategy):
 
     stores_samples: ClassVar[bool] = True
 
-    capacity: int = option(500, "samples that are stored", ge=1)
+    capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
     per_class: bool = option(False, "whether the capacity is for each class instead of in all")
     fill: Literal["balanced", "reservoir"] = option("balanced", "how samples are chosen for storage")
-    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1)
+    samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1, le=1_000_000)
     share: float | Literal["task"] | None = option(
         None, "the stored samples' part of the loss; task: 1 - 1/t in task t; none: all samples alike", ge=0, le=1
     )

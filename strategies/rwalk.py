@@ -39,7 +39,7 @@ class RWalk(Strategy):
 
     strength: float = option(1.0, "λ, the weight of the penalty", ge=0)
     alpha: float = option(0.9, "α, the part of the newest step in the Fisher", gt=0, le=1)
-    interval: int = option(10, "Δt, the steps over which a score is formed", ge=1)
+    interval: int = option(10, "Δt, the steps over which a score is formed", ge=1, le=10_000_000)
     damping: float = option(0.001, "ε, which bounds the score where a weight hardly moved", gt=0)
     fisher: Literal["batch", "samples"] = option("batch", "what is squared: the batch's gradient, or each sample's")
     at: Literal["start", "end"] = option("start", "the Fisher that an interval's score is formed with")

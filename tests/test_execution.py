@@ -67,9 +67,21 @@ def test_a_seed_that_is_lost_in_a_process_is_told(tmp_path: Path) -> None:
 
 def ready(seeds: int, **training: Any) -> tuple[Recipe, Training, list[Stream]]:
     plan = config.plan({"benchmark": "split-digits:limit=10", "seeds": seeds, "model": "mlp:layers=8", **training})
-    streams = [plan.benchmark.stream(seed, Path("nowhere")) for seed in range(seeds)]
+    streams = [plan.benchmark.stream(seed, data_root(None)) for seed in range(seeds)]
     net = plan.model.build(streams[0].shape, streams[0].units)  # type: ignore[attr-defined]
     return recipe_of(plan, plan.strategies[0], net), plan.training, streams
+
+
+def test_seeds_that_do_not_fit_side_by_side_are_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, training, streams = ready(3)
+
+    def seconds(recipe: Recipe, training: Training, streams: list[Stream], fixed: int | None = None) -> float:
+        if len(streams) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.01
+
+    monkeypatch.setattr(execution, "step_seconds", seconds)
+    assert execution.choose(recipe, training, streams, processes=False).how == "loop"
 
 
 @pytest.mark.parametrize(

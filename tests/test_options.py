@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from continual.errors import BadOption
+from continual.errors import BadOption, brief
 from continual.learning.train import Training
-from continual.options import Configured, Option, option, options_of
+from continual.options import LARGEST, Configured, Option, option, options_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def test_what_is_refused(name: str, value: Any) -> None:
         with pytest.raises(BadOption) as caught:
             make()
         message = str(caught.value)
-        assert message.startswith(f"Thing: option {name} was given {value!r}; it takes {options_of(Thing)[name].kind}")
+        kind = options_of(Thing)[name].kind
+        assert message.startswith(f"Thing: option {name} was given {brief(value)}; it takes {kind}")
+        assert len(message) < 600
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ VALUES = st.fixed_dictionaries(
     optional={
         "rate": st.floats(0, 1, exclude_min=True, exclude_max=True),
         "count": st.integers(1, 10),
-        "plain": st.integers(-(2**63), 2**63),
+        "plain": st.integers(-LARGEST, LARGEST),
         "flag": st.booleans(),
         "mode": st.sampled_from(["task", "seen", "all"]),
         "limit": st.none() | st.integers(1, 99),

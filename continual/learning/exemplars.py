@@ -12,6 +12,9 @@ from continual.streams.stream import Samples
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST = 10_000_000
+"""So many samples a memory holds at most."""
+
 
 def empty(capacity: int, like: Tensor) -> Tensor:
     """A memory with no exemplar: (capacity,) int64 of -1."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from continual.errors import BadChain
+from continual.errors import BadChain, OutOfMemory
 from continual.learning import layers
 from continual.options import Configured, option
 from continual.streams.rng import Key
@@ -24,6 +24,20 @@ class Out(NamedTuple):
 
     logits: Tensor
     features: Tensor
+
+
+BYTES = 16
+"""What a parameter takes in training, at least: itself, its gradient, and what the optimiser keeps."""
+
+
+def check_size(parameters: int) -> None:
+    """:class:`~continual.errors.OutOfMemory` for a network that is larger than this machine's free memory."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    if parameters * BYTES > free:
+        raise OutOfMemory(f"a network of {parameters:,} parameters takes {parameters * BYTES / 1e9:,.0f} GB in "
+                          f"training, and {free / 1e9:,.0f} GB are free; make its layers smaller")  # fmt: skip
 
 
 class Net:
@@ -46,6 +60,7 @@ class Net:
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes.values()]
         self.size = sum(self.sizes)
+        check_size(self.size)
 
     def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
         """The forward pass of a batch ``x`` (B, ...) through parameters by name.

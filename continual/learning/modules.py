@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from continual.learning import layers
-from continual.learning.models import Net, Out
+from continual.learning.models import Net, Out, check_size
 from continual.learning.norms import BatchNorm
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class ModuleNet(Net):
         self, make: Callable[[], Headed], trained: Callable[[str], bool] = lambda name: True,
         statistics: Statistics = "running", frozen_from: int = 1,
     ) -> None:  # fmt: skip
+        with torch.device("meta"):  # its size, before any of it is made
+            check_size(sum(one.numel() for one in make().parameters()))
         self.make, self.module = make, make()
         self.module.requires_grad_(False)
         parameters = dict(self.module.named_parameters())

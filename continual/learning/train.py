@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_SEEDS = 10_000
+MOST_STEPS = 5_000_000
+"""Of one task, whose batches are laid down before the first."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Training(Configured):
     seeds: int | tuple[int, ...] = option(
         5, "how many, counted from 0, or the seeds themselves as in 3-5-7 ('7-' for one)", ge=0
     )
-    epochs: int = option(1, "times each task's rows are gone through", ge=1)
-    iterations: int | None = option(None, "steps of each task, instead of epochs", ge=1)
+    epochs: int = option(1, "times each task's rows are gone through", ge=1, le=MOST_STEPS)
+    iterations: int | None = option(None, "steps of each task, instead of epochs", ge=1, le=MOST_STEPS)
     batch: int = option(128, "rows in a batch", ge=1)
     last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
     optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
@@ -63,7 +65,7 @@ class Training(Configured):
         False, "the same bits each time on a device: slower kernels where the fast ones differ from time to time"
     )
     threads: int | None = option(
-        None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1
+        None, "processor threads; none: PyTorch's default, or one where a step is too small to share", ge=1, le=1024
     )
     pixels: Literal["auto", "device", "pinned", "mapped"] = option(
         "auto",
@@ -93,8 +95,14 @@ class Training(Configured):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     def steps(self, rows: int) -> int:
-        """The steps of a task of so many rows; none where there is nothing to go through."""
-        return (self.iterations or self.epochs * self.epoch(rows)) if rows else 0
+        """The steps of a task of so many rows; none where there is nothing to go through.
+
+        Raises :class:`~continual.errors.BadOption` for more of them than can be laid down.
+        """
+        steps = (self.iterations or self.epochs * self.epoch(rows)) if rows else 0
+        if steps > MOST_STEPS:
+            raise BadOption(f"epochs={self.epochs}: {steps} steps of {rows} rows are more than a task's {MOST_STEPS}")
+        return steps
 
     def epoch(self, rows: int) -> int:
         """The steps of an epoch of so many rows."""

@@ -13,6 +13,9 @@ from continual.options import Configured, option
 if TYPE_CHECKING:
     from continual.learning.models import Net
 
+WIDEST = 65536
+"""So many channels or units a layer has at most."""
+
 
 def _needs_images(name: str, shape: tuple[int, ...], least: int) -> None:
     if len(shape) != 3 or min(shape[1:]) < least:
@@ -25,8 +28,8 @@ def _needs_images(name: str, shape: tuple[int, ...], least: int) -> None:
 class CNN(Configured):
     """Two 3x3 convolutions, each with ReLU and 2x2 max-pooling, and one hidden layer; padded to keep the resolution."""
 
-    channels: tuple[int, ...] = option((64, 128), "channels of each convolution", ge=1)
-    units: int = option(1024, "units of the hidden layer", ge=1)
+    channels: tuple[int, ...] = option((64, 128), "channels of each convolution", ge=1, le=WIDEST)
+    units: int = option(1024, "units of the hidden layer", ge=1, le=WIDEST)
 
     def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
         """See :meth:`continual.learning.models.MLP.build`."""
@@ -59,7 +62,7 @@ class Normalised(Configured):
 class ResNet18(Normalised):
     """ResNet-18 in the form for small images (He et al. 2016): no pooling in front, stages of 64, 128, 256, 512."""
 
-    width: int = option(64, "channels of the first stage", ge=1)
+    width: int = option(64, "channels of the first stage", ge=1, le=WIDEST // 8)
 
     def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
         """See :meth:`continual.learning.models.MLP.build`."""
@@ -79,7 +82,7 @@ class ResNet18(Normalised):
 class ReducedResNet18(ResNet18):
     """ResNet-18 with 20 channels in the first stage (Lopez-Paz & Ranzato 2017), about an eleventh of the parameters."""
 
-    width: int = option(20, "channels of the first stage", ge=1)
+    width: int = option(20, "channels of the first stage", ge=1, le=WIDEST // 8)
 
 
 ARCHITECTURES = {

@@ -181,8 +181,8 @@ def _joined(mean: str, error: str) -> str:
 
 
 def one_line(name: str) -> str:
-    """A name whose spaces break no line."""
-    return " ".join(name.split())
+    """A name whose spaces break no line, and whose other signs move no cursor."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(name.split()))
 
 
 def uneven(table: Content) -> bool:
@@ -211,10 +211,10 @@ def _range(counts: list[int]) -> str:
 def heading(record: dict[str, Any]) -> str:
     """The protocol in one line; the record's own ``heading`` where it has one."""
     if "heading" in record:
-        return str(record["heading"])
+        return one_line(str(record["heading"]))
     protocol = record["protocol"]
     parts = [described(protocol["benchmark"]), described(protocol["model"]), _trained(protocol["training"])]
-    return "; ".join([*filter(None, parts), count(len(protocol["seeds"]), "seed")])
+    return one_line("; ".join([*filter(None, parts), count(len(protocol["seeds"]), "seed")]))
 
 
 def _trained(training: Any) -> str:

@@ -13,12 +13,14 @@ all. ``run.json`` holds checksums of the record and of the arrays, and reading v
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +31,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.errors import BadFolder, choices
+from continual import files, leftovers
+from continual.errors import BadFolder
 from continual.results import notebook
+from continual.results.checks import check_arrays, check_record, check_types
 from continual.results.metrics import Array, Measured, metric
 from continual.results.plots import Plot
 
 FORMAT = 1
-PROTOCOL = ("benchmark", "model", "training", "seeds")
 RECORD, ARRAYS = "run.json", "arrays.safetensors"
 
 
@@ -56,15 +59,15 @@ class Result:
             ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
 
     Raises:
-        ValueError: where a part is missing or has the wrong shape.
+        ValueError: where a part is missing or has the wrong type or shape, or values that it cannot have.
     """
 
     record: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
 
     def __post_init__(self) -> None:
-        _check_record(self.record)
-        _check_arrays(self.arrays, len(self.seeds))
+        check_record(self.record)
+        check_arrays(self.arrays, len(self.seeds))
 
     @property
     def name(self) -> str:
@@ -169,34 +172,6 @@ def _spelled(part: dict[str, Any]) -> str:
     return f"{part['name']}:{options}" if options else str(part["name"])
 
 
-def _check_record(record: dict[str, Any]) -> None:
-    """ValueError where what the run's folder is named after is missing."""
-    protocol, strategy = record.get("protocol"), record.get("strategy")
-    if not isinstance(protocol, dict) or not all(name in protocol for name in PROTOCOL):
-        raise ValueError(f"the record has no protocol with {choices(PROTOCOL)}")
-    if not isinstance(strategy, list) or not strategy or not all("name" in part for part in strategy):
-        raise ValueError("the record's strategy is not a list of strategies with a name each")
-
-
-def _check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
-    """ValueError where accuracies are missing, or an array has a shape that does not go with the others."""
-    if "accuracy" not in arrays:
-        raise ValueError("there is no array named accuracy")
-    T = arrays["accuracy"].shape[-1] if arrays["accuracy"].ndim else 0
-    expected: dict[str, tuple[int, ...]] = {}
-    for name in ("accuracy", "training_accuracy", "validation_accuracy"):
-        expected[name] = (R, T + 1, T)
-    if "trace" in arrays:
-        E = arrays["trace"].shape[1] if arrays["trace"].ndim == 3 else 0
-        expected |= {"trace": (R, E, T), "trace_step": (E,), "trace_task": (E,)}
-        expected |= {name: (R, E, T) for name in ("training_trace", "validation_trace") if name in arrays}
-        if missing := {"trace_step", "trace_task"} - set(arrays):
-            raise ValueError(f"a trace goes with {choices(missing)}")
-    for name, array in arrays.items():
-        if array.shape != expected.get(name, array.shape):
-            raise ValueError(f"the array {name} has shape {array.shape} and not {expected[name]}")
-
-
 # ---- the name of its folder
 
 
@@ -250,13 +225,14 @@ def digest(content: bytes) -> str:
 
 def check_writable(out: Path) -> None:
     """BadFolder where nothing can be written into the folder for runs, or it cannot be made; it is not made yet."""
-    there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
-    probe = beside(there / "runs", "probe")
     try:
+        there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
+        probe = beside(there / "runs", "probe")
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise BadFolder(f"cannot write into the folder {out}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise BadFolder(f"cannot write into the folder {out}: {reason}") from error
 
 
 def save(result: Result, out: Path, replace: bool = False) -> Path:
@@ -267,6 +243,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
 
     Raises:
         BadFolder: where the folder cannot be written, or what is there already is damaged.
+        ValueError: where the record has something in it that could not be read again.
     """
     target = folder(out, result.record)
     try:
@@ -274,6 +251,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
             _write(result, temporary)
             placed = _place(temporary, target, replace)
             sync(target.parent)
+        tidy(target.parent)
     except OSError as error:
         raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
     if not placed:
@@ -304,6 +282,8 @@ def _write(result: Result, temporary: Path) -> None:
 
     arrays = packed({name: np.ascontiguousarray(array) for name, array in result.arrays.items()})
     record = plain({**result.record, "format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="microseconds")})
+    check_record(record)
+    check_types(record)
     record["sha256"] = {"record": _record_digest(record), ARRAYS: digest(arrays)}
     write_file(temporary / ARRAYS, arrays)
     write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
@@ -334,6 +314,8 @@ def sync(directory: Path) -> None:
 
 def _place(temporary: Path, target: Path, replace: bool) -> bool:
     """Renames the finished folder into its place; False where another is there and stays."""
+    if replace and _exchanged(temporary, target):
+        return True
     old = beside(target, "replaced")
     moved = replace and _moved(target, old)
     placed = True
@@ -351,6 +333,16 @@ def _place(temporary: Path, target: Path, replace: bool) -> bool:
     return placed
 
 
+def _exchanged(one: Path, other: Path) -> bool:
+    """Both change places in one step, so that a reader always finds one of them there; False where that cannot be.
+
+    Linux can, on most file systems, and Python has no name for it.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(at, os.fsencode(one), at, os.fsencode(other), exchange) == 0
+
+
 def _moved(target: Path, old: Path) -> bool:
     """Moves the run that is there aside; False where there is none."""
     try:
@@ -358,6 +350,19 @@ def _moved(target: Path, old: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def tidy(experiment: Path) -> None:
+    """Clear away what writers that were killed have left in the folder of an experiment, a day later.
+
+    A run that one of them had moved aside, to replace it, comes back where nothing has taken its place.
+    """
+    for old in leftovers.old(experiment, ".replaced-*"):
+        target = old.with_name(old.name.removeprefix(".replaced-").rpartition("-")[0])
+        if not target.exists():
+            with contextlib.suppress(OSError):
+                old.rename(target)
+    leftovers.clear(experiment, ".replaced-*", ".writing-*", ".probe-*")
 
 
 # ---- reading
@@ -369,7 +374,28 @@ def load(path: Path) -> Result:
     Raises:
         BadFolder: where a file is missing, damaged, of another format, or was changed after it was written.
     """
-    path = Path(path)
+    path, tries = Path(path), 10
+    while True:
+        before = _identity(path)
+        try:
+            return _load(path)
+        except BadFolder:
+            tries -= 1
+            # replaced while it was read: the two files may have been of two runs
+            if not tries or _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another that takes its place; none where there is no folder."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _load(path: Path) -> Result:
     record = _read_record(path / RECORD)
     content = _read_file(path / ARRAYS)
     sums = record.pop("sha256")
@@ -379,14 +405,16 @@ def load(path: Path) -> Result:
     from safetensors.numpy import load as unpacked
 
     try:
+        check_record(record)
+        check_types(record)
         return Result(record, unpacked(content))
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:  # a type that numpy has not
         raise BadFolder(f"{path} does not hold a run: {error}") from error
 
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bytes(path)
     except FileNotFoundError:
         raise BadFolder(f"there is no file {path}") from None
     except OSError as error:
@@ -397,7 +425,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     """The record with its checksums, verified."""
     try:
         record = json.loads(_read_file(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFolder(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("sha256"), dict):
         raise BadFolder(f"{path} is not the record of a run")
@@ -417,13 +445,27 @@ def find(path: Path) -> list[Result]:
     path = Path(path)
     if not path.is_dir():
         raise BadFolder(f"there is no folder {path}; 'continual run' writes runs to the folder given by --out")
-    patterns = (f"{above}{name}" for above in ("", "*/", "*/*/") for name in (RECORD, ARRAYS))
-    folders = {file.parent for pattern in patterns for file in path.glob(pattern)}
-    visible = [one for one in folders if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-    if not visible:
+    folders = [one for one in _folders(path, 2) if any((one / name).exists() for name in (RECORD, ARRAYS))]
+    if not folders:
         raise BadFolder(f"the folder {path} holds no runs; 'continual run' writes some (see 'continual run --help')")
-    found = [(one, load(one)) for one in visible]
-    return [result for _, result in sorted(found, key=lambda pair: (str(pair[1].record["written"]), str(pair[0])))]
+    found = [(one, load(one)) for one in folders]
+    return [
+        result for _, result in sorted(found, key=lambda pair: (str(pair[1].record.get("written", "")), str(pair[0])))
+    ]
+
+
+def _folders(path: Path, depth: int) -> Iterator[Path]:
+    """A folder and those in it, so many levels down; hidden ones, which are being written, are left out."""
+    yield path
+    if depth:
+        try:
+            inner = sorted(one.name for one in os.scandir(path) if one.is_dir() and not one.name.startswith("."))
+        except FileNotFoundError:  # another process has taken it away
+            return
+        except OSError as error:
+            raise BadFolder(f"cannot read the folder {path}: {error.strerror or error}") from error
+        for name in inner:
+            yield from _folders(path / name, depth - 1)
 
 
 def lookup(out: Path, record: dict[str, Any]) -> Result | None:

@@ -83,7 +83,9 @@ class Augmentation(Configured):
 class Images(Augmentation):
     """What is done to photographs: random crops, flips, colours, and a covered square, for each sample anew."""
 
-    crop: int = option(0, "black pixels on each side, from which a crop of the image's size is taken at random", ge=0)
+    crop: int = option(
+        0, "black pixels on each side, from which a crop of the image's size is taken at random", ge=0, le=1024
+    )
     flip: bool = option(False, "mirror left and right, one time in two")
     brightness: float = option(0.0, "b: times a factor in 1 - b to 1 + b", ge=0, le=1)
     contrast: float = option(0.0, "c: away from or towards its mean grey by a factor in 1 - c to 1 + c", ge=0, le=1)

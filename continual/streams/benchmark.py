@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from continual.errors import BadOption
+from continual import files
+from continual.errors import BadOption, brief, is_text
 from continual.options import option, options_of
 from continual.streams.stream import Permuted, Rotated, Split, StreamOptions
 
@@ -138,11 +139,14 @@ def class_list(name: str) -> tuple[str, ...]:
     known = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     path = known.get(name, Path(name))
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.partition("#")[0].strip() for line in files.read_text(path).splitlines()]
+    except (OSError, ValueError) as error:  # no text, or a NUL in the name
         raise BadOption(f"subset={name}: it takes all, {', '.join(known)}, or a file with one class a line "
                         f"({error})") from None  # fmt: skip
     found = tuple(line for line in lines if line)
+    for one in found:
+        if not is_text(one) or one != Path(one).name or one.startswith("."):
+            raise BadOption(f"subset={name}: {path} lists {brief(one)}, which is no name of a folder")
     if not found or len(set(found)) < len(found):
         raise BadOption(f"subset={name}: {path} lists no class, or one of them twice")
     return found

@@ -62,6 +62,22 @@ class Data:
         """The SHA-256 over all samples and labels, in hexadecimal."""
         return digest({part: getattr(self, part) for part in PARTS})
 
+    def check(self) -> None:
+        """:class:`~continual.errors.BadData` where types, lengths or labels do not go with each other."""
+        for part, x, y in (("training", self.x, self.y), ("test", self.x_test, self.y_test)):
+            known = x.dtype in (torch.uint8, torch.float32)
+            if not known or (x.dtype, x.shape[1:]) != (self.x.dtype, self.x.shape[1:]):
+                raise BadData(f"{self.name}: {part} samples are {tuple(x.shape[1:])} {x.dtype}")
+            if y.dtype != torch.int64 or y.shape != (len(x),) or not len(y):
+                raise BadData(f"{self.name}: {len(x)} {part} samples have labels {tuple(y.shape)} {y.dtype}")
+            if int(y.min()) < 0 or int(y.max()) >= len(self.classes):
+                raise BadData(f"{self.name}: {part} labels are not in 0..{len(self.classes) - 1}")
+        if not all(isinstance(name, str) for name in (*self.classes, *self.skipped)):
+            raise BadData(f"{self.name}: classes and skipped files are names")
+        if self.joined and sum(self.joined) != len(self.classes):
+            raise BadData(f"{self.name}: {len(self.classes)} classes are not those of sets of {self.joined}")
+        _checked_top(self.top, self.name)
+
     def pad(self, pixels: int) -> Data:
         """The same images with ``pixels`` zeros added on each side, (N, C, H + 2 pixels, W + 2 pixels).
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from continual import files, leftovers
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images
 from continual.streams.data import PARTS, Data, content, digest, joined
@@ -172,6 +173,7 @@ def _pack(data: Data, file: Path, source: str) -> None:
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(temporary, file)
+                leftovers.clear(file.parent, ".*.safetensors.*")
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -218,11 +220,16 @@ def _unpack(name: str, file: Path) -> tuple[Data, str]:
     sha256 = digest(tensors)
     if facts.pop("sha256", "") != _checksum(facts, sha256):
         raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
-    classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
-    data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
-                packed=True)  # fmt: skip
+    try:
+        classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
+        data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
+                    packed=True)  # fmt: skip
+        source = facts["source"]
+        data.check()
+    except (BadData, ValueError, TypeError, KeyError, RecursionError) as error:  # its checksum is right, it is not
+        raise _damaged(file, f"is not what this version packs ({error})", REPACKED) from None
     vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
-    return data, facts["source"]
+    return data, source
 
 
 def _damaged(file: Path, fault: str, then: str) -> BadData:
@@ -374,7 +381,7 @@ def _raw(file: Path, md5: str) -> npt.NDArray[np.uint8] | None:
 def _bytes(file: Path) -> bytes | None:
     """What a file holds; none where it is not there."""
     try:
-        return file.read_bytes()
+        return files.read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

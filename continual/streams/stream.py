@@ -364,7 +364,7 @@ class Permuted(StreamOptions):
     """Tasks that all have every class, each with its own order of the pixels (the first task: as they are)."""
 
     scenario: Scenario = option("domain", "as for a split stream")
-    tasks: int = option(10, "number of tasks", ge=1)
+    tasks: int = option(10, "number of tasks", ge=1, le=1000)
     permutation_seed: int | None = option(
         None, "where the orders are drawn from; none: the seed of the run", ge=0, lt=2**31
     )

@@ -1,0 +1,72 @@
+"""Work in processes of its own, which end when this one does, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import Any
+
+from continual.errors import OutOfMemory
+
+
+def each(
+    count: int, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], done: Callable[[int, Any], None],
+    help: str,
+) -> None:  # fmt: skip
+    """Do every call in one of ``count`` processes; ``done`` is told of the number and the outcome of each, as it comes.
+
+    Where a call raises, or this process is interrupted, the others are ended at once.
+
+    Raises:
+        OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
+            ``help`` says what to do then.
+    """
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    try:
+        with _unsignalled():
+            futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+        for future in as_completed(futures):
+            done(futures[future], future.result())
+    except BrokenProcessPool as error:
+        raise OutOfMemory(f"one of {count} processes was killed from outside, as the system does when its memory is "
+                          f"full; {help}") from error  # fmt: skip
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+@contextlib.contextmanager
+def _unsignalled() -> Iterator[None]:
+    """Processes that are started within it are left to this one by Ctrl-C, which a terminal sends to all of them."""
+    signals = {getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)}
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """A process ends when the one that started it is no more: nobody would take what it does."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
