@@ -39,6 +39,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad
              "storage size calculation overflowed", "can't start new thread")  # fmt: skip
 """What PyTorch says, in a RuntimeError, when memory cannot be had."""
 
+STORED = "runs that were finished are stored"
 LONGEST = 4000
 """So many letters of a message are shown: nobody reads more, and names in it may be very long."""
 
@@ -60,9 +61,10 @@ def told() -> Iterator[None]:
     except Mistake as mistake:
         _leave(2, str(mistake), mistake)
     except Ended as end:
-        _leave(128 + end.number, f"ended by {signal.Signals(end.number).name}; runs that were finished are stored, and the same command goes on", end)
+        name = signal.Signals(end.number).name
+        _leave(128 + end.number, f"ended by {name}; {STORED}, and the same command goes on", end)
     except KeyboardInterrupt as end:
-        _leave(130, "interrupted; runs that were finished are stored, and the same command goes on", end)
+        _leave(130, f"interrupted; {STORED}, and the same command goes on", end)
     except BrokenPipeError as error:
         _unread(sys.stdout)
         _leave(141, "", error)
@@ -70,11 +72,11 @@ def told() -> Iterator[None]:
         if error.errno not in REFUSED:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _leave(2, f"{where}{error.strerror}; runs that were finished are stored", error)
+        _leave(2, f"{where}{error.strerror}; {STORED}", error)
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
-        _leave(2, f"not enough memory ({brief(error)}); runs that were finished are stored", error)
+        _leave(2, f"not enough memory ({brief(error)}); {STORED}", error)
 
 
 def _leave(status: int, message: str, error: BaseException) -> None:

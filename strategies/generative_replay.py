@@ -65,6 +65,11 @@ class GenerativeReplay(Strategy):
                            f"{float(samples.pixels.min()):.4g} to {float(samples.pixels.max()):.4g} where "
                            f"{samples.top:g} stands for 1")  # fmt: skip
 
+    @property
+    def step_grows(self) -> bool:  # type: ignore[override]
+        """With soft labels, in the task scenario: each task before has a distribution of old outputs of its own."""
+        return self.soft
+
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``generator`` (G,), Adam's moments and ``steps``; from the task before, ``previous`` and ``teacher``."""
         encoder, decoder = self._nets(stream.samples)

@@ -47,7 +47,9 @@ def names(out: Path) -> list[str]:
 
 
 def hidden(out: Path) -> list[Path]:
-    return [path for path in out.rglob("*") if path.name.startswith(".")]
+    """What is half-written; the folders of checkpoints, from which a run goes on, are whole."""
+    found = [path for path in out.rglob("*") if path.name.startswith(".")]
+    return [path for path in found if not path.name.startswith(".checkpoints-")]
 
 
 # ---- disks

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 import continual as cl
 from continual import cli, config, execution, plugins, resume, runner
 from continual.conformance import TRAINING, learners_of
-from continual.errors import BadFolder, BadOption
+from continual.errors import BadFolder
 from continual.learning import step as steps
 from continual.learning.models import Net
 from continual.learning.seeds import Learners
@@ -84,8 +84,9 @@ def killed_often(
 
         learners = made(text, seeds, training, optimizer)
         begin = start[0] if start else None
+        watch = Watch(kill, due=lambda done: done % every == 0, keep=keep, start=begin)
         with contextlib.suppress(Killed):
-            arrays, stopped = train(learners, training, Watch(kill, lambda done: done % every == 0, keep, begin))
+            arrays, stopped = train(learners, training, watch)
             assert not stopped and task == 99
     assert start[0].facts["task"] == 2
     return outcome(learners, arrays)
@@ -582,13 +583,6 @@ def test_an_error_leaves_nothing_where_nothing_is_done(tmp_path: Path, monkeypat
     with pytest.raises(ZeroDivisionError):
         cl.run(STREAM, "ewc", out=tmp_path, **SMALL)
     assert len(files(tmp_path)) == 3, "what is done stays"
-
-
-def test_an_optimiser_that_keeps_something_else_is_refused() -> None:
-    learners = made("finetune", [0], TRAINING, "sgd")
-    learners.optimizer.state[learners.flat]["history"] = [1, 2]
-    with pytest.raises(BadOption, match="keeps history as a list, and a checkpoint holds tensors only"):
-        learners.state()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
