@@ -16,7 +16,7 @@ from continual.cards import first_paragraph
 from continual.config import NAMED
 from continual.errors import Mistake
 from continual.learning.train import Training
-from continual.options import Option, options_of
+from continual.options import LARGEST, Option, options_of
 from continual.streams.benchmark import Sequence as Benchmarks
 from continual.streams.benchmark import SplitBenchmark
 
@@ -86,10 +86,10 @@ def value(option: Option) -> Schema:
     return _value(option.hint, option.limits)
 
 
-def _value(hint: Any, limits: dict[str, float]) -> Schema:
+def _value(hint: Any, limits: dict[str, float], alone: bool = True) -> Schema:
     members = _members(hint)
     if len(members) > 1:
-        return {"anyOf": [_value(member, limits) for member in members]}
+        return {"anyOf": [_value(member, limits, alone=False) for member in members]}
     if hint is type(None):
         return {"enum": [None, "none"]}
     if typing.get_origin(hint) is typing.Literal:
@@ -98,11 +98,15 @@ def _value(hint: Any, limits: dict[str, float]) -> Schema:
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return {
-            "anyOf": [{"type": "array", "items": _value(item, limits)}, {"type": "string", "pattern": _joined(item)}]
+            "anyOf": [
+                {"type": "array", "items": _value(item, limits)},
+                {"type": "string", "pattern": f"^(?:{_joined(item, alone)})$"},
+            ]
         }
     types = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    whole = {"minimum": -LARGEST, "maximum": LARGEST} if hint is int else {}
     bounds = {LIMITS[name]: bound for name, bound in limits.items() if hint in (int, float)}
-    return {"type": types[hint], **bounds}
+    return {"type": types[hint], **whole, **bounds}
 
 
 def _members(hint: Any) -> list[Any]:
@@ -110,10 +114,10 @@ def _members(hint: Any) -> list[Any]:
     return list(typing.get_args(hint)) if union else [hint]
 
 
-def _joined(item: Any) -> str:
-    """A list as text, with dashes between its numbers."""
+def _joined(item: Any, alone: bool) -> str:
+    """A list as text, with dashes between its numbers; where it is all that is taken, a dash is the empty list."""
     number = r"\d+(?:\.\d+)?" if item is float else r"\d+"
-    return rf"^{number}(?:-{number})*-?$"
+    return rf"{number}(?:-{number})*-?{'|-' if alone else ''}"
 
 
 def _meaning(option: Option) -> str:
@@ -157,17 +161,17 @@ def _spelled(name: str, cls: type) -> str:
     return rf"{re.escape(name)}(?:: *(?:{options})(?: *, *(?:{options}))* *,?)?" if options else re.escape(name)
 
 
-def _written(hint: Any, limits: dict[str, float]) -> str:
+def _written(hint: Any, limits: dict[str, float], alone: bool = True) -> str:
     """A value as text."""
     members = _members(hint)
     if len(members) > 1:
-        return "|".join(_written(member, limits) for member in members)
+        return "|".join(_written(member, limits, alone=False) for member in members)
     if hint is type(None):
         return "none"
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(re.escape(str(word)) for word in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return _joined(typing.get_args(hint)[0])[1:-1]
+        return _joined(typing.get_args(hint)[0], alone)
     if hint is bool:
         return "true|false"
     sign = "" if limits.get("ge", limits.get("gt", -1)) >= 0 else "-?"

@@ -14,7 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from continual import plugins
-from continual.cli import KINDS, cards
+from continual.cards import cards
+from continual.cli import KINDS
 from continual.options import Configured, options_of
 
 

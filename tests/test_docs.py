@@ -11,6 +11,7 @@ import ast
 import configparser
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -23,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
+from jsonschema import Draft202012Validator
 from markdown_it import MarkdownIt
 from PIL import Image
 
 from continual import config, conformance, plugins, reproduction, runner
-from continual.cli import main
+from continual.cli import Bar, main
 from continual.conformance import CHECKS, check
 from continual.learning.strategy import HOOKS, Strategy
 from continual.streams import sets
@@ -67,10 +70,19 @@ def inline(page: Path) -> list[str]:
     return [" ".join(child.content.split()) for child in children if child.type == "code_inline"]
 
 
-def typed_lines(block: Block) -> list[str]:
-    """Each command of a console block, without comments."""
-    lines = [line.partition(" #")[0].strip() for line in block.text.splitlines()]
-    return [part.strip() for line in lines if not line.startswith("#") for part in line.split("&&") if part.strip()]
+def typed_lines(block: Block) -> list[tuple[str, str]]:
+    """Each command of a console block, and the comment behind it."""
+    lines = [line.partition(" #") for line in block.text.splitlines() if not line.startswith("#")]
+    return [(part.strip(), comment) for line, _, comment in lines for part in line.split("&&") if part.strip()]
+
+
+def shell(line: str) -> tuple[list[str], list[str]]:
+    """The words of a command, and what becomes of what it prints: a pipe or a file, if something does."""
+    reader = shlex.shlex(line, posix=True, punctuation_chars="|>")
+    reader.whitespace_split, reader.commenters = True, ""
+    words = list(reader)
+    end = next((i for i, word in enumerate(words) if word in ("|", ">", ">>")), len(words))
+    return words[:end], words[end:]
 
 
 def named_file(page: Path, block: Block, ending: str) -> str:
@@ -142,11 +154,16 @@ class Desk:
 
     def console(self, block: Block) -> None:
         """Each command is typed."""
-        for line in typed_lines(block):
-            words = shlex.split(line)
+        for line, comment in typed_lines(block):
+            words, then = shell(line)
             words = words[next(i for i, word in enumerate(words) if not re.fullmatch(r"[A-Z_]+=.*", word)) :]
             assert words[0] in TYPES, f"{self.page.name}:{block.line}: nobody knows whether '{line}' works"
-            TYPES[words[0]](self, words)
+            if comment.strip().startswith("Ctrl-C"):
+                self.interrupted(words)
+            else:
+                TYPES[words[0]](self, words)
+            if then:
+                self.passes_on(*then)
 
     def continual(self, words: list[str]) -> None:
         """A command of ours, executed in this process, reduced."""
@@ -154,12 +171,37 @@ class Desk:
         said = CliRunner().invoke(main, [*words, *(REDUCED if words[0] == "run" and "--help" not in words else ())])
         if said.exit_code or words[0] == "reproduce":
             assert isinstance(said.exception, Understood), (words, said.output, said.exception)
-        self.printed = said.stdout
+        self.printed = said.output
+
+    def interrupted(self, words: list[str]) -> None:
+        """A run of ours that is interrupted in its third task."""
+
+        def step(bar: Any, task: int, *_: int) -> None:
+            if task == 2:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Bar, "step", step)
+            said = CliRunner().invoke(main, [*words[1:], *REDUCED])
+        assert said.exit_code == 130, (words, said.output, said.exception)
+
+    def passes_on(self, sign: str, target: str, *_: str) -> None:
+        """What was printed is read by a program that is known, or lies in a file of the reader's."""
+        assert self.printed
+        if sign == "|":
+            assert target in TYPES, f"{self.page.name}: nobody knows whether '{target}' works"
+            return
+        file = self.folder / target.removeprefix("~/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a" if sign == ">>" else "w", encoding="utf-8") as opened:
+            opened.write(self.printed)
 
     def yaml(self, block: Block) -> None:
         """A table is read; a run's file is run."""
         name = named_file(self.page, block, "yaml")
         (self.folder / name).write_text(block.text, encoding="utf-8")
+        for schema in re.findall(r"\$schema=(\S+)", block.text):
+            Draft202012Validator(json.loads((self.folder / schema).read_text())).validate(yaml.safe_load(block.text))
         if "rows" in config.read_file(self.folder / name):
             assert reproduction.read(str(self.folder / name)).cells
         else:
@@ -177,8 +219,8 @@ class Desk:
 
 
 def form(text: str) -> str:
-    """Printed text without its numbers, lines and columns."""
-    return " ".join(re.sub(r"[\d.±–-]+", " ", text).split())
+    """Printed text without its numbers (so one seed is as good as many), lines and columns."""
+    return " ".join(re.sub(r"[\d.±–-]+", " ", text).replace("seeds", "seed").split())
 
 
 def installs(desk: Desk, words: list[str]) -> None:
@@ -205,6 +247,20 @@ def scripts(desk: Desk, words: list[str]) -> None:
     assert all(f'"{word}"' in code for word in words[2:] if word.startswith("--")), words
 
 
+def start_up_line(desk: Desk, words: list[str]) -> None:
+    """A line for a file that a shell begins with: the commands in it are typed."""
+    typed = re.findall(r"\$\((.*?)\)", words[1])
+    assert typed, words
+    for line in typed:
+        desk.console(Block("console", line, 0))
+    desk.printed = f"{words[1]}\n"
+
+
+def shows_events(desk: Desk, words: list[str]) -> None:
+    """TensorBoard is given a folder in which the commands before have left something to see."""
+    assert words[1] == "--logdir" and list((desk.folder / words[2]).rglob("events.out.tfevents.*")), words
+
+
 def exists(desk: Desk, words: list[str]) -> None:
     """The files that are named are there; the environment was made by the command before."""
     for word in words[1:] if words[0] == "pytest" else words:
@@ -216,6 +272,7 @@ DOES: dict[str, Callable[[Desk, Block], None]] = {
 }  # fmt: skip
 TYPES: dict[str, Callable[[Desk, list[str]], None]] = {
     "continual": Desk.continual, "pip": installs, "python": scripts, "pytest": exists, ".ci/run": exists, ".": exists,
+    "echo": start_up_line, "tensorboard": shows_events,
     "pre-commit": lambda desk, words: exists(desk, [".pre-commit-config.yaml"]),
     **dict.fromkeys(("ruff", "mypy", "lint-imports", "sphinx-build"), in_the_pipeline),
 }  # fmt: skip
@@ -264,7 +321,7 @@ def test_every_block_of_a_page_works(page: Path, folder: Path, monkeypatch: pyte
     for block in blocks(page):
         desk.does(block)
     monkeypatch.setattr(runner, "run_plan", understood)
-    for words in map(shlex.split, filter(is_command, inline(page))):
+    for words, _ in map(shell, filter(is_command, inline(page))):
         if words[0] == "python":
             scripts(desk, words)
         elif not words[2:] or any(re.fullmatch(r"[A-Z]+(\.\w+)?|\.\.\.", one.partition(":")[0]) for one in words[2:]):
@@ -293,6 +350,10 @@ def test_what_nobody_executes_is_found(folder: Path) -> None:
         (Block("sh", "ls", 3), "nobody executes a block of 'sh'"),
         (Block("console", "rm -r runs", 3), "nobody knows whether 'rm -r runs' works"),
         (Block("console", "continual run split-digits nothing", 3), "no strategy is named"),
+        (Block("console", "continual schema | jq .", 3), "nobody knows whether 'jq' works"),
+        (Block("console", "continual list > list.txt\necho list.txt", 3), "list.txt"),
+        (Block("console", "continual list # Ctrl-C", 3), "list"),
+        (Block("console", "tensorboard --logdir nothing", 3), "nothing"),
         (Block("console", "pip install '.[nothing]'", 3), "nothing"),
         (Block("", "strategy accuracy", 3), "strategy accuracy"),
         (Block("toml", '[project.entry-points."continual.strategies"]\na = "b:C"', 3), "C"),
@@ -335,7 +396,8 @@ def test_an_example_is_short_and_passes_the_suite(
 
 def test_the_example_is_checked_from_a_shell_as_the_page_says(folder: Path) -> None:
     (folder / "my_mine.py").write_text(examples(PAGE)[0][1])
-    line = next(line for block in blocks(PAGE, "console") for line in typed_lines(block) if "continual check" in line)
+    typed = [line for block in blocks(PAGE, "console") for line, _ in typed_lines(block)]
+    line = next(line for line in typed if "continual check" in line)
     command = line.replace("continual", f"{Path(sys.executable).parent}/continual", 1)
     done = subprocess.run(shlex.split(command), check=False, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr

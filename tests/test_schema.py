@@ -230,7 +230,7 @@ def test_text_is_taken_where_the_parser_takes_it(data: st.DataObject) -> None:
                        if pair.partition("=")[2] not in ("true", "false")))  # fmt: skip
         assert takes({KEY[kind]: whole}), whole
     elif takes({KEY[kind]: whole}):
-        # a pattern knows no range but a sign, and no empty list
+        # a pattern knows no range but a sign
         assert any(option.limits or option.is_list for option in (options[each] for each in chosen)), whole
 
 

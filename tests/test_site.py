@@ -15,7 +15,8 @@ import pytest
 
 import continual as cl
 from continual import plugins
-from continual.cli import cards, main
+from continual.cards import cards
+from continual.cli import main
 from continual.options import options_of
 from continual.results.metrics import METRICS
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.func import functional_call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +72,7 @@ def normalisation(name: str, module: nn.Module, h: Tensor, output: Tensor) -> La
     def squares(deltas: Sequence[Tensor]) -> dict[str, Tensor]:
         plain: dict[str, Any] = {"weight": torch.ones_like(h[0, :, 0, 0]), "bias": torch.zeros_like(h[0, :, 0, 0])}
         with torch.no_grad():
-            normal = functional_call(module, plain | statistics, (h.detach(),))
+            normal = torch.func.functional_call(module, plain | statistics, (h.detach(),))
         return {
             f"{name}.weight": sum(((delta * normal).sum((2, 3)).square().sum(0) for delta in deltas), h.new_zeros(())),
             f"{name}.bias": sum((delta.sum((2, 3)).square().sum(0) for delta in deltas), h.new_zeros(())),
