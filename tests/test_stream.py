@@ -597,3 +597,9 @@ def test_what_a_prompt_shows_of_a_stream_is_short() -> None:
     assert repr(stream.test_outputs) == "<Outputs: seen of 8>"
     (whole,) = Stream.from_arrays(*(np.zeros((24, 1, 2, 3), np.uint8), np.arange(24) % 8) * 2, tasks=1).tasks
     assert repr(whole) == "<Task 1 of 1: 0, 1, 2, 3, 4, 5, ... (8); rows: 24 training, 24 test>"
+
+
+def test_a_benchmark_gives_a_stream_from_the_usual_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTINUAL_DATA", str(tmp_path / "usual"))
+    stream = cl.benchmarks.SplitDigits().stream(0)
+    assert len(stream.tasks) == 5 and (tmp_path / "usual").exists()

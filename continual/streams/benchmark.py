@@ -41,9 +41,11 @@ class Benchmark(StreamOptions):
 
     data: ClassVar[str]
 
-    def stream(self, seed: int, root: Path) -> Stream:
-        """The stream of one seed, its data read from (or through) the data root."""
-        return self.build(self.load(root), seed)
+    def stream(self, seed: int, root: str | Path | None = None) -> Stream:
+        """The stream of one seed, its data read from (or through) the data root; none: the usual one."""
+        from continual.streams.sets import data_root
+
+        return self.build(self.load(data_root(root)), seed)
 
     def load(self, root: Path) -> Data:
         """The data, of which every seed's stream is made."""
