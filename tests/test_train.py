@@ -18,7 +18,7 @@ from continual.conformance import Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import seeds, step
 from continual.learning.evaluate import Evaluation
-from continual.learning.models import MLP, LinearNet, Out
+from continual.learning.models import MLP, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
@@ -740,3 +740,42 @@ def test_tf32_is_refused_on_a_cpu_and_float32_is_float32_on_a_gpu() -> None:
     with tensor_float(True):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before and not torch.backends.cuda.matmul.allow_tf32
+
+
+class Linear(Strategy):
+    """A penalty whose gradient is the same for every weight."""
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return 0.5 * theta.sum()
+
+
+@pytest.mark.parametrize("group", [[0], [0, 1]])
+def test_a_penalty_that_is_linear_in_theta(group: list[int]) -> None:
+    """Its gradient is one number, shown for each weight; with a rate of 0.1 each weight falls by 0.05 more."""
+    found = []
+    for strategy in (Finetune(), Linear()):
+        made = learners_of(strategy, group)
+        batches = schedule(made.begin(0), short(), made.seed, 0)
+        start = made.theta.clone()
+        Program(made, 0, len(batches))(0, batches[0])
+        found.append(made.theta - start)
+    torch.testing.assert_close(found[1], found[0] - 0.1 * 0.5)
+
+
+def test_losses_of_a_seed_that_was_given_up_are_none() -> None:
+    result = cl.run("split-digits:limit=20", seeds=2, optimizer="sgd:lr=1e9", seeds_as="map", device="cpu")
+    (first,) = {one["step"] for one in result.record["stopped"] if one["seed"] == 0}
+    loss = result.arrays["loss"]
+    assert len(result.record["stopped"]) == 2 and np.isnan(loss[0, first:]).all() and np.isfinite(loss[0, 0])
+
+
+def test_what_is_counted_in_bfloat16_is_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,001 rows as many are right as are counted: bfloat16 has eight bits."""
+    stream = Stream.from_arrays(*(np.zeros((1001, 1, 2, 2), np.uint8), np.arange(1001) % 2) * 2, tasks=1)
+    recipe = Recipe(MLP(layers=(3,)).build((1, 2, 2), 2), Finetune(), SGD(), Constant(), True, "bfloat16",
+                    measured_rounded=True)  # fmt: skip
+    made = Learners(recipe, [stream], [0])
+    (measured,) = Evaluation(made, "test_samples", [[stream.tasks[0].test]])(0).tolist()
+    assert measured in (500 / 1001, 501 / 1001)

@@ -584,3 +584,17 @@ def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> N
     assert isinstance(net, modules.ModuleNet)
     assert net.statistics == 2 * 512 * 5 and all("layer4" in name for name in net.buffers)
     assert "body.bn1.running_mean" in net.kept
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd:lr=0.05,momentum=0.9", "adagrad"])
+@pytest.mark.parametrize("model", [CNN(channels=(4, 6), units=8), replace(SMALL, width=4)], ids=["cnn", "resnet"])
+def test_seeds_give_the_same_however_they_are_done_and_images_lie(model: Any, optimizer: str) -> None:
+    """Side by side images have their channels first, one by one last, and so have the gradients of convolutions."""
+    found = [
+        cl.run(photographs(each=12), "replay:capacity=20", seeds=2, epochs=4, batch=8, model=model, optimizer=optimizer,
+               seeds_as=way, precision="float64", device="cpu")
+        for way in ("map", "loop")
+    ]  # fmt: skip
+    first, second = (one.arrays["loss"][:, :20] for one in found)  # later rounding has grown
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+    assert np.ptp(found[0].arrays["loss"]) > 0.1

@@ -36,10 +36,12 @@ class Evaluation:
         if index != self.index:
             self.select(index)
         right = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
-        with torch.no_grad(), learners.measuring():
-            chunk = learners.rows_at_once
+        chunk = learners.rows_at_once
+        with torch.no_grad():
             for rows, member in zip(self.rows.split(chunk, dim=-1), self.member.split(chunk), strict=True):
-                right += self._correct(rows) @ member
+                with learners.measuring():
+                    correct = self._correct(rows)
+                right += correct @ member  # counts, which bfloat16 would round
         # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
         return right.double() / self.counts
 

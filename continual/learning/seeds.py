@@ -192,7 +192,8 @@ class Learners:
     def follow(self, gradient: Gradient) -> None:
         """θ follows a gradient."""
         given = [gradient.whole] if self.mapped else gradient.parts
-        self.recipe.optimizer.step(self.pieces, given, self.optimizer, self.rate)
+        # a convolution's may have its channels last, and fused kernels go by how numbers lie
+        self.recipe.optimizer.step(self.pieces, [one.contiguous() for one in given], self.optimizer, self.rate)
 
     # ---- between tasks: plain Python, learner by learner
 

@@ -151,7 +151,7 @@ class Program:
         if whole is None:
             pairs = zip(learners.parts, parts, strict=True)
             return Gradient([torch.zeros_like(a) if b is None else b for a, b in pairs], None, learners.mapped)
-        joined = learners.cut(whole)
+        joined = learners.cut(whole.contiguous())  # that of a sum is one number shown P times
         for place, part in zip(joined.parts, parts, strict=True):
             if part is not None:
                 place.add_(part)

@@ -224,15 +224,24 @@ class Course:
             self.done += 1
             if watch.due(self.done):
                 watch.keep(self.state())
-        self.stopped += _stop_lost(learners, self.loss, index)
+        lost = _stop_lost(learners, self.loss, index)
+        self.stopped += lost
         learners.end(index)
         self.stored.append(learners.stored().cpu())
-        self.losses.append(self.loss.cpu())
+        self.losses.append(self._losses({one.seed: one.step for one in lost}))
         new = self.traced.collect() | self.measure(index)
         watch.task(index, new | {"loss": self.losses[-1], "stored_samples": self.stored[-1][..., None]})
         self.task, self.done = index + 1, 0
         if self.task < self.tasks and watch.due(0):
             watch.keep(self.state())
+
+    def _losses(self, lost: dict[int, int]) -> Tensor:
+        """The losses of the task, on the CPU; none of learners that were given up, from the step on where they were."""
+        losses = self.loss.cpu()
+        for r, (seed, alive) in enumerate(zip(self.learners.seeds, self.learners.alive, strict=True)):
+            if not alive:
+                (losses[r] if self.learners.mapped else losses)[lost.get(seed, 0) :] = torch.nan
+        return losses
 
     def _begin(self) -> Iterator[Callable[[], None]]:
         """The steps of the task that are left, once it has begun."""
