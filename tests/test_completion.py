@@ -126,7 +126,7 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
 
     program = tmp_path / "continual"
     start = "from continual.cli import main; main(prog_name='continual')"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{start}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -c "{start}" "$@"\n')
     program.chmod(0o755)
     ours, theirs = pty.openpty()
     paths = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}

@@ -25,7 +25,7 @@ from continual.cli import main
 from continual.errors import Mistake, OutOfMemory
 from continual.results import store
 
-COMMAND = (sys.executable, "-c", "from continual.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-c", "from continual.cli import main; main()")
 TINY = ("--seeds", "1", "--model", "mlp:layers=4", "--iterations", "1", "--quiet")
 TWO = ("run", "split-digits:limit=5", "finetune", "ewc", *TINY)
 root_only = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="for root alone")
@@ -218,12 +218,14 @@ def test_other_errors_keep_their_traceback() -> None:
 def test_a_signal_is_told_and_the_handlers_are_as_before(
     number: int, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    usual = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)  # nohup
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
     with pytest.raises(SystemExit) as left, failures.told():
         os.kill(os.getpid(), number)
         time.sleep(10)
     assert left.value.code == status and "runs that were finished are stored" in capsys.readouterr().err
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == before
+    signal.signal(number, usual)
 
 
 # ---- processes

@@ -600,7 +600,7 @@ def test_kill_minus_nine_at_random_moments(strategies: str) -> None:
 def typed(out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     code = "from continual.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "run", STREAM, *words, "--out", str(out)], text=True, stderr=subprocess.PIPE,
+        [sys.executable, "-P", "-c", code, "run", STREAM, *words, "--out", str(out)], text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         yield process

@@ -55,7 +55,17 @@ def build(folder: Path) -> Path:
     (line,) = re.findall(r"^sphinx-build .*$", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     words = shlex.split(line.partition(" #")[0])
     assert words[-1] == "build/site" and "-W" in words
-    command = [sys.executable, "-m", "sphinx", *words[1:-1], "-q", "-d", str(folder / "read"), str(folder / "built")]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sphinx",
+        *words[1:-1],
+        "-q",
+        "-d",
+        str(folder / "read"),
+        str(folder / "built"),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "built"
