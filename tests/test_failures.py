@@ -247,9 +247,23 @@ def gone(folder: Path, count: int) -> None:
     """The processes that have written their numbers there have ended."""
     pids = wait_for(lambda: [int(one.read_text() or 0) for one in folder.glob("*.pid")], count)
     end = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+    while any(runs(pid) for pid in pids):
         assert time.monotonic() < end, "a process goes on"
         time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie too
+        return ""
 
 
 def wait_for(found: Callable[[], list[int]], count: int) -> list[int]:
@@ -295,7 +309,7 @@ def test_processes_end_with_the_run(tmp_path: Path, number: int, everybody: bool
     parent = psutil.Process(whole.pid)
 
     def at_work() -> list[psutil.Process]:
-        return [one for one in parent.children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
+        return [one for one in parent.children(recursive=True) if "spawn_main" in command_of(one)]
 
     end = time.monotonic() + 120
     while len(at_work()) < 2 or any(sum(one.cpu_times()[:2]) < 1.0 for one in at_work()):
