@@ -44,7 +44,11 @@ class Told(click.Command):
             for word in args:
                 if not is_text(word):
                     raise BadOption(f"{brief(word)} is not text in UTF-8, or has a NUL in it")
-        return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)
+            except click.UsageError as error:
+                asked = f"; {ctx.command_path} --help says what there is"
+                raise BadOption(error.format_message().rstrip(".") + asked) from error
 
 
 class Commands(Told, click.Group):
@@ -98,7 +102,8 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _help(known: Option) -> str:
-    return f"{known.meaning} [default: {known.default}]"
+    default = "none" if known.default is None else known.default
+    return f"{known.meaning} [default: {default}]"
 
 
 @main.command()

@@ -235,11 +235,16 @@ def plan(given: dict[str, Any]) -> Plan:
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
     strategies = merged.get("strategies") or ["finetune"]
     listed = strategies if isinstance(strategies, list | tuple) else [strategies]
+    made_strategies = tuple(make_strategy(strategy) for strategy in listed)
+    titles = [strategy_title(strategy) for strategy in made_strategies]
+    for name in titles:
+        if titles.count(name) > 1:
+            raise BadOption(f"the strategy {name} is named twice; name it once")
     settings = {name: value for name, value in merged.items() if name in known}
     named = {name: make(kind, merged.get(name, default)) for name, (kind, default) in NAMED.items()}
     return Plan(
         benchmark=made,
-        strategies=tuple(make_strategy(strategy) for strategy in listed),
+        strategies=made_strategies,
         training=Training.read(settings, owner="a run"),
         trackers=make_trackers(merged.get("track")),
         **named,

@@ -138,7 +138,7 @@ def read_text(path: Path) -> str:
     try:
         return files.read_text(path)
     except (OSError, ValueError) as error:
-        raise BadFolder(f"{path} cannot be read: {error}") from error
+        raise BadFolder(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 class Deferred(types.ModuleType):

@@ -408,17 +408,22 @@ def in_processes(
         share = replace(training, seeds=own, threads=threads)
         plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
         calls.append((plan, ready.root, ready.device, replace(way, how=inner), record, kept))
-    turns = itertools.count()
+    through = itertools.count(1)
 
-    def done(number: int, given: tuple[list[Part], list[str]]) -> None:
-        told.begin(record["title"], next(turns), count, len(ready.streams[0].tasks), training.batch)
+    def wait(number: int) -> None:
+        told.begin(record["title"], number, count, len(ready.streams[0].tasks), training.batch)
+
+    def done(_: int, given: tuple[list[Part], list[str]]) -> None:
         for part in given[0]:  # a tracker is in this process alone
             parts.append(part)
             follow.feed(part.seeds, -1, part.arrays)
         told.end()
         for line in given[1]:
             told.say(line)
+        if (number := next(through)) < count:
+            wait(number)
 
+    wait(0)
     workers.each(count, _alone, calls, done, less_memory("processes"))
     return parts
 
