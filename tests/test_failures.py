@@ -296,16 +296,8 @@ LONG = ("run", "split-digits", "finetune", "ewc", "--seeds", "2", "--iterations"
         "--model", "mlp:layers=4", "--threads", "1")  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "everybody", "status"), [
-    (signal.SIGINT, True, 130),  # a terminal sends it to all processes
-    (signal.SIGTERM, False, 143),
-    (signal.SIGKILL, False, -9),
-])  # fmt: skip
-def test_processes_end_with_the_run(tmp_path: Path, number: int, everybody: bool, status: int) -> None:
-    said = tmp_path / "said"
-    with said.open("w") as file:
-        whole = subprocess.Popen([*COMMAND, *LONG, "--out", tmp_path / "runs"], stdout=file, stderr=file,
-                                 start_new_session=True)  # fmt: skip
+def end_and_watch(whole: subprocess.Popen[bytes], number: int, everybody: bool, status: int, said: Path) -> None:
+    """Ends a run whose two processes are at work: they end too."""
     parent = psutil.Process(whole.pid)
 
     def at_work() -> list[psutil.Process]:
@@ -320,6 +312,22 @@ def test_processes_end_with_the_run(tmp_path: Path, number: int, everybody: bool
     assert whole.wait(60) == status
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+@pytest.mark.parametrize(("number", "everybody", "status"), [
+    (signal.SIGINT, True, 130),  # a terminal sends it to all processes
+    (signal.SIGTERM, False, 143),
+    (signal.SIGKILL, False, -9),
+])  # fmt: skip
+def test_processes_end_with_the_run(tmp_path: Path, number: int, everybody: bool, status: int) -> None:
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        whole = subprocess.Popen([*COMMAND, *LONG, "--out", tmp_path / "runs"], stdout=file, stderr=file,
+                                 start_new_session=True)  # fmt: skip
+    try:
+        end_and_watch(whole, number, everybody, status, said)
+    finally:
+        whole.kill()
     text = said.read_text()
     assert "Traceback" not in text, text
     if status > 0:
