@@ -220,7 +220,7 @@ class Desk:
 
 def form(text: str) -> str:
     """Printed text without its numbers (so one seed is as good as many), lines and columns."""
-    return " ".join(re.sub(r"[\d.±–-]+", " ", text).replace("seeds", "seed").split())
+    return " ".join(re.sub(r"[\d.±–-]+", " ", text).replace("seeds", "seed").replace("(", " ( ").split())
 
 
 def installs(desk: Desk, words: list[str]) -> None:
