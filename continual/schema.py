@@ -25,7 +25,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """What is named by its module, or by its library."""
-NUMBERS = {int: r"\d+", float: r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"}
+NUMBERS = {int: r"\d+(?:\.0+)?", float: r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"}
 
 
 def schema() -> Schema:
@@ -116,7 +116,7 @@ def _members(hint: Any) -> list[Any]:
 
 def _joined(item: Any, alone: bool) -> str:
     """A list as text, with dashes between its numbers; where it is all that is taken, a dash is the empty list."""
-    number = r"\d+(?:\.\d+)?" if item is float else r"\d+"
+    number = r"\d+(?:\.\d+)?" if item is float else NUMBERS[int]
     return rf"{number}(?:-{number})*-?{'|-' if alone else ''}"
 
 
