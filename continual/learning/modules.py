@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,12 +111,8 @@ class ModuleNet(Net):
 
         if not all(map(_known, own.values())):
             return None
-        hooks = [module.register_forward_hook(watch(name, module)) for name, module in own.items()]
-        try:
+        with _hooked((module, watch(name, module)) for name, module in own.items()):
             logits = self.logits(theta, x, tasks)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return logits, list(found.values())
 
     def work(self, shape: tuple[int, ...]) -> int:
@@ -134,13 +131,9 @@ class ModuleNet(Net):
             first = output[0] if isinstance(output, tuple) else output  # logits; what attention makes, not its weights
             found.append((module, given[0], first))
 
-        hooks = [module.register_forward_hook(hook) for module in self.module.modules()]
-        try:
-            with torch.no_grad():  # not on PyTorch's device "meta", which imports its compiler for a convolution
-                self.forward(torch.zeros(self.size), torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64))
-        finally:
-            for one in hooks:
-                one.remove()
+        # not on PyTorch's device "meta", which imports its compiler for a convolution
+        with _hooked((module, hook) for module in self.module.modules()), torch.no_grad():
+            self.forward(torch.zeros(self.size), torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64))
         return found
 
     def _called(self, theta: Tensor, x: Tensor, tasks: Tensor | None, batch_statistics: bool) -> Out:
@@ -158,6 +151,17 @@ class ModuleNet(Net):
         if kind not in self._kept_as:
             self._kept_as[kind] = {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
         return self._kept_as[kind]
+
+
+@contextlib.contextmanager
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within it, each function is told what goes in and comes out of its module."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for one in handles:
+            one.remove()
 
 
 def see_grey(module: nn.Module) -> None:

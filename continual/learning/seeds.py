@@ -75,7 +75,7 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 class Gradient:
     """The gradient of a loss with respect to θ, as ``parts``, one for each parameter, and as the ``whole``.
 
-    Each is made of the other when it is asked for; the parts of a whole are views of it.
+    The whole is joined when it is first asked for; the parts of one that was given are views of it.
     """
 
     def __init__(self, parts: list[Tensor], whole: Tensor | None, mapped: bool) -> None:
