@@ -30,11 +30,15 @@ class DER(Strategy):
     was stored; 3. z are the logits of the forward pass that x was learnt in, as in algorithm 1; avalanche-lib fills a
     class-balanced memory after each task, with the logits of the learnt network; 4. stored samples are drawn with
     replacement; the authors' code draws without; 5. the reservoir is replayed from the second step on, in the first
-    task too; avalanche-lib begins with the second task.
+    task too; avalanche-lib begins with the second task; 6. they go through the network with the batch, as in
+    avalanche-lib, so that a network with BatchNorm normalises all of them together; in the authors' code each draw by
+    itself.
     """
 
     stores_samples: ClassVar[bool] = True
     first_task_like_finetuning: ClassVar[bool] = False
+    draws: ClassVar[tuple[str, ...]] = ("logits",)
+    """What samples are drawn for, so many each."""
 
     alpha: float = option(0.5, "α, the weight of the logits' error", ge=0)
     capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
@@ -50,12 +54,24 @@ class DER(Strategy):
             "seen": torch.zeros_like(theta[0], dtype=torch.int64),
         }
 
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """The batch and the stored samples behind it, which weigh nothing in the data term."""
+        stored = torch.cat([self._draw(purpose, memory, batch) for purpose in self.draws])
+        rows = memory["rows"][stored]
+        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        weight = torch.cat([known, torch.zeros_like(rows, dtype=theta.dtype)])
+        # as long as nothing is stored a row of the batch, which :meth:`_known` leaves out
+        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """α E ‖z - h_θ(x)‖², over one draw."""
         slots = self._draw("logits", memory, batch)
-        rows = self._rows(slots, memory, batch)
-        logits = net.logits(theta, task.samples.images(rows, theta.dtype), task.samples.task[rows])
-        return self._known(memory, theta) * self._distance(logits, slots, rows, memory, task)
+        drawn = slice(batch.joined.start, batch.joined.start + len(slots))
+        seen = None
+        if self.over == "seen":
+            seen = (task.outputs.units.cumsum(0) > 0)[batch.task[drawn]]
+        error = distill.squared_error(out.logits[drawn], memory["logits"][slots], seen, self.error)
+        return self._known(memory, theta) * self.alpha * error
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples, with their logits from before the step."""
@@ -68,22 +84,10 @@ class DER(Strategy):
         }
 
     def _draw(self, purpose: str, memory: Memory, batch: Batch) -> Tensor:
-        """Slots of the memory, drawn with replacement."""
+        """Slots of the memory, drawn with replacement; the same every time within a step."""
         stored = memory["seen"].clamp_max(self.capacity)
         return batch.key.integers(purpose, self.samples or batch.own, stored)
-
-    def _rows(self, slots: Tensor, memory: Memory, batch: Batch) -> Tensor:
-        """Their rows; as long as nothing is stored a row of the batch, which :meth:`_known` leaves out."""
-        rows = memory["rows"][slots]
-        return torch.where(rows >= 0, rows, batch.row[0])
 
     def _known(self, memory: Memory, theta: Tensor) -> Tensor:
         """1 if something is stored, else 0."""
         return (memory["seen"] > 0).to(theta.dtype)
-
-    def _distance(self, logits: Tensor, slots: Tensor, rows: Tensor, memory: Memory, task: Task) -> Tensor:
-        """α E ‖z - h‖² of the logits h (n, K)."""
-        seen = None
-        if self.over == "seen":
-            seen = (task.outputs.units.cumsum(0) > 0)[task.samples.task[rows]]
-        return self.alpha * distill.squared_error(logits, memory["logits"][slots], seen, self.error)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from continual.learning.strategy import Batch, Memory, cross_entropy
 from continual.options import option
@@ -25,19 +23,17 @@ class DERPlusPlus(DER):
 
     loss + α E ‖z - h_θ(x)‖² + β E cross-entropy(y, h_θ(x)), the expectations over two independent draws.
 
-    Choices beyond those of DER: 1. both draws go through the network at once; avalanche-lib takes one draw for both
-    terms; 2. the cross-entropy is over the active outputs, as that of the data is.
+    Choices beyond those of DER: 1. there are two draws, as in algorithm 2; avalanche-lib takes one for both terms; 2.
+    the cross-entropy is over the active outputs, as that of the data is.
     """
+
+    draws: ClassVar[tuple[str, ...]] = ("logits", "labels")
 
     beta: float = option(0.5, "β, the weight of the stored labels' cross-entropy", ge=0)
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """α E ‖z - h_θ(x)‖² + β E cross-entropy."""
-        slots = torch.cat([self._draw(purpose, memory, batch) for purpose in ("logits", "labels")])
-        rows = self._rows(slots, memory, batch)
-        tasks = task.samples.task[rows]
-        logits = net.logits(theta, task.samples.images(rows, theta.dtype), tasks)
-        half = len(slots) // 2
-        dark = self._distance(logits[:half], slots[:half], rows[:half], memory, task)
-        active = task.outputs.apply(logits[half:], task.index, tasks[half:])
-        return self._known(memory, theta) * (dark + self.beta * cross_entropy(active, task.samples.y[rows[half:]]))
+        drawn = slice((batch.joined.start + batch.joined.stop) // 2, batch.joined.stop)
+        active = task.outputs.apply(out.logits[drawn], task.index, batch.task[drawn])
+        labels = self._known(memory, theta) * self.beta * cross_entropy(active, batch.y[drawn])
+        return super().penalty(net, theta, memory, batch, out, task) + labels

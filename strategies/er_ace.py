@@ -41,7 +41,7 @@ class Online(Strategy):
     def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
         known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
-        weight = torch.cat([known / known.mean(), (rows >= 0).to(theta.dtype)])
+        weight = torch.cat([known * known.count_nonzero() / known.sum(), (rows >= 0).to(theta.dtype)])
         return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
@@ -73,7 +73,7 @@ class ERACE(Online):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """L_ace."""
-        own, weight = batch.own, batch.weight
+        own, joined, weight = batch.own, batch.joined, batch.weight
         assert weight is not None, "the weights come with the stored samples"
         logits = task.outputs.apply(out.logits, task.index, batch.task)
         present = task.own_units
@@ -81,7 +81,7 @@ class ERACE(Online):
             present = torch.nn.functional.one_hot(batch.y[:own], logits.shape[1]).any(0)
         among = logits[:own].masked_fill(~present, torch.finfo(logits.dtype).min)
         incoming = cross_entropy(among, batch.y[:own], weight[:own])
-        replayed = cross_entropy(logits[own:], batch.y[own:], weight[own:])
+        replayed = cross_entropy(logits[joined], batch.y[joined], weight[joined])
         if self.combine == "sum":
             return incoming + replayed
-        return (incoming + replayed) / (1 + (weight[own:].sum() > 0).to(logits.dtype))
+        return (incoming + replayed) / (1 + (weight[joined].sum() > 0).to(logits.dtype))

@@ -109,7 +109,7 @@ class GenerativeReplay(Strategy):
             return super().loss(net, theta, memory, batch, out, task)
         logits, made = task.outputs.apply(out.logits, task.index, batch.task), batch.row < 0
         new = cross_entropy(logits, batch.y, batch.weight.masked_fill(made, 0))
-        joined = slice(batch.own, None)
+        joined = batch.joined
         teacher = net.logits(memory["teacher"], batch.images[joined], batch.task[joined])
         old = distill.soft_targets(
             out.logits[joined], teacher, distill.old_outputs(task.outputs, task.index), self.temperature,

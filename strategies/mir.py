@@ -88,6 +88,6 @@ class MIR(Online):
             return super().loss(net, theta, memory, batch, out, task)
         assert batch.weight is not None, "the weights come with the stored samples"
         logits = task.outputs.apply(out.logits, task.index, batch.task)
-        own, stored = slice(batch.own), slice(batch.own, None)
+        own, stored = slice(batch.own), batch.joined
         parts = [cross_entropy(logits[part], batch.y[part], batch.weight[part]) for part in (own, stored)]
         return parts[0] + parts[1]

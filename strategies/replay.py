@@ -58,18 +58,18 @@ class Replay(Strategy):
         """The batch and stored samples behind it."""
         if self.fill == "balanced" and task.index == 0:
             return batch
-        new, old = len(batch.row), self.samples or batch.own
+        old = self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
         rows = memory["rows"][batch.key.integers("replay", old, stored)]
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
-        share = self._share(task, new, old) * (stored > 0).to(theta.dtype)
         known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        share = self._share(task, known.count_nonzero(), old) * (stored > 0).to(theta.dtype)
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
         return batch.join(rows, task, weight)
 
-    def _share(self, task: Task, new: int, old: int) -> float:
+    def _share(self, task: Task, new: Tensor, old: int) -> float | Tensor:
         """The part of the loss that the stored samples of a batch have."""
         if self.share is None:
             return old / (new + old)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from continual import config, plugins
-from continual.conformance import TRAINING, learners_of, suited_stream
+from continual.conformance import TRAINING, learners_of
 from continual.learning import capture, step
 from continual.learning.capture import Captured, Graph
 from continual.learning.models import Net
@@ -141,19 +141,3 @@ def test_on_a_cpu_a_graph_is_the_function() -> None:
     for _ in range(3):
         graph()
     assert len(calls) == 3
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("text", STRATEGIES)
-def test_graphs_give_the_same_numbers_and_wait_for_nothing(text: str) -> None:
-    from continual.streams.placement import place
-
-    strategy, found = config.make_strategy(text), []
-    for program in ("eager", "captured"):
-        plain = learners_of(strategy, [0])
-        streams = place([suited_stream(strategy, 0)], "cuda")
-        learners = Learners(plain.recipe, streams, [0])
-        arrays, _ = train(learners, replace(TRAINING, program=program, evaluate_every=3), Watch())
-        found.append(arrays | {"θ": learners.theta.detach().cpu()})
-    for name, value in found[0].items():
-        assert torch.allclose(found[1][name], value, rtol=1e-6, atol=1e-8, equal_nan=True), name

@@ -53,6 +53,8 @@ def batch_of(task: Task, size: int = 5, step: int = 0) -> Batch:
 
 
 def penalty(strategy: Strategy, theta: torch.Tensor, memory: Memory, batch: Batch, task: Task) -> torch.Tensor:
+    """The penalty of a step of this batch and what joins it."""
+    batch = strategy.batch(NET, theta, memory, batch, task)
     return strategy.penalty(NET, theta, memory, batch, NET.forward(theta, batch.images, batch.task), task)
 
 

@@ -95,22 +95,23 @@ def still(stream: Stream, batch: int) -> Stream:
 class Steps:
     """The steps of a benchmark's second task, done as a run does them: recorded on a GPU, one by one elsewhere.
 
-    ``images``: how they are shown, or ``still``: one batch for all.
+    ``images``: how they are shown, or ``still``: one batch for all. ``seeds``: so many side by side.
     """
 
     def __init__(self, place: Place, model: str, batch: int, benchmark: str = PHOTOS, method: str = REPLAYED,
-                 images: str = AUGMENT) -> None:  # fmt: skip
-        self.device, self.name = choose_device(place.device), place.device
-        stream = config.make_benchmark(benchmark).stream(0, Path(place.root))
-        net = config.make("models", model).build(stream.shape, stream.units, len(stream.tasks))
-        (stream,) = laid_out(placed_on([stream], self.device), helps(net, self.device, "float32"))
-        stream = still(stream, batch) if images == "still" else stream
+                 images: str = AUGMENT, precision: str = "float32", seeds: int = 1) -> None:  # fmt: skip
+        self.device, self.name, self.precision = choose_device(place.device), place.device, precision
+        made = config.make_benchmark(benchmark)
+        streams = placed_on([made.stream(seed, Path(place.root)) for seed in range(seeds)], self.device)
+        net = config.make("models", model).build(streams[0].shape, streams[0].units, len(streams[0].tasks))
+        streams = laid_out(streams, seeds == 1 and helps(net, self.device, precision))
+        streams = [still(stream, batch) for stream in streams] if images == "still" else streams
         recipe = Recipe(
             net, config.make_strategy(method), config.make("optimizers", "adam"),
-            config.make("schedules", "constant"), keep_optimizer=True, precision="float32",
+            config.make("schedules", "constant"), keep_optimizer=True, precision=precision,
             augmentation=config.make("augmentations", "none" if images == "still" else images),
         )  # fmt: skip
-        self.learners = Learners(recipe, [stream], [0])
+        self.learners = Learners(recipe, streams, list(range(seeds)))
         self.training = config.plan({"benchmark": benchmark, "batch": batch, "last": "drop", "epochs": 50}).training
         self.learners.begin(0)
         self.learners.end(0)  # the first task's exemplars are stored; what it learnt does not matter here
@@ -121,7 +122,7 @@ class Steps:
         """The task's steps."""
         learners, training = self.learners, self.training
         batches = schedule(self.rows, training, learners.seed, 1)
-        losses = torch.zeros(len(batches), device=self.device)
+        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=self.device)
         return steps_of(Program(learners, 1, len(batches)), batches, losses, not not_captured(learners, training))
 
     def one(self) -> None:
@@ -130,11 +131,12 @@ class Steps:
         if step is None:
             self.made = self.steps()
             step = next(self.made)
-        step()
+        with tensor_float(self.precision == "tf32"):
+            step()
 
     def waits(self) -> int:
         """How many steps of a whole epoch make the host wait for the device; the first that does ends it, on a GPU."""
-        count = self.training.epoch(len(self.rows))
+        count = self.training.epoch(self.rows.shape[-1])
         if self.device.type != "cuda":
             self.one()
             with Asked() as asked:
@@ -161,7 +163,7 @@ class Steps:
             self.one()
             counter = FlopCounterMode(display=False)
             with counter:  # of a step that is done, not replayed
-                Program(self.learners, 1, 1)(0, self.rows[: self.training.batch])
+                Program(self.learners, 1, 1)(0, self.rows[..., : self.training.batch])
             for _ in range(3):
                 self.one()
             took = seconds(self.one, self.name, count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,19 +26,34 @@ class Graph:
     """
 
     def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
-        self.function, self.on_gpu, self.calls = function, device.type == "cuda", 0
+        self.function: Callable[[], Tensor | None] | None = function
+        self.on_gpu, self.calls = device.type == "cuda", 0
 
     def __call__(self) -> Tensor | None:
         """What the function gives; on a GPU always the same tensor, which the next call writes over."""
         self.calls += 1
-        if not self.on_gpu or self.calls == 1:
-            return self.function()
-        if self.calls == 2:
+        if self.function is not None:
+            if not self.on_gpu or self.calls == 1:
+                return self.function()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # what other threads do meanwhile is not recorded, and does not hinder
+            with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = self.function()
+            self.function = None  # it may hold whoever holds this graph, which then would outlive its task
         self.graph.replay()
         return self.result
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it, no garbage is collected: an older graph that is let go spoils the one that is being recorded."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Captured:

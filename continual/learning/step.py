@@ -128,7 +128,13 @@ class Program:
             if "penalty" in self.hooks:
                 found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
         found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+        self.places = batch.places
         return found
+
+    def _batch(self, tensors: dict[str, Tensor], task: Task) -> Batch:
+        """The batch of this step again, from its tensors."""
+        row, y, tasks = (tensors[name] for name in ("row", "y", "task"))
+        return Batch(row, y, tasks, task.key, self.own, tensors.get("weight"), tensors.get("x"), self.places)
 
     def _backward(self, found: dict[str, Any]) -> tuple[Gradient, Tensor | None]:
         """The gradient of the whole loss; that of the data term alone if it is read."""
@@ -165,7 +171,7 @@ class Program:
         def hook(theta: Tensor, memory: Memory, gradient: Tensor, batch: dict[str, Tensor], context: Context) -> Tensor:
             task = self._task(context)
             return learners.strategy.gradient(
-                learners.network(memory), theta, memory, gradient, Batch(**batch, key=task.key, own=self.own), task
+                learners.network(memory), theta, memory, gradient, self._batch(batch, task), task
             )
 
         return learners.cut(learners.map(hook, learners.theta, learners.memory, gradient.whole, batch, context))
@@ -181,7 +187,7 @@ class Program:
         ) -> tuple[Tensor, Memory]:  # fmt: skip
             nonlocal moved
             task = self._task(context)
-            step = Step(Batch(**batch, key=task.key, own=self.own), out, self.noted, **known)
+            step = Step(self._batch(batch, task), out, self.noted, **known)
             after, memory = learners.strategy.after_step(learners.network(memory), theta, memory, step, task)
             moved = after is not theta
             return after, memory

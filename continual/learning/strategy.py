@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     ``row`` is the sample's row (-1 for one that was made up), ``y`` its output unit, ``task`` its task; ``weight`` its
     share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x``
     is None until the batch is complete: the images are then fetched all at once, unless a hook has put them there.
-    ``key`` is where a hook draws this step's random numbers from.
+    ``key`` is where a hook draws this step's random numbers from, and under its path ``places`` has who joined which.
     """
 
     row: Tensor
@@ -54,20 +54,31 @@ class Batch(NamedTuple):
     own: int
     weight: Tensor | None = None
     x: Tensor | None = None
+    places: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def joined(self) -> slice:
+        """Which samples the strategy's own ``batch`` hook has joined."""
+        own = [(first, last) for path, first, last in self.places if path == self.key.path]
+        return slice(own[0][0], own[-1][1]) if own else slice(len(self.row), len(self.row))
+
+    def _grown(self, row: Tensor) -> tuple[tuple[str, int, int], ...]:
+        """``places`` when these rows have joined."""
+        return (*self.places, (self.key.path, len(self.row), len(self.row) + len(row)))
 
     def join(self, row: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
         y, tasks = task.samples.y[row], task.samples.task[row]
         rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
         x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x)
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row))
 
     def join_images(self, x: Tensor, y: Tensor, tasks: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with made-up images ``x`` (n, C, H, W) behind it, their labels and tasks (n,); row -1 each."""
         own = task.samples.images(self.row, x.dtype) if self.x is None else self.x
         rows = torch.cat([self.row, torch.full_like(y, -1)])
         ys, all_tasks = torch.cat([self.y, y]), torch.cat([self.task, tasks])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]))
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]), self._grown(y))
 
     @property
     def images(self) -> Tensor:

@@ -1,0 +1,220 @@
+"""What a GPU does: the numbers of a CPU, recorded or one by one, the same bits again, and no step that waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from continual import config, execution, plugins
+from continual.cli import main
+from continual.conformance import TRAINING, learners_of, suited_stream
+from continual.learning.modules import ModuleNet
+from continual.learning.optimizers import Cosine
+from continual.learning.seeds import Learners, Recipe, tensor_float
+from continual.learning.step import Program
+from continual.learning.strategy import Strategy
+from continual.learning.train import State, Training, Watch, schedule, steps_of, train
+from continual.learning.vision import CNN, ReducedResNet18
+from continual.streams.augment import Images
+from continual.streams.placement import Where, place
+from continual.streams.stream import Stream
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+STRATEGIES = [
+    *plugins.registered("strategies"), "ewc+replay", "si+replay:fill=reservoir,capacity=6", "ewc:terms=each+si+l2",
+    "mas+shared-trunk:trunk=slowed,rate=0.5",
+]  # fmt: skip
+SMALL = CNN(channels=(4, 6), units=8)
+SHOWN = Images(crop=1, flip=True, brightness=0.2, cutout=2)
+
+
+def on_gpu(text: str, seeds: list[int]) -> Learners:
+    """The learners of the conformance suite, on a GPU."""
+    strategy = config.make_strategy(text)
+    there = place([suited_stream(strategy, seed) for seed in seeds], "cuda")
+    return Learners(learners_of(strategy, seeds[:1]).recipe, there, seeds)
+
+
+def outcome(learners: Learners, training: Training = TRAINING, watch: Watch | None = None) -> dict[str, torch.Tensor]:
+    """Everything that training gave, on the CPU."""
+    arrays, stopped = train(learners, training, watch or Watch())
+    assert not stopped
+    made = {"θ": learners.theta.detach()} | learners.memory
+    return arrays | {name: value.cpu() for name, value in made.items()}
+
+
+def compare(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, rtol=rtol, atol=atol, equal_nan=True, msg=f"{name} differs")
+
+
+@contextlib.contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
+@pytest.mark.parametrize("text", STRATEGIES)
+def test_a_gpu_gives_a_cpus_numbers_recorded_or_not(text: str, seeds: list[int]) -> None:
+    """Batches of 7 leave a partial one in every epoch, and there are evaluations between steps."""
+    training = replace(TRAINING, batch=7, evaluate_every=5)
+    wanted = outcome(learners_of(config.make_strategy(text), seeds), training)
+    for program in ("eager", "captured"):
+        compare(outcome(on_gpu(text, seeds), replace(training, program=program)), wanted, 1e-6, 1e-8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
+@pytest.mark.parametrize("text", STRATEGIES)
+def test_no_step_waits_for_the_gpu(text: str, seeds: list[int]) -> None:
+    learners = on_gpu(text, seeds)
+    if not learners.strategy.can_be_captured:
+        pytest.skip("it says that it cannot be captured")
+    for index in range(len(learners.streams[0].tasks)):
+        batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
+        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device="cuda", dtype=torch.float64)
+        steps = list(steps_of(Program(learners, index, len(batches)), batches, losses, captured=True))
+        with waiting_is_an_error():
+            for step in steps:
+                step()
+        learners.end(index)
+        assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize("text", STRATEGIES)
+def test_deterministic_gives_the_same_bits_twice(text: str) -> None:
+    with execution.deterministic(True):
+        first, second = (outcome(on_gpu(text, [0])) for _ in range(2))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value.nan_to_num(), second[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("text", STRATEGIES)
+def test_a_run_goes_on_with_the_same_bits(text: str) -> None:
+    kept: list[State] = []
+
+    def keep(state: State) -> None:
+        kept.append(State({name: value.cpu().clone() for name, value in state.tensors.items()}, state.facts))
+
+    with execution.deterministic(True):
+        whole = outcome(on_gpu(text, [0]), watch=Watch(due=lambda done: done == 2, keep=keep))
+        for state in kept[len(kept) // 2 :][:1]:
+            again = outcome(on_gpu(text, [0]), watch=Watch(start=state))
+            for name, value in whole.items():
+                assert torch.equal(value.nan_to_num(), again[name].nan_to_num()), name
+
+
+# ---- images
+
+
+def photographs() -> Stream:
+    """Noise around a colour of its own for each of six classes."""
+    numbers = np.random.default_rng(0)
+    y = np.repeat(np.arange(6), 20)
+    colours = numbers.integers(40, 216, (6, 3, 1, 1))
+    parts = [np.clip(colours[y] + numbers.integers(-40, 40, (len(y), 3, 8, 8)), 0, 255).astype(np.uint8)
+             for _ in range(2)]  # fmt: skip
+    return Stream.from_arrays(parts[0], y, parts[1], y, tasks=2).stream(0)
+
+
+def viewers(
+    model: Any, text: str = "replay:capacity=12", precision: str = "float64", where: Where = "device", seeds: int = 1,
+    device: str = "cuda", last: bool = False,
+) -> Learners:  # fmt: skip
+    """Learners that are shown images."""
+    streams = place([photographs()] * seeds, device, where)
+    streams = [replace(one, samples=replace(one.samples, channels_last=last)) for one in streams] if last else streams
+    if last:
+        streams = execution.laid_out(streams, True)
+    strategy: Strategy = config.make_strategy(text)
+    net = model.build(streams[0].shape, streams[0].units, 2)
+    assert isinstance(net, ModuleNet)
+    recipe = Recipe(net, strategy, config.make("optimizers", "adam:lr=0.003"), Cosine(), keep_optimizer=True,
+                    precision=precision, augmentation=SHOWN)  # fmt: skip
+    return Learners(recipe, streams, list(range(seeds)))
+
+
+PICTURES = replace(TRAINING, batch=8, train_samples=0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2], ids=["alone", "mapped"])
+@pytest.mark.parametrize("model", [SMALL, ReducedResNet18(width=2), ReducedResNet18(width=4, statistics="task"),
+                                   ReducedResNet18(width=4, norm="group")], ids=str)  # fmt: skip
+@pytest.mark.parametrize("text", ["replay:capacity=12", "der++:capacity=12", "ewc:strength=10,label=true", "lwf"])
+def test_networks_for_images_give_a_cpus_numbers(text: str, model: Any, seeds: int) -> None:
+    wanted = outcome(viewers(model, text, device="cpu", seeds=seeds), PICTURES)
+    for program in ("eager", "captured"):
+        training = replace(PICTURES, program=program)
+        compare(outcome(viewers(model, text, seeds=seeds), training), wanted, 1e-5, 1e-7)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("model", [SMALL, ReducedResNet18(width=4)], ids=str)
+def test_lower_precisions_learn_the_same_to_their_rounding(model: Any, precision: str, last: bool) -> None:
+    training = replace(PICTURES, precision=precision)  # type: ignore[arg-type]
+    full = outcome(viewers(model), PICTURES)
+    with tensor_float(precision == "tf32"):
+        low = outcome(viewers(model, precision=precision, last=last), training)
+    assert low["loss"].isfinite().all()
+    first = float((full["loss"][0] - low["loss"][0]).abs() / full["loss"][0])
+    assert first < {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}[precision]
+
+
+@pytest.mark.parametrize("where", ["pinned", "mapped"])
+def test_where_images_lie_changes_no_number(where: Where) -> None:
+    wanted = outcome(viewers(SMALL), PICTURES)
+    compare(outcome(viewers(SMALL, where=where), PICTURES), wanted, 1e-9, 1e-12)
+
+
+# ---- whole runs
+
+
+def invoke(*arguments: object) -> Any:
+    said = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert said.exception is None or isinstance(said.exception, SystemExit), said.exception
+    return said
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    (file,) = folder.rglob("run.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_a_run_on_a_gpu_says_how_it_was_done(tmp_path: Path) -> None:
+    said = invoke("run", "split-digits:limit=30", "replay:capacity=20", "--seeds", 3, "--epochs", 1, "--device", "cuda",
+                  "--out", tmp_path)  # fmt: skip
+    assert said.exit_code == 0 and "3 seeds" in said.stderr, said.output
+    record = record_of(tmp_path)
+    assert (
+        record["program"] == "captured" and record["device"]["type"] == "cuda" and record["seeds_as"] in ("map", "loop")
+    )
+    assert record["device"]["name"] == torch.cuda.get_device_name()
+
+
+def test_a_gpu_without_memory_names_two_settings_that_help(tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(200e6 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        said = invoke("run", "split-digits:limit=30", "finetune", "--seeds", 8, "--seeds-as", "map", "--model",
+                      "mlp:layers=4000-4000", "--device", "cuda", "--out", tmp_path, "--quiet")  # fmt: skip
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert said.exit_code == 2 and "finetune on cuda: not enough memory" in said.stderr
+    assert "--batch" in said.stderr and "--seeds-as loop" in said.stderr
