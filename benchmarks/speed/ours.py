@@ -159,15 +159,14 @@ class Steps:
 
     def times_the_floor(self, count: int = 30) -> float:
         """The time of a step, over that of as many multiplications and additions in products of large matrices."""
-        with tensor_float(False):
+        self.one()
+        counter = FlopCounterMode(display=False)
+        with counter:  # of a step that is done, not replayed
+            Program(self.learners, 1, 1)(0, self.rows[..., : self.training.batch])
+        for _ in range(3):
             self.one()
-            counter = FlopCounterMode(display=False)
-            with counter:  # of a step that is done, not replayed
-                Program(self.learners, 1, 1)(0, self.rows[..., : self.training.batch])
-            for _ in range(3):
-                self.one()
-            took = seconds(self.one, self.name, count)
-            return took / (counter.get_total_flops() / most_flops(self.device))
+        took = seconds(self.one, self.name, count)
+        return took / (counter.get_total_flops() / most_flops(self.device, self.precision))
 
     def utilisation(self, least: float = 10.0) -> float:
         """The percentage of the time in which the GPU was at work, as its driver says, over some seconds of steps."""
@@ -182,9 +181,10 @@ class Steps:
         return statistics.mean(samples)
 
 
-def most_flops(device: torch.device, side: int | None = None) -> float:
-    """The floating-point operations of a second in a product of large float32 matrices."""
+def most_flops(device: torch.device, precision: str = "float32", side: int | None = None) -> float:
+    """The floating-point operations of a second in a product of large matrices."""
     side = side or (8192 if device.type == "cuda" else 1024)
-    a = torch.rand(side, side, device=device)
-    a @ a
-    return 2 * side**3 / min(seconds(lambda: a @ a, str(device)) for _ in range(10))
+    a = torch.rand(side, side, device=device, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    with tensor_float(precision == "tf32"):
+        a @ a
+        return 2 * side**3 / min(seconds(lambda: a @ a, str(device)) for _ in range(10))

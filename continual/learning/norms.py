@@ -45,13 +45,13 @@ class BatchNorm(nn.Module):
             return torch.nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        out, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
-        n = x.numel() // x.shape[1]
-        variance = (inverse.detach().square().reciprocal() - self.eps) * (n / max(n - 1, 1))
-        mean, variance = mean.detach().to(self.running_mean.dtype), variance.to(self.running_var.dtype)
-        self.fresh = torch.lerp(self.running_mean, mean, MOMENTUM), torch.lerp(self.running_var, variance, MOMENTUM)
-        normalised: Tensor = out
-        return normalised
+        # new running statistics, which the kernel that normalises writes; of a single value there is no variance
+        self.fresh = self.running_mean.clone(), self.running_var.clone()
+        mean, variance = self.fresh if x.numel() > x.shape[1] else (None, None)
+        out: Tensor = torch.batch_norm(
+            x, self.weight, self.bias, mean, variance, True, MOMENTUM, self.eps, torch.backends.cudnn.enabled
+        )
+        return out
 
     def _by_task(self, x: Tensor, count: int) -> Tensor:
         """Each sample by its own task's statistics."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 CACHE = 2**24
 """Bytes of a network's widest activation on a CPU: more come from main memory, and take longer."""
+PIECES, PIECE, ALIGNED = 36, 2**16, 64
+"""A fused kernel of PyTorch's takes so many tensors at once, each cut up among a GPU's processors in pieces of so many
+numbers: a small θ that is given as one would keep few of them at work. Numbers are read by so many at most."""
 SHARE = 32
 """A GPU is filled until the widest activation is this part of its memory: an operation holds a few of them."""
 
@@ -117,11 +120,20 @@ class Learners:
         self.theta = theta.contiguous()
         self.flat = self.theta.detach().requires_grad_()
         self.parts = [part.detach().requires_grad_() for part in self.cut(self.theta).parts]
-        # seeds that are mapped are rows of one tensor; the parameters of one learner are followed each by itself, so
-        # that their gradients need not be joined
-        self.pieces = [self.theta] if self.mapped else [part.detach() for part in self.parts]
+        self.pieces = self._cut_up(self.cut(self.theta))
         self.optimizer = self.recipe.optimizer.start(self.pieces)
         self.rate: float | Tensor = self.recipe.optimizer.lr
+
+    def _cut_up(self, gradient: Gradient) -> list[Tensor]:
+        """θ, or a gradient, in the pieces that the optimiser follows."""
+        if self.device.type == "cuda" and self.theta.numel() <= PIECES * PIECE:
+            size = -(-self.theta.numel() // (PIECES * ALIGNED)) * ALIGNED
+            return list(gradient.whole.view(-1).split(size))
+        # seeds that are mapped are rows of one tensor; the parameters of one learner are followed each by itself, so
+        # that their gradients need not be joined; a convolution's may have its channels last, and fused kernels go by
+        # how numbers lie
+        given = [gradient.whole] if self.mapped else gradient.parts
+        return [one.detach().contiguous() for one in given]
 
     @functools.cached_property
     def rows_at_once(self) -> int:
@@ -191,9 +203,7 @@ class Learners:
 
     def follow(self, gradient: Gradient) -> None:
         """θ follows a gradient."""
-        given = [gradient.whole] if self.mapped else gradient.parts
-        # a convolution's may have its channels last, and fused kernels go by how numbers lie
-        self.recipe.optimizer.step(self.pieces, [one.contiguous() for one in given], self.optimizer, self.rate)
+        self.recipe.optimizer.step(self.pieces, self._cut_up(gradient), self.optimizer, self.rate)
 
     # ---- between tasks: plain Python, learner by learner
 
