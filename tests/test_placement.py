@@ -66,7 +66,7 @@ def test_free_memory_is_that_of_the_machine() -> None:
 
 
 def test_a_run_on_the_cpu_pins_nothing() -> None:
-    told = CliRunner().invoke(cli.main, ["run", "split-digits", "--pixels", "pinned"])
+    told = CliRunner().invoke(cli.main, ["run", "split-digits", "--pixels", "pinned", "--device", "cpu"])
     assert told.exit_code == 2 and "pixels=pinned is memory that a GPU reads from" in told.output
     with pytest.raises(BadOption, match="pinned"):
         placement.choose([stream()], CPU, "pinned")

@@ -55,6 +55,8 @@ class Net:
     """Whether it takes images through convolutions."""
     statistics: int = 0
     """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
+    mapped: bool = False
+    """Whether it is called for seeds side by side, which a layer may do in another order of the same sums."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
@@ -167,12 +169,16 @@ class LinearNet(Net):
         """(name, input, output) of each layer."""
         h, layers = x.flatten(1), []
         for number, name in enumerate(self.names):
-            out = torch.nn.functional.linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
+            out = self._linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
             layers.append((name, h, out))
             h = torch.nn.functional.relu(out)
             if gates is not None and number < len(gates):
                 h = h * gates[number]
         return layers
+
+    def _linear(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # of seeds side by side the weights' gradient lies as they do only if they are the first factor
+        return (weight @ h.mT).mT + bias if self.mapped else torch.nn.functional.linear(h, weight, bias)
 
     def widest(self, shape: tuple[int, ...]) -> int:
         """See :meth:`Net.widest`."""

@@ -7,6 +7,7 @@ they are mapped and a plain call where there is one. Hooks between tasks are cal
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -104,6 +105,9 @@ class Learners:
         self.strategy = recipe.strategy
         self.net = self.strategy.extend(recipe.net, streams[0])
         self.mapped = len(streams) > 1
+        if self.mapped:
+            self.net = copy.copy(self.net)
+            self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
         self.shared = all(_same_tables(stream, streams[0]) for stream in streams)
