@@ -47,7 +47,7 @@ class EWC(Strategy):
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """½ λ Σ_i F_i (θ_i - θ̄_i)², up to a constant."""
         factor = (0.5 if self.half else 1.0) * self.strength
-        return factor * (memory["fisher"] * (theta - memory["anchor"]).square()).sum()
+        return factor * importance.pull(theta, memory["anchor"], memory["fisher"])
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Add the task's Fisher."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from continual.learning.importance import pull
 from continual.learning.strategy import Batch, Memory, Strategy
 from continual.options import option
 
@@ -50,4 +51,4 @@ class L2(Pull):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ (θ - θ*)²."""
-        return memory["weight"] * (net.weights(theta) - net.weights(memory["anchor"])).square().sum()
+        return pull(net.weights(theta), net.weights(memory["anchor"]), memory["weight"])

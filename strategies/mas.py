@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.learning.importance import pull
 from continual.learning.strategy import Batch, Memory, Strategy
 from continual.options import option
 
@@ -39,7 +40,7 @@ class MAS(Strategy):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ_i Ω_i (θ_i - θ*_i)²."""
-        return self.strength * (memory["importance"] * (theta - memory["anchor"]).square()).sum()
+        return self.strength * pull(theta, memory["anchor"], memory["importance"])
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Ω takes up the task's."""

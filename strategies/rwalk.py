@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual.learning.importance import pull
 from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
 from continual.options import option
 
@@ -59,7 +60,7 @@ class RWalk(Strategy):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ_i (F_i + s_i) (θ_i - θ*_i)²."""
-        return self.strength * (memory["importance"] * (theta - memory["anchor"]).square()).sum()
+        return self.strength * pull(theta, memory["anchor"], memory["importance"])
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """F and the path take up the step; every Δt steps the interval ends."""

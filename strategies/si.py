@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.learning.importance import pull
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.options import option
 
@@ -39,7 +40,7 @@ class SI(Strategy):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """c Σ_i Ω_i (θ_i - θ*_i)²."""
-        return self.strength * (memory["importance"] * (theta - memory["anchor"]).square()).sum()
+        return self.strength * pull(theta, memory["anchor"], memory["importance"])
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """ω grows by -g·(θ' - θ)."""

@@ -1,4 +1,4 @@
-"""How much each parameter matters to a task: the diagonal of the Fisher information, for a whole set of rows."""
+"""How much each parameter matters to a task: the diagonal of the Fisher information, and what holds them by it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 Label = Literal["expected", "sampled", "true", "argmax"]
 CHUNK, IMAGES = 512, 64  # rows at a time; of a network with convolutions, whose activations are many
 HELD = 2**26  # numbers
+
+
+def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
+    """Σ_i w_i (θ_i - θ*_i)², for the penalties of a step; θ, θ* and w (P,), or w a number.
+
+    Its gradient 2 w (θ - θ*) is written down, as the slope of a line: to derive it takes twice as many passes over θ.
+    So it cannot be derived a second time.
+    """
+    away = theta.detach() - anchor
+    force = weight * away
+    line = (2 * force * theta).sum()
+    return (force * away).sum() + line - line.detach()
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:
