@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}
 USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
+OF_THE_BENCHMARK = ("limit",)  # options of the benchmark that have a flag too, as they are given for a try and not kept
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
@@ -85,13 +86,15 @@ def _at_home() -> None:
     warnings.showwarning = show
 
 
-def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """An option of the command for each option of training."""
+def option_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """An option of the command for each option of training, and for those of the benchmark that have a flag."""
     with plugins.deferred("torch"):
         from continual.learning.train import Training
+        from continual.streams.stream import StreamOptions
 
-    for known in reversed(options_of(Training).values()):
-        flag = f"--{known.name.replace('_', '-')}"
+    of_streams = options_of(StreamOptions)
+    for known in reversed([*(of_streams[name] for name in OF_THE_BENCHMARK), *options_of(Training).values()]):
+        flag = _flag(known.name)
         if known.hint is bool:
             given: dict[str, Any] = {"default": None}
             flag = f"{flag}/--no-{flag[2:]}"
@@ -101,6 +104,10 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _help(known: Option) -> str:
     default = "none" if known.default is None else known.default
     return f"{known.meaning} [default: {default}]"
@@ -108,7 +115,7 @@ def _help(known: Option) -> str:
 
 @main.command()
 @click.argument("what", nargs=-1, shell_complete=completion.run)
-@training_options
+@option_flags
 @click.option(
     "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
 )
@@ -133,11 +140,12 @@ def run(what: tuple[str, ...], **given: Any) -> None:
     WHAT is a benchmark and strategies, or a YAML file and perhaps strategies: NAME[:option=value,...], strategies
     chained with +. Nothing: the main job, the classic strategies on Split Digits.
 
-    The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has).
+    The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has). --limit
+    is the benchmark's own option: split-mnist --limit 50 is split-mnist:limit=50.
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
-    continual run configs/runs/split-digits.yaml
+    continual run configs/runs/split-digits.yaml --limit 50
     """
     execute(what, given)
 
@@ -153,7 +161,7 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
 
         canvas.check(picture)
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    plan = config.plan(_asked(list(what), usual) | said)
+    plan = config.plan(_with(_asked(list(what), usual), said))
     from continual.results import store, tables
     from continual.runner import run_plan
 
@@ -202,6 +210,14 @@ def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
     elif what and _is_options(what[0]):
         asked = {"benchmark": f"{usual}{what.pop(0)}"}
     return asked | ({"strategies": what} if what else {})
+
+
+def _with(asked: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, with what flags say: some are the benchmark's options, the others the run's."""
+    others = {name: said[name] for name in OF_THE_BENCHMARK if name in said}
+    if others:
+        asked = asked | {"benchmark": config.changed(asked.get("benchmark", config.DEFAULT_BENCHMARK), others)}
+    return asked | {name: value for name, value in said.items() if name not in others}
 
 
 def _is_options(text: str) -> bool:

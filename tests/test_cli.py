@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import continual as cl
-from continual import plugins, runner
-from continual.cli import FORMATS, KINDS, main
+from continual import config, plugins, repeat, runner
+from continual.cli import FORMATS, KINDS, OF_THE_BENCHMARK, main
 from continual.options import options_of
 from continual.results import store
 
@@ -101,6 +102,8 @@ def test_the_second_time_it_is_recognised_and_not_run_again(copy: Path, stored: 
 @pytest.mark.parametrize("spelling", [
     ("split-digits:limit=10,tasks=5", "ewc:strength=6e2,half=true", "--seeds", "0-1", "--epochs", "1"),
     ("split-digits:limit=10", "continual.strategies.ewc:EWC:strength=600", *TINY, "--optimizer", "adam:lr=1e-3"),
+    ("split-digits", "ewc:strength=600", *TINY, "--limit", "10"),
+    ("split-digits:tasks=5,limit=3", "ewc:strength=600", *TINY, "--limit", "10"),
 ])  # fmt: skip
 def test_the_same_in_other_words_is_recognised(copy: Path, spelling: tuple[str, ...]) -> None:
     said = succeeded(invoke("run", *spelling, "--out", copy))
@@ -137,6 +140,69 @@ def test_a_file_and_other_strategies(copy: Path, tmp_path: Path) -> None:
     assert "finetune: already there" in succeeded(invoke("run", file, "--out", copy)).stderr
     both = succeeded(invoke("run", file, "ewc:strength=600", "--out", copy)).stderr
     assert "ewc" in both and "finetune" not in both
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, stored: Stored) -> list[config.Plan]:
+    """The plans that were to be done, of which none is."""
+    found: list[config.Plan] = []
+    monkeypatch.setattr(runner, "run_plan", lambda plan, **rest: found.append(plan) or store.find(stored.out))
+    return found
+
+
+SEQUENCE = "{sequence: [split-digits, split-mnist], limit: 3, size: 16}"
+
+
+@pytest.mark.parametrize(("file", "flag", "wanted"), [
+    ("{name: split-digits, limit: 3, tasks: 2}", 7, {"limit": 7, "tasks": 2}), ("split-mnist", 7, {"limit": 7}),
+    ("'split-digits:limit=3'", "none", {"limit": None}), (SEQUENCE, 7, {"limit": 7, "size": 16}),
+    (SEQUENCE, None, {"limit": 3, "size": 16}),
+])  # fmt: skip
+def test_the_flag_of_a_benchmarks_option_replaces_what_a_file_says(
+    tmp_path: Path, planned: list[config.Plan], file: str, flag: object, wanted: dict[str, object]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"benchmark: {file}\nstrategies: [ewc]\n")
+    succeeded(invoke("run", tmp_path / "mine.yaml", *([] if flag is None else ["--limit", flag])))
+    (plan,) = planned
+    assert plan.benchmark.values().items() >= wanted.items() and plan.strategies == (cl.strategies.EWC(),)
+
+
+def test_the_main_job_can_be_limited_and_is_repeated_by_the_benchmarks_option(planned: list[config.Plan]) -> None:
+    succeeded(invoke("run", "--limit", 7))
+    (plan,) = planned
+    assert plan.benchmark == cl.benchmarks.SplitDigits(limit=7)
+    assert dataclasses.replace(plan, benchmark=cl.benchmarks.SplitDigits()) == config.plan({})
+    assert repeat.command(plan)[0] == "split-digits:limit=7" and "--limit" not in repeat.command(plan)
+
+
+def test_what_has_a_flag_of_the_benchmark_is_said_once_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("benchmark: split-digits\nlimit: 3\n")
+    said = invoke("run", file)
+    assert said.exit_code == 2 and "no option 'limit', but its benchmark has" in said.stderr
+    assert "NAME:limit=VALUE" in said.stderr
+
+
+BARE = """
+    from dataclasses import dataclass
+    from continual.options import Configured, option
+
+    @dataclass(frozen=True)
+    class Bare(Configured):
+        '''It cannot be limited.'''
+
+        shade: int = option(0, "of grey")
+
+        def stream(self, seed, root=None):
+            raise AssertionError
+"""
+
+
+def test_a_benchmark_without_that_option_is_told_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bare_one.py").write_text(textwrap.dedent(BARE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = invoke("run", "bare_one:Bare", "--limit", 3, "--out", tmp_path / "runs")
+    assert said.exit_code == 2 and said.stderr == "continual: bare_one:Bare has no option 'limit' (it has shade)\n"
 
 
 def test_mnist_from_its_published_files(data_root: Path, tmp_path: Path) -> None:
@@ -259,7 +325,7 @@ def test_help_names_every_option_of_training() -> None:
     from continual.learning.train import Training
 
     text = succeeded(invoke("run", "--help")).stdout
-    for name in options_of(Training):
+    for name in (*options_of(Training), *OF_THE_BENCHMARK):
         assert f"--{name.replace('_', '-')} " in text
     assert {"run", "list", "show", "check"} <= set(succeeded(invoke("-h")).stdout.split())
     assert cl.__version__ in succeeded(invoke("--version")).stdout
@@ -468,8 +534,9 @@ def test_no_arguments_give_a_traceback(
 def test_a_benchmark_is_also_a_script(tmp_path: Path) -> None:
     rest = ("--seeds", "1", "--epochs", "1", "--json")
     script = BENCHMARKS / "split_digits.py"
+    limited = ("--limit", "10")
     done = subprocess.run(
-        [sys.executable, script, ":scenario=task,limit=10", "ewc:strength=600", *rest, "--out", tmp_path / "a"],
+        [sys.executable, script, ":scenario=task", "ewc:strength=600", *limited, *rest, "--out", tmp_path / "a"],
         capture_output=True, text=True, check=True, cwd=tmp_path,
     )  # fmt: skip
     wanted = succeeded(
