@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from continual import completion, config, failures, plugins
-from continual.errors import BadOption, Mistake, Notice, brief, choices, is_text, unknown
+from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, choices, is_text, nearest, quoted, unknown
 from continual.options import Option, options_of
 from continual.progress import Progress
 
@@ -320,10 +320,18 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
 
 
 def _kind_of(name: str) -> str:
-    """The kind that a registered name is of."""
-    kinds = [kind for kind in plugins.KINDS if name in plugins.registered(kind)]
+    """The kind that something of this name is of."""
+    from continual.cards import cards
+
+    known = {
+        kind: list(plugins.registered(kind)) if kind in plugins.KINDS else [card["name"] for card in cards(kind)]
+        for kind in KINDS
+    }
+    kinds = [kind for kind, names in known.items() if name in names]
     if not kinds:
-        raise unknown("list", name, [*KINDS, *(each for kind in plugins.KINDS for each in plugins.registered(kind))])
+        near = nearest(name, [*KINDS, *(each for names in known.values() for each in names)], most=3)
+        raise UnknownName(f"nothing is named {quoted(name)}{near} (continual list KIND lists what there is of a kind: "
+                          f"{choices(KINDS)})")  # fmt: skip
     return kinds[0]
 
 

@@ -316,6 +316,23 @@ def test_list_everything() -> None:
     assert all(f"\n  {card['name']} " in text for cards in listed.values() for card in cards)
 
 
+def test_what_is_named_nothing_is_told_the_kinds_and_not_every_name() -> None:
+    said = invoke("list", "xyzzy")
+    assert said.exit_code == 2 and said.stderr == (
+        f"continual: nothing is named 'xyzzy' (continual list KIND lists what there is of a kind: "
+        f"{', '.join(sorted(KINDS))})\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_alone_says_of_what_kind_it_is(kind: str) -> None:
+    """Of the same name in two kinds, the first; what is named so is shown, and nothing else."""
+    for card in json.loads(invoke("list", kind, "--json").stdout)[kind][:3]:
+        assert card["name"] in succeeded(invoke("list", card["name"])).stdout
+        if kind not in plugins.KINDS:
+            assert json.loads(invoke("list", card["name"], "--json").stdout) == {kind: [card]}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_list_for_a_terminal_has_no_markup(kind: str) -> None:
     assert "``" not in invoke("list", kind).stdout
@@ -431,7 +448,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "show: metric": ("show RUNS --metrics forgeting", ("'forgeting'; did you mean 'forgetting'?",)),
     "show: no trace": ("show RUNS --metrics minimum-accuracy", ("minimum-accuracy needs",)),
     "show: error": ("show RUNS --error sem", ("'sem'", "ci95, sd, se")),
-    "list": ("list strategy", ("'strategy'; did you mean 'strategies'?", "benchmarks")),
+    "list": ("list strategy", ("nothing is named 'strategy'; did you mean 'strategies'", "benchmarks")),
+    "list: a name": ("list reply", ("nothing is named 'reply'; did you mean 'replay'?",)),
+    "list: several are near": ("list split-cifar", ("did you mean 'split-cifar10', 'split-cifar100' or 'split-",)),
+    "list: a metric": ("list forgeting", ("did you mean 'forgetting'",)),
     "check": ("check ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?",)),
     "check option": ("check ewc:decay=2", ("decay was given '2'", "<= 1")),
 }
