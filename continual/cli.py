@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,15 +163,16 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
 
         canvas.check(picture)
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    plan = config.plan(_with(_asked(list(what), usual), said))
-    from continual.results import store, tables
-    from continual.runner import run_plan
+    with _named_as_typed(said):
+        plan = config.plan(_with(_asked(list(what), usual), said))
+        from continual.results import store, tables
+        from continual.runner import run_plan
 
-    bar = Bar(places["quiet"])
-    results = run_plan(
-        plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
-        processes=True,
-    )  # fmt: skip
+        bar = Bar(places["quiet"])
+        results = run_plan(
+            plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
+            processes=True,
+        )  # fmt: skip
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
         _draw(results, picture)
@@ -188,6 +191,20 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     click.echo(f"\nStored in {folder}. Next:")
     for words in suggested:
         click.echo(f"  {shlex.join(['continual', *words])}")
+
+
+@contextlib.contextmanager
+def _named_as_typed(names: Iterable[str]) -> Iterator[None]:
+    """A mistake names an option that was given as a flag by its flag; elsewhere it is ``name`` or ``name=value``."""
+    try:
+        yield
+    except BadOption as error:
+        told = str(error)
+        for name in names:
+            owner = ".+" if name in OF_THE_BENCHMARK else "a run"
+            alone = r"(?<!\S)(?<!was given )"  # and not an option of something else
+            told = re.sub(rf"^{owner}: option {name}(?= was given )|{alone}{name}(?==)", _flag(name), told)
+        raise BadOption(told) from error
 
 
 def _draw(results: Sequence[Result], file: Path | None) -> bool:

@@ -498,6 +498,43 @@ def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
     assert everything(bench) == before
 
 
+@pytest.mark.parametrize(("typed", "told"), [
+    ("--batch 0", "--batch was given '0'; it takes int >= 1"),
+    ("--limit 0", "--limit was given '0'; it takes int|none >= 1"),
+    ("--seeds 0", "--seeds=0: give at least one, each once, below 2147483648"),
+    ("--iterations 3", "epochs=2 and --iterations=3: give one of the two"),
+    ("--evaluate-precision training", "--evaluate-precision=training does nothing with precision=float32, which is full"
+     "; leave it out"),
+    ("--epochs 3 bad.yaml", "no strategy is named 'bad.yaml'"),
+    ("--epochs 3 --optimizer adam:lr=-1", "adam: option lr was given '-1'; it takes float >= 0"),
+    ("--seeds 3 --track tensorboard:seeds=0", "tensorboard: option seeds was given '0'; it takes mean|each|both"),
+    ("--batch 3 mine:Mine:batch=0", "mine:Mine: option batch was given '0'; it takes int >= 1"),
+    ("--batch 3 mine:Mine:batch=", "'mine:Mine:batch=': 'batch=' is not option=value"),
+])  # fmt: skip
+def test_a_mistake_in_a_flag_names_the_flag_and_others_what_they_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport continual as cl\n\n@dataclass(frozen=True)\n"
+        "class Mine(cl.Strategy):\n    batch: int = cl.option(1, 'rows', ge=1)\n"
+    )
+    (tmp_path / "given.yaml").write_text("benchmark: split-digits\nepochs: 2\n")
+    said = invoke("run", "given.yaml", *typed.split())
+    assert said.exit_code == 2 and said.stderr.startswith(f"continual: {told}"), said.stderr
+
+
+def test_a_mistake_in_a_file_names_what_stands_there(tmp_path: Path) -> None:
+    (tmp_path / "given.yaml").write_text("benchmark: {name: split-digits, limit: 0}\nbatch: 0\n")
+    said = [invoke("run", tmp_path / "given.yaml", *more).stderr for more in (["--epochs", 2], ["--limit", 2])]
+    assert said == [
+        "continual: split-digits: option limit was given 0; it takes int|none >= 1\n",
+        "continual: a run: option batch was given 0; it takes int >= 1\n",
+    ]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     said = invoke("run", "split-digits", "--device", "cuda", "--out", tmp_path / "runs")
