@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import continual as cl
-from continual import config, plugins, repeat, runner
+from continual import config, parts, plugins, repeat, runner
 from continual.cli import FORMATS, KINDS, OF_THE_BENCHMARK, main
 from continual.options import options_of
 from continual.results import store
@@ -671,7 +671,7 @@ def test_a_script_knows_the_current_folder_and_short_help(tmp_path: Path) -> Non
 def test_what_does_not_suit_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", lambda *arguments: pytest.fail("something was trained"))
+    monkeypatch.setattr(parts, "train", lambda *arguments: pytest.fail("something was trained"))
     said = invoke("run", "split-digits", "finetune", "packnet", *TINY, "--out", tmp_path / "runs")
     assert said.exit_code == 2 and "PackNet has to be told the task" in said.stderr
     assert not list((tmp_path / "runs").rglob("run.json"))
