@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
-import re
 import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import completion, config, failures, plugins
+from continual import completion, config, failures, flags, plugins
 from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, choices, is_text, nearest, quoted, unknown
-from continual.options import Option, options_of
 from continual.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}
 USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
-OF_THE_BENCHMARK = ("limit",)  # options of the benchmark that have a flag too, as they are given for a try and not kept
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
@@ -88,36 +84,9 @@ def _at_home() -> None:
     warnings.showwarning = show
 
 
-def option_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """An option of the command for each option of training, and for those of the benchmark that have a flag."""
-    with plugins.deferred("torch"):
-        from continual.learning.train import Training
-        from continual.streams.stream import StreamOptions
-
-    of_streams = options_of(StreamOptions)
-    for known in reversed([*(of_streams[name] for name in OF_THE_BENCHMARK), *options_of(Training).values()]):
-        flag = _flag(known.name)
-        if known.hint is bool:
-            given: dict[str, Any] = {"default": None}
-            flag = f"{flag}/--no-{flag[2:]}"
-        else:
-            given = {"metavar": known.kind.upper(), "shell_complete": completion.option(known)}
-        command = click.option(flag, known.name, help=_help(known), **given)(command)
-    return command
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _help(known: Option) -> str:
-    default = "none" if known.default is None else known.default
-    return f"{known.meaning} [default: {default}]"
-
-
 @main.command()
 @click.argument("what", nargs=-1, shell_complete=completion.run)
-@option_flags
+@flags.of_a_run
 @click.option(
     "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
 )
@@ -163,8 +132,8 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
 
         canvas.check(picture)
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    with _named_as_typed(said):
-        plan = config.plan(_with(_asked(list(what), usual), said))
+    with flags.named(said):
+        plan = config.plan(flags.added(_asked(list(what), usual), said))
         from continual.results import store, tables
         from continual.runner import run_plan
 
@@ -193,20 +162,6 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         click.echo(f"  {shlex.join(['continual', *words])}")
 
 
-@contextlib.contextmanager
-def _named_as_typed(names: Iterable[str]) -> Iterator[None]:
-    """A mistake names an option that was given as a flag by its flag; elsewhere it is ``name`` or ``name=value``."""
-    try:
-        yield
-    except BadOption as error:
-        told = str(error)
-        for name in names:
-            owner = ".+" if name in OF_THE_BENCHMARK else "a run"
-            alone = r"(?<!\S)(?<!was given )"  # and not an option of something else
-            told = re.sub(rf"^{owner}: option {name}(?= was given )|{alone}{name}(?==)", _flag(name), told)
-        raise BadOption(told) from error
-
-
 def _draw(results: Sequence[Result], file: Path | None) -> bool:
     """Draw the results, where there is a file for it."""
     if file is None:
@@ -227,14 +182,6 @@ def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
     elif what and _is_options(what[0]):
         asked = {"benchmark": f"{usual}{what.pop(0)}"}
     return asked | ({"strategies": what} if what else {})
-
-
-def _with(asked: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for, with what flags say: some are the benchmark's options, the others the run's."""
-    others = {name: said[name] for name in OF_THE_BENCHMARK if name in said}
-    if others:
-        asked = asked | {"benchmark": config.changed(asked.get("benchmark", config.DEFAULT_BENCHMARK), others)}
-    return asked | {name: value for name, value in said.items() if name not in others}
 
 
 def _is_options(text: str) -> bool:

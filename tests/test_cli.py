@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 import continual as cl
 from continual import config, parts, plugins, repeat, runner
-from continual.cli import FORMATS, KINDS, OF_THE_BENCHMARK, main
+from continual.cli import FORMATS, KINDS, main
+from continual.flags import OF_THE_BENCHMARK
 from continual.options import options_of
 from continual.results import store
 
