@@ -509,16 +509,16 @@ def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
     ("--epochs 3 bad.yaml", "no strategy is named 'bad.yaml'"),
     ("--epochs 3 --optimizer adam:lr=-1", "adam: option lr was given '-1'; it takes float >= 0"),
     ("--seeds 3 --track tensorboard:seeds=0", "tensorboard: option seeds was given '0'; it takes mean|each|both"),
-    ("--batch 3 mine:Mine:batch=0", "mine:Mine: option batch was given '0'; it takes int >= 1"),
-    ("--batch 3 mine:Mine:batch=", "'mine:Mine:batch=': 'batch=' is not option=value"),
+    ("--batch 3 flagged_one:Mine:batch=0", "flagged_one:Mine: option batch was given '0'; it takes int >= 1"),
+    ("--batch 3 flagged_one:Mine:batch=", "'flagged_one:Mine:batch=': 'batch=' is not option=value"),
 ])  # fmt: skip
 def test_a_mistake_in_a_flag_names_the_flag_and_others_what_they_are_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(
+    monkeypatch.delitem(sys.modules, "flagged_one", raising=False)  # each case writes it anew
+    (tmp_path / "flagged_one.py").write_text(
         "from dataclasses import dataclass\nimport continual as cl\n\n@dataclass(frozen=True)\n"
         "class Mine(cl.Strategy):\n    batch: int = cl.option(1, 'rows', ge=1)\n"
     )
