@@ -10,15 +10,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import completion, config, failures, plugins
-from continual.errors import BadOption, Mistake, Notice, brief, choices, is_text, unknown
-from continual.options import Option, options_of
+from continual import completion, config, failures, flags, plugins
+from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, choices, is_text, nearest, quoted, unknown
 from continual.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,30 +84,9 @@ def _at_home() -> None:
     warnings.showwarning = show
 
 
-def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """An option of the command for each option of training."""
-    with plugins.deferred("torch"):
-        from continual.learning.train import Training
-
-    for known in reversed(options_of(Training).values()):
-        flag = f"--{known.name.replace('_', '-')}"
-        if known.hint is bool:
-            given: dict[str, Any] = {"default": None}
-            flag = f"{flag}/--no-{flag[2:]}"
-        else:
-            given = {"metavar": known.kind.upper(), "shell_complete": completion.option(known)}
-        command = click.option(flag, known.name, help=_help(known), **given)(command)
-    return command
-
-
-def _help(known: Option) -> str:
-    default = "none" if known.default is None else known.default
-    return f"{known.meaning} [default: {default}]"
-
-
 @main.command()
 @click.argument("what", nargs=-1, shell_complete=completion.run)
-@training_options
+@flags.of_a_run
 @click.option(
     "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
 )
@@ -133,11 +111,12 @@ def run(what: tuple[str, ...], **given: Any) -> None:
     WHAT is a benchmark and strategies, or a YAML file and perhaps strategies: NAME[:option=value,...], strategies
     chained with +. Nothing: the main job, the classic strategies on Split Digits.
 
-    The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has).
+    The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has). --limit
+    is the benchmark's own option: split-mnist --limit 50 is split-mnist:limit=50.
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
-    continual run configs/runs/split-digits.yaml
+    continual run configs/runs/split-digits.yaml --limit 50
     """
     execute(what, given)
 
@@ -153,15 +132,16 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
 
         canvas.check(picture)
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    plan = config.plan(_asked(list(what), usual) | said)
-    from continual.results import store, tables
-    from continual.runner import run_plan
+    with flags.named(said):
+        plan = config.plan(flags.added(_asked(list(what), usual), said))
+        from continual.results import store, tables
+        from continual.runner import run_plan
 
-    bar = Bar(places["quiet"])
-    results = run_plan(
-        plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
-        processes=True,
-    )  # fmt: skip
+        bar = Bar(places["quiet"])
+        results = run_plan(
+            plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
+            processes=True,
+        )  # fmt: skip
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
         _draw(results, picture)
@@ -304,10 +284,18 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
 
 
 def _kind_of(name: str) -> str:
-    """The kind that a registered name is of."""
-    kinds = [kind for kind in plugins.KINDS if name in plugins.registered(kind)]
+    """The kind that something of this name is of."""
+    from continual.cards import cards
+
+    known = {
+        kind: list(plugins.registered(kind)) if kind in plugins.KINDS else [card["name"] for card in cards(kind)]
+        for kind in KINDS
+    }
+    kinds = [kind for kind, names in known.items() if name in names]
     if not kinds:
-        raise unknown("list", name, [*KINDS, *(each for kind in plugins.KINDS for each in plugins.registered(kind))])
+        near = nearest(name, [*KINDS, *(each for names in known.values() for each in names)], most=3)
+        raise UnknownName(f"nothing is named {quoted(name)}{near} (continual list KIND lists what there is of a kind: "
+                          f"{choices(KINDS)})")  # fmt: skip
     return kinds[0]
 
 

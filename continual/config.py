@@ -84,6 +84,14 @@ def read(given: Any) -> tuple[str, dict[str, Any]]:
     raise BadOption(f"{brief(given)} names nothing; write NAME:option=value or a mapping with 'name' and the options")
 
 
+def changed(given: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What a text or a mapping describes, as a mapping, with other values of some options."""
+    if isinstance(given, dict) and "sequence" in given:
+        return given | options
+    name, said = read(given)
+    return {"name": name, **said, **options}
+
+
 def make_strategy(given: Any) -> Strategy:
     """A strategy or a chain, from text with ``+``, a list of parts, a mapping or a ready object."""
     from continual.learning.strategy import Chain, Strategy
@@ -232,6 +240,9 @@ def plan(given: dict[str, Any]) -> Plan:
     allowed = {"benchmark", "strategies", "track", *NAMED, *known}
     for name in merged:
         if name not in allowed:
+            if isinstance(made, Configured) and name in options_of(type(made)):
+                raise BadOption(f"a run has no option '{name}', but its benchmark has: write it there, as in "
+                                f"NAME:{name}=VALUE")  # fmt: skip
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
     strategies = merged.get("strategies") or ["finetune"]
     listed = strategies if isinstance(strategies, list | tuple) else [strategies]

@@ -67,14 +67,19 @@ def is_text(given: str) -> bool:
     return "\0" not in given and not any("\ud800" <= letter <= "\udfff" for letter in given)
 
 
-def nearest(given: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'ewc'?"``, or nothing where no name is near."""
-    close = difflib.get_close_matches(given[:LONGEST], list(names), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def nearest(given: str, names: Iterable[str], most: int = 1) -> str:
+    """``"; did you mean 'ewc'?"``, or nothing where no name is near; of several that are near, ``most`` are named."""
+    close = [f"'{name}'" for name in difflib.get_close_matches(given[:LONGEST], list(names), n=most)]
+    listed = " or ".join([", ".join(close[:-1]), close[-1]] if len(close) > 1 else close)
+    return f"; did you mean {listed}?" if close else ""
 
 
 def unknown(kind: str, given: str, names: Iterable[str]) -> UnknownName:
     """The error for a name that is not among ``names``."""
     known = list(names)
-    shown = given if len(given) <= LONGEST and given.isprintable() else brief(given)[1:-1]
-    return UnknownName(f"no {kind} is named '{shown}'{nearest(given, known)} (known: {choices(known)})")
+    return UnknownName(f"no {kind} is named {quoted(given)}{nearest(given, known)} (known: {choices(known)})")
+
+
+def quoted(given: str) -> str:
+    """A name in quotes, as it was given where it can be shown so."""
+    return f"'{given if len(given) <= LONGEST and given.isprintable() else brief(given)[1:-1]}'"

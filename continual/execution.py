@@ -176,3 +176,11 @@ def deterministic(asked: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = fastest
+
+
+def less_memory(how: str) -> str:
+    """The two settings that help where memory is short, by how seeds are done."""
+    other = "seeds_as=loop (--seeds-as loop), which runs one seed at a time"
+    if how == "loop":
+        other = "pixels=mapped (--pixels mapped), which leaves images in their file"
+    return f"a smaller batch (--batch) needs less, and so does {other}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import continual as cl
-from continual import plugins, runner
+from continual import config, parts, plugins, repeat, runner
 from continual.cli import FORMATS, KINDS, main
+from continual.flags import OF_THE_BENCHMARK
 from continual.options import options_of
 from continual.results import store
 
@@ -101,6 +103,8 @@ def test_the_second_time_it_is_recognised_and_not_run_again(copy: Path, stored: 
 @pytest.mark.parametrize("spelling", [
     ("split-digits:limit=10,tasks=5", "ewc:strength=6e2,half=true", "--seeds", "0-1", "--epochs", "1"),
     ("split-digits:limit=10", "continual.strategies.ewc:EWC:strength=600", *TINY, "--optimizer", "adam:lr=1e-3"),
+    ("split-digits", "ewc:strength=600", *TINY, "--limit", "10"),
+    ("split-digits:tasks=5,limit=3", "ewc:strength=600", *TINY, "--limit", "10"),
 ])  # fmt: skip
 def test_the_same_in_other_words_is_recognised(copy: Path, spelling: tuple[str, ...]) -> None:
     said = succeeded(invoke("run", *spelling, "--out", copy))
@@ -139,6 +143,69 @@ def test_a_file_and_other_strategies(copy: Path, tmp_path: Path) -> None:
     assert "ewc" in both and "finetune" not in both
 
 
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch, stored: Stored) -> list[config.Plan]:
+    """The plans that were to be done, of which none is."""
+    found: list[config.Plan] = []
+    monkeypatch.setattr(runner, "run_plan", lambda plan, **rest: found.append(plan) or store.find(stored.out))
+    return found
+
+
+SEQUENCE = "{sequence: [split-digits, split-mnist], limit: 3, size: 16}"
+
+
+@pytest.mark.parametrize(("file", "flag", "wanted"), [
+    ("{name: split-digits, limit: 3, tasks: 2}", 7, {"limit": 7, "tasks": 2}), ("split-mnist", 7, {"limit": 7}),
+    ("'split-digits:limit=3'", "none", {"limit": None}), (SEQUENCE, 7, {"limit": 7, "size": 16}),
+    (SEQUENCE, None, {"limit": 3, "size": 16}),
+])  # fmt: skip
+def test_the_flag_of_a_benchmarks_option_replaces_what_a_file_says(
+    tmp_path: Path, planned: list[config.Plan], file: str, flag: object, wanted: dict[str, object]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"benchmark: {file}\nstrategies: [ewc]\n")
+    succeeded(invoke("run", tmp_path / "mine.yaml", *([] if flag is None else ["--limit", flag])))
+    (plan,) = planned
+    assert plan.benchmark.values().items() >= wanted.items() and plan.strategies == (cl.strategies.EWC(),)
+
+
+def test_the_main_job_can_be_limited_and_is_repeated_by_the_benchmarks_option(planned: list[config.Plan]) -> None:
+    succeeded(invoke("run", "--limit", 7))
+    (plan,) = planned
+    assert plan.benchmark == cl.benchmarks.SplitDigits(limit=7)
+    assert dataclasses.replace(plan, benchmark=cl.benchmarks.SplitDigits()) == config.plan({})
+    assert repeat.command(plan)[0] == "split-digits:limit=7" and "--limit" not in repeat.command(plan)
+
+
+def test_what_has_a_flag_of_the_benchmark_is_said_once_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("benchmark: split-digits\nlimit: 3\n")
+    said = invoke("run", file)
+    assert said.exit_code == 2 and "no option 'limit', but its benchmark has" in said.stderr
+    assert "NAME:limit=VALUE" in said.stderr
+
+
+BARE = """
+    from dataclasses import dataclass
+    from continual.options import Configured, option
+
+    @dataclass(frozen=True)
+    class Bare(Configured):
+        '''It cannot be limited.'''
+
+        shade: int = option(0, "of grey")
+
+        def stream(self, seed, root=None):
+            raise AssertionError
+"""
+
+
+def test_a_benchmark_without_that_option_is_told_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bare_one.py").write_text(textwrap.dedent(BARE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = invoke("run", "bare_one:Bare", "--limit", 3, "--out", tmp_path / "runs")
+    assert said.exit_code == 2 and said.stderr == "continual: bare_one:Bare has no option 'limit' (it has shade)\n"
+
+
 def test_mnist_from_its_published_files(data_root: Path, tmp_path: Path) -> None:
     arguments = ("run", "split-mnist:limit=20", "ewc", *TINY, "--model", "mlp:layers=20", "--data", data_root,
                  "--out", tmp_path / "runs", "--json")  # fmt: skip
@@ -175,7 +242,7 @@ def test_where_every_seed_diverges_nothing_is_said_of_others(tmp_path: Path) -> 
     wild = ("run", "split-digits:limit=10", "finetune", *TINY, "--optimizer", "sgd:lr=1e30", "--out", tmp_path)
     said = succeeded(invoke(*wild))
     assert "the other seeds went on" not in said.stderr
-    assert "0 seed," not in said.stdout
+    assert "no seed has a value." in said.stdout and "mean" not in said.stdout
 
 
 # ---- show
@@ -250,6 +317,23 @@ def test_list_everything() -> None:
     assert all(f"\n  {card['name']} " in text for cards in listed.values() for card in cards)
 
 
+def test_what_is_named_nothing_is_told_the_kinds_and_not_every_name() -> None:
+    said = invoke("list", "xyzzy")
+    assert said.exit_code == 2 and said.stderr == (
+        f"continual: nothing is named 'xyzzy' (continual list KIND lists what there is of a kind: "
+        f"{', '.join(sorted(KINDS))})\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_alone_says_of_what_kind_it_is(kind: str) -> None:
+    """Of the same name in two kinds, the first; what is named so is shown, and nothing else."""
+    for card in json.loads(invoke("list", kind, "--json").stdout)[kind][:3]:
+        assert card["name"] in succeeded(invoke("list", card["name"])).stdout
+        if kind not in plugins.KINDS:
+            assert json.loads(invoke("list", card["name"], "--json").stdout) == {kind: [card]}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_list_for_a_terminal_has_no_markup(kind: str) -> None:
     assert "``" not in invoke("list", kind).stdout
@@ -259,7 +343,7 @@ def test_help_names_every_option_of_training() -> None:
     from continual.learning.train import Training
 
     text = succeeded(invoke("run", "--help")).stdout
-    for name in options_of(Training):
+    for name in (*options_of(Training), *OF_THE_BENCHMARK):
         assert f"--{name.replace('_', '-')} " in text
     assert {"run", "list", "show", "check"} <= set(succeeded(invoke("-h")).stdout.split())
     assert cl.__version__ in succeeded(invoke("--version")).stdout
@@ -365,7 +449,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "show: metric": ("show RUNS --metrics forgeting", ("'forgeting'; did you mean 'forgetting'?",)),
     "show: no trace": ("show RUNS --metrics minimum-accuracy", ("minimum-accuracy needs",)),
     "show: error": ("show RUNS --error sem", ("'sem'", "ci95, sd, se")),
-    "list": ("list strategy", ("'strategy'; did you mean 'strategies'?", "benchmarks")),
+    "list": ("list strategy", ("nothing is named 'strategy'; did you mean 'strategies'", "benchmarks")),
+    "list: a name": ("list reply", ("nothing is named 'reply'; did you mean 'replay'?",)),
+    "list: several are near": ("list split-cifar", ("did you mean 'split-cifar10', 'split-cifar100' or 'split-",)),
+    "list: a metric": ("list forgeting", ("did you mean 'forgetting'",)),
     "check": ("check ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?",)),
     "check option": ("check ewc:decay=2", ("decay was given '2'", "<= 1")),
 }
@@ -410,6 +497,43 @@ def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
         assert part in said.stderr
     assert said.stdout == "" and "Traceback" not in said.stderr and " at 0x" not in said.stderr
     assert everything(bench) == before
+
+
+@pytest.mark.parametrize(("typed", "told"), [
+    ("--batch 0", "--batch was given '0'; it takes int >= 1"),
+    ("--limit 0", "--limit was given '0'; it takes int|none >= 1"),
+    ("--seeds 0", "--seeds=0: give at least one, each once, below 2147483648"),
+    ("--iterations 3", "epochs=2 and --iterations=3: give one of the two"),
+    ("--evaluate-precision training", "--evaluate-precision=training does nothing with precision=float32, which is full"
+     "; leave it out"),
+    ("--epochs 3 bad.yaml", "no strategy is named 'bad.yaml'"),
+    ("--epochs 3 --optimizer adam:lr=-1", "adam: option lr was given '-1'; it takes float >= 0"),
+    ("--seeds 3 --track tensorboard:seeds=0", "tensorboard: option seeds was given '0'; it takes mean|each|both"),
+    ("--batch 3 flagged_one:Mine:batch=0", "flagged_one:Mine: option batch was given '0'; it takes int >= 1"),
+    ("--batch 3 flagged_one:Mine:batch=", "'flagged_one:Mine:batch=': 'batch=' is not option=value"),
+])  # fmt: skip
+def test_a_mistake_in_a_flag_names_the_flag_and_others_what_they_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flagged_one", raising=False)  # each case writes it anew
+    (tmp_path / "flagged_one.py").write_text(
+        "from dataclasses import dataclass\nimport continual as cl\n\n@dataclass(frozen=True)\n"
+        "class Mine(cl.Strategy):\n    batch: int = cl.option(1, 'rows', ge=1)\n"
+    )
+    (tmp_path / "given.yaml").write_text("benchmark: split-digits\nepochs: 2\n")
+    said = invoke("run", "given.yaml", *typed.split())
+    assert said.exit_code == 2 and said.stderr.startswith(f"continual: {told}"), said.stderr
+
+
+def test_a_mistake_in_a_file_names_what_stands_there(tmp_path: Path) -> None:
+    (tmp_path / "given.yaml").write_text("benchmark: {name: split-digits, limit: 0}\nbatch: 0\n")
+    said = [invoke("run", tmp_path / "given.yaml", *more).stderr for more in (["--epochs", 2], ["--limit", 2])]
+    assert said == [
+        "continual: split-digits: option limit was given 0; it takes int|none >= 1\n",
+        "continual: a run: option batch was given 0; it takes int >= 1\n",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -468,8 +592,9 @@ def test_no_arguments_give_a_traceback(
 def test_a_benchmark_is_also_a_script(tmp_path: Path) -> None:
     rest = ("--seeds", "1", "--epochs", "1", "--json")
     script = BENCHMARKS / "split_digits.py"
+    limited = ("--limit", "10")
     done = subprocess.run(
-        [sys.executable, script, ":scenario=task,limit=10", "ewc:strength=600", *rest, "--out", tmp_path / "a"],
+        [sys.executable, script, ":scenario=task", "ewc:strength=600", *limited, *rest, "--out", tmp_path / "a"],
         capture_output=True, text=True, check=True, cwd=tmp_path,
     )  # fmt: skip
     wanted = succeeded(
@@ -547,7 +672,7 @@ def test_a_script_knows_the_current_folder_and_short_help(tmp_path: Path) -> Non
 def test_what_does_not_suit_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", lambda *arguments: pytest.fail("something was trained"))
+    monkeypatch.setattr(parts, "train", lambda *arguments: pytest.fail("something was trained"))
     said = invoke("run", "split-digits", "finetune", "packnet", *TINY, "--out", tmp_path / "runs")
     assert said.exit_code == 2 and "PackNet has to be told the task" in said.stderr
     assert not list((tmp_path / "runs").rglob("run.json"))

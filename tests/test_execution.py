@@ -17,8 +17,8 @@ from continual import cli, config, execution, plugins
 from continual.errors import BadChain, BadOption
 from continual.learning.seeds import Recipe
 from continual.learning.train import Training
+from continual.ready import recipe_of
 from continual.results.store import Result
-from continual.runner import recipe_of
 from continual.streams.sets import data_root
 from continual.streams.stream import Stream
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from continual import failures, runner, workers
+from continual import failures, parts, workers
 from continual.cli import main
 from continual.errors import Mistake, OutOfMemory
 from continual.results import store
@@ -155,14 +155,14 @@ def test_no_memory_names_two_settings_that_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, how: str, helps: list[str]
 ) -> None:
     """The second strategy finds none; the first one's run stays."""
-    usual = runner.train
+    usual = parts.train
 
     def short(learners: Any, *rest: Any) -> Any:
         if type(learners.strategy).__name__ == "EWC":
             raise error
         return usual(learners, *rest)
 
-    monkeypatch.setattr(runner, "train", short)
+    monkeypatch.setattr(parts, "train", short)
     asked = ("run", "split-digits:limit=5", "finetune", "ewc", "--seeds", "2", *TINY[2:], "--seeds-as", how)
     said = refused(invoke(*asked, "--out", tmp_path))
     assert said.startswith("continual: ewc on cpu: not enough memory (")

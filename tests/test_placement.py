@@ -88,7 +88,7 @@ def test_where_images_lie_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp
     assert "of images" not in CliRunner().invoke(cli.main, [*asked, "1"]).output
     told = CliRunner().invoke(cli.main, [*asked, "2", "--pixels", "mapped"])
     assert told.exit_code == 0 and "digits: 0 MB of images, read from their file as they are needed" in told.output
-    monkeypatch.setattr("continual.runner.FEW", 1000)
+    monkeypatch.setattr("continual.ready.FEW", 1000)
     assert "in the memory of the device" in CliRunner().invoke(cli.main, [*asked, "3"]).output
 
 

@@ -23,7 +23,7 @@ import torch
 from click.testing import CliRunner
 
 import continual as cl
-from continual import config, runner
+from continual import config, parts, runner
 from continual.cli import main
 from continual.errors import BadOption, Mistake
 from continual.learning.train import Watch, train
@@ -319,7 +319,7 @@ def test_a_tracker_that_fails_later_on_costs_no_run_and_no_other_tracker(at: str
 def test_a_tracker_that_cannot_be_reached_is_told_before_anything_is_trained(
     at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(parts, "train", lambda *_: pytest.fail("it trains"))
     with pytest.raises(Unreachable, match="nobody answers" if at == "reach" else "ConnectionError: gone"):
         tracked([Notes(), Breaks(at=at)])
     assert all(log.failed for log in Notes.logs) and bool(Notes.logs) == (at == "begin")
@@ -329,7 +329,7 @@ def test_a_run_that_is_broken_off_is_told_as_such(monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "train", interrupted)
+    monkeypatch.setattr(parts, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tracked(Notes())
     assert Notes.logs[0].failed and Notes.logs[0].ended is None

@@ -21,7 +21,8 @@ from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.train import not_captured, schedule, steps_of
 from continual.progress import Progress
-from continual.runner import choose_device, new_record, prepare, run_strategy
+from continual.ready import prepare
+from continual.runner import choose_device, new_record, run_strategy
 from continual.streams.placement import laid_out
 from continual.streams.placement import place as placed_on
 from continual.streams.stream import Samples, Stream

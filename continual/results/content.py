@@ -261,12 +261,13 @@ def _listed(value: Any) -> str:
 
 
 def caption(table: Content, interval: str) -> str:
-    """What the numbers are: error, number of seeds and unit."""
+    """What the numbers are: error, number of seeds and unit; or that there are none."""
     counts = _counts(cell for row in table.cells for cell in row)
-    over = f"{_range(counts)} {'seed' if counts == [1] else 'seeds'}" if counts else "no seed, as none came through"
-    error = f" ± {INTERVALS[interval]}" if max(counts, default=0) > 1 else ""
+    if not counts:
+        return "no seed has a value."
+    error = f" ± {INTERVALS[interval]}" if max(counts) > 1 else ""
     percent = ", in %" if any(one.unit == "%" for one in table.metrics) else ""
-    return f"mean{error} over {over}{percent}."
+    return f"mean{error} over {_range(counts)} {'seed' if counts == [1] else 'seeds'}{percent}."
 
 
 def source(one: Metric) -> str:

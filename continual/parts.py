@@ -1,0 +1,213 @@
+"""Train one strategy on all seeds, in this process or dealt out to several, and join what the parts gave."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from continual import execution, resume, workers
+from continual.config import Plan
+from continual.execution import Way
+from continual.learning.seeds import Learners, tensor_float
+from continual.learning.train import Watch, not_captured, train
+from continual.progress import Progress
+from continual.ready import Ready, prepare
+from continual.streams.stream import Stream
+from continual.tracking.follow import SHARED as SHARED_BY_SEEDS
+from continual.tracking.follow import Follow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from continual.learning.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some of the seeds gave: arrays with R in front, those that were given up, and how it was done."""
+
+    seeds: list[int]
+    arrays: dict[str, Any]
+    stopped: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def in_groups(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None, follow: Follow
+) -> list[Part]:
+    """All seeds in this process: mapped as one group, or each as a group of its own."""
+    training, seeds = ready.plan.training, ready.plan.training.seed_list
+    mapped = ready.way.how == "map" and not strategy.trains_itself
+    groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
+    parts, tasks = [], len(ready.streams[0].tasks)
+    multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
+    with (
+        execution.threads(training.threads, multiplications, ready.way.threads),
+        tensor_float(training.precision == "tf32"),
+        _blamed(record),
+    ):
+        for number, group in enumerate(groups):
+            own = kept.group([seeds[r] for r in group], told.say) if kept else None
+            told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
+            part, fed = _finished(own), False
+            if part is None:
+                part, fed = _trained(ready, strategy, group, told, own, follow), not strategy.trains_itself
+            if not fed:  # nobody told of single tasks
+                follow.feed(part.seeds, -1, part.arrays)
+            parts.append(part)
+            told.end()
+    return parts
+
+
+def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
+    """Trackers are given what a group gave in a task."""
+    follow.feed(learners.seeds, index, _numpy(_by_seed(learners, arrays)))
+
+
+def _by_seed(learners: Learners, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays of a group with R in front, but for what its seeds share."""
+    return {
+        name: value if learners.mapped or name in SHARED_BY_SEEDS else value[None] for name, value in arrays.items()
+    }
+
+
+def _numpy(arrays: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in arrays.items()}
+
+
+def _finished(kept: resume.Group | None) -> Part | None:
+    """What some seeds gave that were through before the run was interrupted."""
+    found = kept.finished() if kept else None
+    if found is None:
+        return None
+    tensors, facts = found
+    return Part(facts["seeds"], _numpy(tensors), facts["stopped"], facts["facts"])
+
+
+def _trained(
+    ready: Ready, strategy: Strategy, group: list[int], told: Progress, kept: resume.Group | None, follow: Follow
+) -> Part:
+    """Train the seeds of a group, which are known by their places in the list of all."""
+    training, seeds = ready.plan.training, ready.plan.training.seed_list
+    learners = Learners(ready.recipe(strategy), [ready.streams[r] for r in group], [seeds[r] for r in group])
+    watch = Watch(told.step, functools.partial(_fed, follow, learners))
+    if kept:
+        watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())
+    found, lost = train(learners, training, watch)
+    arrays = _by_seed(learners, found)
+    eager = not_captured(learners, training)
+    facts = {
+        "program": f"eager: {eager}" if eager else "captured",
+        "threads": torch.get_num_threads(),
+        "size": size(learners, ready.streams[0], arrays["stored_samples"]),
+    }
+    stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
+    if kept:
+        kept.finish(arrays, {"stopped": stopped, "facts": facts})
+    return Part(learners.seeds, _numpy(arrays), stopped, facts)
+
+
+def in_processes(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None, follow: Follow
+) -> list[Part]:
+    """The seeds dealt out to as many processes as there are processor cores."""
+    training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
+    count, parts = execution.workers(len(seeds), way.cores), list[Part]()
+    threads = training.threads or execution.threads_each(len(seeds), way.cores)
+    calls = []
+    for first in range(count):
+        own = tuple(seeds[first::count])
+        inner: execution.How = way.inner if len(own) > 1 else "loop"
+        share = replace(training, seeds=own, threads=threads)
+        plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
+        calls.append((plan, ready.root, ready.device, replace(way, how=inner), record, kept))
+    through = itertools.count(1)
+
+    def wait(number: int) -> None:
+        told.begin(record["title"], number, count, len(ready.streams[0].tasks), training.batch)
+
+    def done(_: int, given: tuple[list[Part], list[str]]) -> None:
+        for part in given[0]:  # a tracker is in this process alone
+            parts.append(part)
+            follow.feed(part.seeds, -1, part.arrays)
+        told.end()
+        for line in given[1]:
+            told.say(line)
+        if (number := next(through)) < count:
+            wait(number)
+
+    wait(0)
+    workers.each(count, _alone, calls, done, execution.less_memory("processes"))
+    return parts
+
+
+class Lines(Progress):
+    """Keeps what is said, for another process to say it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """See :class:`~continual.progress.Progress`."""
+        self.lines.append(line)
+
+
+def _alone(
+    plan: Plan, root: Path, device: torch.device, way: Way, record: dict[str, Any], kept: resume.Kept | None
+) -> tuple[list[Part], list[str]]:
+    """What a process does of it, and says."""
+    (strategy,), told = plan.strategies, Lines()
+    ready = prepare(plan, [strategy], root, device, Progress(), way=way)
+    with execution.deterministic(plan.training.deterministic):
+        return in_groups(ready, strategy, record, told, kept, Follow((), record, told.say)), told.lines
+
+
+@contextlib.contextmanager
+def _blamed(record: dict[str, Any]) -> Iterator[None]:
+    """What is raised within it names the command that finds out what is wrong with a strategy of the user's."""
+    try:
+        yield
+    except Exception as error:
+        if record["code"]:
+            error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
+        raise
+
+
+def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
+    """What a learner holds: parameters, what the strategy keeps beside them, and the samples it has stored."""
+    memory = learners.memories()[0]
+    return {
+        "parameters": learners.net.size,
+        "memory_bytes": sum(value.numel() * value.element_size() for value in memory.values()),
+        "stored_samples_per_task": stored.reshape(-1, stored.shape[-1])[0].tolist(),
+        "sample_bytes": stream.samples.pixels[0].numel() * stream.samples.pixels.element_size(),
+        "train_samples_per_task": [len(task.train) for task in stream.tasks],
+    }
+
+
+def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:
+    """The arrays of all seeds in their order.
+
+    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN.
+    """
+    found = [seed for part in parts for seed in part.seeds]
+    order = [found.index(seed) for seed in seeds]
+    joined: dict[str, Any] = {}
+    for name, first in parts[0].arrays.items():
+        if name in SHARED_BY_SEEDS:
+            joined[name] = first
+            continue
+        values = [part.arrays[name] for part in parts]
+        longest = max(value.shape[-1] for value in values)
+        if name == "loss":
+            values = [np.pad(one, ((0, 0), (0, longest - one.shape[-1])), constant_values=np.nan) for one in values]
+        joined[name] = np.concatenate(values)[order]
+    return joined

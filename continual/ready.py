@@ -1,0 +1,121 @@
+"""What the strategies of a plan are run on: the streams of all seeds on a device, and how it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from continual import execution, resume
+from continual.config import Plan
+from continual.errors import BadOption
+from continual.execution import Way
+from continual.learning.frozen import features_once
+from continual.learning.seeds import Recipe, dtype_of, tensor_float
+from continual.progress import Progress
+from continual.streams.placement import Where, choose, free_memory, image_bytes, laid_out, place
+from continual.streams.stream import Stream
+
+if TYPE_CHECKING:
+    from continual.learning.models import Net
+    from continual.learning.strategy import Strategy
+
+FEW = 2**28
+"""So many bytes of images need no word."""
+LIE = {
+    "device": "in the memory of the device",
+    "pinned": "in pinned memory of the host",
+    "mapped": "read from their file as they are needed",
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the strategies of a plan are run on: the streams of all seeds on a device, and how it is done."""
+
+    plan: Plan
+    root: Path
+    device: torch.device
+    streams: list[Stream]
+    net: Net
+    way: Way
+
+    def begun(self, kept: resume.Kept | None) -> Ready:
+        """The same, for a strategy whose run may have been begun in another way."""
+        return self if kept is None else self.done(kept.begin(self.way))
+
+    def done(self, way: Way) -> Ready:
+        """The same, done in a way; images lie where they do."""
+        last = way.how != "map" and execution.helps(self.net, self.device, self.plan.training.precision)
+        return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
+
+    def recipe(self, strategy: Strategy) -> Recipe:
+        """What the learners of a strategy share."""
+        return recipe_of(self.plan, strategy, self.net)
+
+
+def prepare(
+    plan: Plan, strategies: Sequence[Strategy], root: Path, device: torch.device, told: Progress,
+    processes: bool = False, way: Way | None = None,
+) -> Ready:  # fmt: skip
+    """Load what the strategies need; what cannot run is refused here, before anything is trained.
+
+    ``way`` is how it is done, where that is known: it was begun before, or is a part of a run.
+    """
+    training = plan.training
+    if training.precision == "tf32" and device.type != "cuda":
+        raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
+    streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
+    for rows in {len(task.train) for stream in streams for task in stream.tasks}:
+        training.steps(rows)
+    net: Net = plan.model.build(  # type: ignore[attr-defined]
+        streams[0].shape, streams[0].units, len(streams[0].tasks)
+    )
+    data, samples = streams[0].data, streams[0].samples
+    plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
+    if skipped := data.skipped:
+        told.note(f"{data.name}: {len(skipped)} files were left out, as they cannot be decoded "
+                  f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
+    where = way.where if way else choose_place(plan, streams, device, told)
+    streams = place(streams, device, where)
+    if not plan.augment.active:  # type: ignore[attr-defined]
+        net, streams = features_once(net, streams, dtype_of(training.precision))
+    for strategy in strategies:
+        strategy.suits(streams[0], net)
+        strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
+    if way is None:
+        ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
+        with tensor_float(training.precision == "tf32"):
+            choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
+        if choice.why:
+            told.note(choice.why)
+        way = Way(choice.how, choice.inner, where, execution.cores(), torch.get_num_threads())
+    return Ready(plan, root, device, streams, net, way).done(way)
+
+
+def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
+    """What the learners of a strategy share."""
+    return Recipe(
+        net,
+        strategy,
+        plan.optimizer,  # type: ignore[arg-type]
+        plan.schedule,  # type: ignore[arg-type]
+        plan.training.optimizer_state == "keep",
+        plan.training.precision,
+        plan.augment,  # type: ignore[arg-type]
+        plan.training.compile,
+        plan.training.evaluate_precision == "training",
+    )
+
+
+def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: Progress) -> Where:
+    """Where the images will lie, which is told unless they are few."""
+    where = choose(streams, device, plan.training.pixels)
+    held = image_bytes(streams)
+    if held > FEW or where != "device":
+        told.note(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
+                 f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
+    return where
