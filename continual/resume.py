@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,8 @@ class Kept:
     def begin(self, way: Way) -> Way:
         """The run is done in this way, unless another process has begun it in another."""
         with contextlib.suppress(OSError):  # nor can checkpoints be written then, which is told
-            return Way(**self.checkpoints.agree(asdict(way)))
+            way = Way(**self.checkpoints.agree(asdict(way)))
+        self.checkpoints = replace(self.checkpoints, settled=asdict(way))
         return way
 
     def look(self, tell: Callable[[str], None]) -> None:
