@@ -115,7 +115,7 @@ def run_plan(
         done = dict[int, Result]()
         for number, as_begun in zip(missing, begun, strict=True):
             record, found = records[number], kept[number]
-            with following(plan.trackers, record, told.say) as follow:
+            with following(plan.trackers, record, told.say, found.mark if found else "") as follow:
                 done[number] = run_strategy(as_begun, plan.strategies[number], record, told, found, follow)
                 place = None
                 if folder is not None:

@@ -582,9 +582,11 @@ def test_a_process_that_is_behind_leaves_what_the_other_kept(
 
 def test_how_a_run_is_done_is_settled_by_whoever_is_first(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, {})
-    assert kept.agree({"how": "map"}) == {"how": "map"} == kept.agree({"how": "loop"})
-    (kept.folder / "how.json").write_text("{")
-    assert kept.how() is None and kept.agree({"how": "loop"}) == {"how": "loop"}
+    assert kept.agree({"how": "map"}, "a") == ({"how": "map"}, "a") == kept.agree({"how": "loop"}, "b")
+    for text in ("{", '{"a": ' * 400 + "1" + "}" * 400, '{"a": ' * 900 + "1" + "}" * 900, "[]", '{"sha256": null}'):
+        (kept.folder / "how.json").write_text(text)
+        assert kept.how() is None
+    assert kept.how() is None and kept.agree({"how": "loop"}, "c") == ({"how": "loop"}, "c")
 
 
 def test_a_full_disk_is_told_once_a_checkpoint_and_stops_nothing(

@@ -85,12 +85,16 @@ class Checkpoints:
     def _by(self) -> dict[str, Any]:
         return {**self.made, "how": self.settled}
 
-    def agree(self, how: dict[str, Any]) -> dict[str, Any]:
-        """How the run is done: what is there already, or this from now on; OSError where it cannot be written."""
+    def agree(self, how: dict[str, Any], mark: str) -> tuple[dict[str, Any], str]:
+        """How the run is done, and a mark that no other has: what is there already, or these from now on.
+
+        OSError where it cannot be written.
+        """
         if self.how() is None:  # a damaged one stands in nobody's way
             _remove(self.folder / HOW)
-        self._put(HOW, json.dumps({"how": how, "sha256": _digest(how)}).encode(), _unless_there)
-        return self.how() or how
+        said = {"how": how, "mark": mark}
+        self._put(HOW, json.dumps(said | {"sha256": _digest(said)}).encode(), _unless_there)
+        return self.how() or (how, mark)
 
     def _put(self, name: str, content: bytes, place: Callable[[Path, Path], Any]) -> None:
         """A file that is whole before it has its name; whatever goes wrong, nothing half-written stays."""
@@ -146,15 +150,14 @@ class Checkpoints:
         """The checkpoints of a group, the furthest first."""
         return sorted(self.folder.glob(f"{group}.task-*{END}"), reverse=True)
 
-    def how(self) -> dict[str, Any] | None:
-        """How the run is done, if it was begun; what cannot be read, or was changed, counts as nothing."""
+    def how(self) -> tuple[dict[str, Any], str] | None:
+        """How the run is done and its mark, if it was begun; what cannot be read, or was changed, counts as nothing."""
         try:
             found = json.loads(files.read_text(self.folder / HOW))
+            whole = isinstance(found, dict) and found.pop("sha256", None) == _digest(found)
         except (OSError, ValueError, RecursionError):
             return None
-        if not isinstance(found, dict) or not isinstance(how := found.get("how"), dict):
-            return None
-        return how if found.get("sha256") == _digest(how) else None
+        return (found["how"], found["mark"]) if whole else None
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and facts of a file; BadFolder with the reason where it is damaged or made by something else."""
