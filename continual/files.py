@@ -10,11 +10,16 @@ LARGEST_TEXT = 10_000_000
 """Bytes; what people write is smaller."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a file holds; an OSError where it cannot be read or is none, such as a pipe or ``/dev/zero``."""
+def check_ordinary(path: Path) -> None:
+    """An OSError where there is no file, or where it is no ordinary one, such as a pipe or ``/dev/zero``."""
     if not stat.S_ISREG(path.stat().st_mode):
         code = errno.EISDIR if path.is_dir() else errno.EINVAL
         raise OSError(code, "it is a folder" if path.is_dir() else "it is no ordinary file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; an OSError where it cannot be read or :func:`is none <check_ordinary>`."""
+    check_ordinary(path)
     return path.read_bytes()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ def tidied(kept: Sequence[Kept | None]) -> Iterator[None]:
 class Kept:
     """The checkpoints of one strategy's run, and how often they are kept.
 
-    ``before``: the seconds that it took until it was killed, all times together.
+    ``before``: the seconds that it took until it was killed, all times together; ``mark``: what no other run has, and
+    this one keeps until it is stored, by which trackers know it again.
     """
 
     checkpoints: Checkpoints
@@ -68,16 +70,19 @@ class Kept:
     minutes: float | None
     before: float = 0.0
     began: float = field(default_factory=time.time)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def way(self) -> Way | None:
         """How the run was begun, if it was."""
         found = self.checkpoints.how()
-        return Way(**found) if found and found.keys() == Way.__annotations__.keys() else None
+        return Way(**found[0]) if found and found[0].keys() == Way.__annotations__.keys() else None
 
     def begin(self, way: Way) -> Way:
         """The run is done in this way, unless another process has begun it in another."""
         with contextlib.suppress(OSError):  # nor can checkpoints be written then, which is told
-            return Way(**self.checkpoints.agree(asdict(way)))
+            how, self.mark = self.checkpoints.agree(asdict(way), self.mark)
+            way = Way(**how)
+        self.checkpoints = replace(self.checkpoints, settled=asdict(way))
         return way
 
     def look(self, tell: Callable[[str], None]) -> None:

@@ -90,7 +90,7 @@ def run_plan(
         begun, done = _begun(plan, strategies, own, root, target, told, processes), dict[int, Result]()
         for number, ready in zip(missing, begun, strict=True):
             record, found = records[number], kept[number]
-            with following(plan.trackers, record, told.say) as follow:
+            with following(plan.trackers, record, told.say, found.mark if found else "") as follow:
                 done[number] = run_strategy(ready, plan.strategies[number], record, told, found, follow)
                 place = None
                 if folder is not None:

@@ -29,13 +29,14 @@ from safetensors.numpy import load as unpacked
 from safetensors.numpy import save as packed
 from safetensors.torch import save_file
 
-from continual import plugins
+from continual import plugins, resume
 from continual.cli import main
 from continual.errors import BadData, is_text
 from continual.learning.train import Training
 from continual.options import options_of
 from continual.plugins import registered
 from continual.results import store
+from continual.results.checkpoints import Checkpoints
 from continual.streams import benchmark, sets
 
 MANY = int(os.environ.get("CONTINUAL_FUZZ", "0"))
@@ -518,6 +519,223 @@ def test_hostile_names_in_everything_that_shows_them(untouched: Path, run_files:
         assert "\\input{" not in latex and "50%" not in latex.replace("50\\%", "")
         rows = [line for line in invoke("show", out, "--format", "markdown").stdout.splitlines() if line[:1] == "|"]
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+# ---- checkpoints
+
+KILLED = ("run", "split-digits:limit=4,tasks=3", "ewc+replay:capacity=4", "--seeds", "2", "--model", "mlp:layers=4",
+          "--iterations", "3", "--train-samples", "4", "--seeds-as", "loop", "--checkpoint-steps", "1")  # fmt: skip
+REASON = re.compile(r"(?m)^ewc\+replay:capacity=4: .*(?: is damaged: | is of | is not a checkpoint|, being of )")
+
+
+class Left(dict[str, bytes | Path | None]):
+    """What lies in a folder of checkpoints by name: what is in a file, what a link shows, a folder (None)."""
+
+    def __repr__(self) -> str:
+        return str({name: hashlib.sha256(one).hexdigest()[:8] if isinstance(one, bytes) else one
+                    for name, one in self.items()})  # fmt: skip
+
+
+def outcome(out: Path) -> tuple[bytes, dict[str, Any]]:
+    """What the one run there gave, without what a clock said."""
+    (place,) = (path.parent for path in out.glob("*/*/run.json"))
+    record = json.loads((place / store.RECORD).read_bytes())
+    del record["time"], record["written"], record["sha256"]
+    return (place / store.ARRAYS).read_bytes(), record
+
+
+@pytest.fixture(scope="module")
+def killed(bench: Path) -> tuple[str, dict[str, bytes], tuple[bytes, dict[str, Any]]]:
+    """Where the checkpoints of a run lie that was interrupted in its second seed, they, and what it gives unharmed."""
+    whole, out = bench / "runs" / "unharmed", bench / "runs" / "interrupted"
+    assert invoke(*KILLED, "--out", whole).exit_code == 0
+    keep, left = resume.Group.keep, iter(range(17))
+
+    def interrupted(self: resume.Group, state: Any) -> None:
+        keep(self, state)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.Group, "keep", interrupted)
+        assert invoke(*KILLED, "--out", out).exit_code == 130
+    (folder,) = out.glob("*/.checkpoints-*/*")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(name[:10] for name in files) == ["0x1.finish", "1x1.task-0", "1x1.task-0", "how.json"]
+    return str(folder.relative_to(out)), files, outcome(whole)
+
+
+def header_of(content: bytes) -> tuple[Any, bytes]:
+    """The header of a safetensors file, as JSON, and what follows."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def with_header(header: Any, rest: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def other_text(content: bytes) -> Any:
+    """The JSON that a checkpoint's header has, changed under the old checksum."""
+    header, rest = header_of(content)
+    said = header["__metadata__"]
+    texts = st.one_of(
+        mutated(json.loads(said["checkpoint"])).map(json.dumps), HARD, st.just(said["checkpoint"] + " "),
+        st.just("[" * 100_000), st.just('{"facts":' * 5000),
+    ).filter(is_text)  # fmt: skip
+    return texts.map(lambda text: with_header(header | {"__metadata__": said | {"checkpoint": text}}, rest))
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, -1, 2**31, 2**62, 2**63, 2**64, 1.5, "1", None]), max_size=4)
+DTYPES = st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64",
+                          "U16", "X", "", None, 3])  # fmt: skip
+OFFSETS = st.lists(st.sampled_from([0, 1, 4, 8, 16, 40, -1, 2**63, 2**64, 1e9]), max_size=3)
+
+
+@st.composite
+def other_tensor(draw: Any, content: bytes) -> bytes:
+    """A checkpoint one of whose tensors has another name, shape, type or place."""
+    header, rest = header_of(content)
+    name = draw(st.sampled_from(sorted(header)))
+    one = dict(header.pop(name))
+    part = draw(st.sampled_from(["shape", "dtype", "data_offsets", "name"]))
+    if part != "name":
+        one[part] = draw({"shape": SHAPES, "dtype": DTYPES, "data_offsets": OFFSETS}[part])
+    size = {"F64": 8, "I64": 8, "F32": 4, "BOOL": 1}.get(one.get("dtype", ""), 0)
+    if size and draw(st.booleans()):  # another shape of as many numbers
+        first, last = one["data_offsets"] if part != "data_offsets" else (0, 0)
+        one["shape"] = draw(st.sampled_from([[(last - first) // size], [1, (last - first) // size], [0, 2**40]]))
+    others = st.sampled_from([name, "learners/theta", "../../x", "/etc/passwd", "", "\0", "learners/memory/x", "rows"])
+    return with_header(header | {draw(others): one}, rest)
+
+
+HOWS = st.sampled_from([{"how": "map"}, {"how": "processes"}, {"threads": 2}, {"threads": -1}, {"threads": 10**30},
+                        {"cores": 0}, {"where": "nowhere"}, {"inner": "../../x"}, {"more": 1}])  # fmt: skip
+
+
+def other_how(content: bytes) -> Any:
+    """What says how a run is done, changed."""
+    said = json.loads(content)
+    return st.one_of(
+        mutated(said).map(lambda value: json.dumps(value).encode()), HARD.map(str.encode), damaged(content),
+        HOWS.map(lambda new: json.dumps({**said, "how": said["how"] | new}).encode()), st.just(b"[" * 100_000),
+        HOWS.map(lambda new: json.dumps(said["how"] | new).encode()), st.just(json.dumps(said, indent=3).encode()),
+    )  # fmt: skip
+
+
+NAMED = ("0x1.finished", "1x1.finished", "0x2.finished", "0x1.task-0002.step-000000001", "0x1.task-0009.step-000000002",
+         "1x1.task-9999.step-999999999", "1x1.task--001.step-x", "1x1.task-../../x".replace("/", "\\"), "x", "é",
+         "1x1.task-0000.step-000000001", "-1x1.task-0000.step-000000001", "0x2.task-0001.step-000000001")  # fmt: skip
+
+
+CHANGES: dict[str, Callable[[bytes], Any]] = {"bytes": damaged, "text": other_text, "tensor": other_tensor}
+
+
+@st.composite
+def harmed(draw: Any, files: dict[str, bytes]) -> Left:
+    """The files of an interrupted run of which one, two or three are no longer what they were."""
+    found = Left(files)
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(sorted(files)))
+        how = draw(st.sampled_from([*CHANGES, *CHANGES, "swap", "name", "odd", "gone"]))
+        if how == "swap":
+            other = draw(st.sampled_from(sorted(files)))
+            found[name], found[other] = found.get(other, b""), found.get(name, b"")
+        elif how == "name":
+            found[f"{draw(st.sampled_from(NAMED))}.safetensors"] = files[name]
+        elif how == "odd":
+            found[name] = draw(st.sampled_from([None, *map(Path, ("/dev/zero", "/nothing", ".", "how.json"))]))
+        elif how == "gone":
+            found.pop(name, None)
+        elif name == "how.json":
+            found[name] = draw(other_how(files[name]))
+        else:
+            found[name] = draw(CHANGES[how](files[name]))
+    return found
+
+
+def lay(folder: Path, files: Left) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        if content is None:
+            (folder / name).mkdir()
+        elif isinstance(content, Path):
+            (folder / name).symlink_to(content)
+        else:
+            (folder / name).write_bytes(content)
+
+
+def same(one: bytes, other: Any) -> bool:
+    """Whether two files of tensors say the same, whatever white space is between."""
+    try:
+        return header_of(one) == header_of(other)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+@tried(80)
+@given(data=st.data())
+def test_damaged_checkpoints(untouched: Path, killed: Any, data: Any) -> None:
+    """What is damaged is refused with a reason; and what comes out is the same in any case, bit for bit."""
+    place, files, whole = killed
+    left, out = data.draw(harmed(files)), untouched / "runs" / "again"
+    shutil.rmtree(out, ignore_errors=True)
+    lay(out / place, left)
+    there = [path.name for path in (out / place).iterdir() if path.exists()]
+    said = invoke(*KILLED, "--out", out)
+    assert said.exit_code == 0 and said.exception is None, (said.output[-2000:], said.exception)
+    assert outcome(out) == whole
+    assert len(list(out.rglob("*"))) == 4, "nothing is left behind"
+    assert all(line.startswith(KILLED[2]) for line in said.stderr.splitlines()), said.stderr
+    first, *_, last = sorted(name for name in files if name != "how.json")
+    for name in (first, last):
+        if name in there and not same(files[name], left[name]):
+            assert REASON.search(said.stderr), said.stderr
+    if left == files:
+        assert "goes on where it was interrupted (seed 0 finished; seed 1 after step " in said.stderr
+        assert not REASON.search(said.stderr)
+
+
+def test_checkpoints_of_another_run_are_refused(untouched: Path, killed: Any) -> None:
+    """Every file lies in its place, but was written for another strategy."""
+    place, files, whole = killed
+    out = untouched / "runs" / "again"
+    shutil.rmtree(out, ignore_errors=True)
+    other = [word.replace("capacity=4", "capacity=5") for word in KILLED]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "forget", lambda self: None)
+        assert invoke(*other, "--out", out).exit_code == 0
+    (folder,) = out.glob("*/.checkpoints-*/*")
+    strange = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(out)
+    lay(out / place, files | strange)
+    said = invoke(*KILLED, "--out", out)
+    assert "another configuration (strategy.1.capacity 5, not 4" in said.stderr and outcome(out) == whole
+
+
+@pytest.mark.parametrize("where", ["", "..", "how.json", "0x1.finished.safetensors", "../fedcba98/x.safetensors"])
+@pytest.mark.parametrize("what", ["file", "pipe", "folder", "link"])
+def test_something_else_lies_where_checkpoints_would(untouched: Path, killed: Any, where: str, what: str) -> None:
+    place, files, whole = killed
+    out = untouched / "runs" / "again"
+    shutil.rmtree(out, ignore_errors=True)
+    if where not in ("", ".."):
+        lay(out / place, files)
+    path = Path(os.path.normpath(out / place / where))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "link":
+        path.symlink_to("/nothing")
+    else:
+        path.mkdir() if what == "folder" else path.write_bytes(b"[" * 100_000)
+    said = invoke(*KILLED, "--out", out)
+    assert said.exit_code == 0 and said.exception is None, (said.output[-2000:], said.exception)
+    assert outcome(out) == whole and len(list(out.rglob("*"))) == 4
+    if where in ("", "..") and what != "folder":
+        assert "no checkpoint could be written to" in said.stderr and "the run goes on without" in said.stderr
 
 
 # ---- data

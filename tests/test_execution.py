@@ -17,6 +17,7 @@ from continual import cli, config, execution, plugins
 from continual.errors import BadChain, BadOption
 from continual.learning.seeds import Recipe
 from continual.learning.train import Training
+from continual.progress import Progress
 from continual.ready import recipe_of
 from continual.results.store import Result
 from continual.streams.sets import data_root
@@ -181,3 +182,33 @@ def test_a_deterministic_run_has_the_same_bits_twice(name: str) -> None:
     for array, values in first.arrays.items():
         assert values.tobytes() == second.arrays[array].tobytes(), array
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Broken(Progress):
+    """Ends a run before its n-th step, as Ctrl-C does, and keeps what is said."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.lines = left, list[str]()
+
+    def step(self, task: int, step: int, steps: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("name", sorted(plugins.registered("strategies")))
+def test_a_deterministic_run_that_goes_on_has_the_same_bits(name: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"seeds": 1, "epochs": 2, "batch": 8, "model": "mlp:layers=12", "deterministic": True,
+                                "checkpoint_steps": 1}  # fmt: skip
+    stream = f"split-digits:limit=12,scenario={suiting(name)}"
+    with pytest.raises(KeyboardInterrupt):
+        cl.run(stream, name, out=tmp_path, progress=Broken(9), **settings)
+    told = Broken(10**6)
+    again, whole = cl.run(stream, name, out=tmp_path, progress=told, **settings), cl.run(stream, name, **settings)
+    assert "goes on where it was interrupted" in told.lines[0] and again.record["deterministic"]
+    assert {array: values.tobytes() for array, values in again.arrays.items()} == {
+        array: values.tobytes() for array, values in whole.arrays.items()
+    }

@@ -307,6 +307,15 @@ def test_the_command_is_that_of_the_runs(given: dict[str, Any]) -> None:
     assert [one.record for one in typed] == [one.record for one in results]
 
 
+def test_the_page_has_the_command_word_for_word() -> None:
+    """Each word is an element of its own, within which a line of the page does not end."""
+    results = results_of({"benchmark": "split-digits:order=seed", "strategies": ["ewc:strength=3", "l2"], "epochs": 2})
+    again = repeat(results)
+    (code,) = re.findall(r'<pre class="command"><code>(.*?)</code>', page(*results))
+    assert re.findall(r"<span>(.*?)</span>", code) == again.command.split(" ")
+    assert re.sub(r"<[^>]+>", "", code) == again.command
+
+
 def test_the_command_and_the_file_give_the_same_bits(tmp_path: Path) -> None:
     # how seeds are executed is not part of a record, and a busy machine may choose otherwise the second time
     run = {"seeds": 2, "epochs": 2, "batch": 16, "model": "mlp:layers=8", "evaluate_every": 3, "seeds_as": "loop"}

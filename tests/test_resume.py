@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import shutil
 import signal
@@ -412,6 +413,53 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
             replace(kept, made=made).read(kept.folder / "b.safetensors")
 
 
+def test_a_shape_that_no_tensor_can_have_is_refused(tmp_path: Path) -> None:
+    """safetensors takes it, having no numbers, and PyTorch does not."""
+    kept = Checkpoints(tmp_path, {})
+    kept.write("a", {"x": torch.empty(0, 2)}, {})
+    path = kept.folder / "a.safetensors"
+    content = path.read_bytes()
+    length, header = (
+        int.from_bytes(content[:8], "little"),
+        content[8:].replace(b'"shape":[0,2]', b'"shape":[0,%d]' % 2**63),
+    )
+    path.write_bytes((length + 18).to_bytes(8, "little") + header)
+    with pytest.raises(BadFolder, match=r"a\.safetensors is damaged: [^\n]+$"):
+        kept.read(path)
+
+
+def test_a_checkpoint_under_another_name_is_refused(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, {})
+    kept.write("0x1.finished", {}, {"seeds": [0]})
+    copy = kept.folder / "1x1.finished.safetensors"
+    shutil.copy(kept.folder / "0x1.finished.safetensors", copy)
+    with pytest.raises(BadFolder, match=r"1x1\.finished\.safetensors is of another name, 0x1\.finished"):
+        kept.read(copy)
+    assert list(kept.facts()) == ["0x1.finished"]
+
+
+def test_a_run_goes_on_where_what_says_how_it_is_done_is_damaged(tmp_path: Path, whole: store.Result) -> None:
+    begun(tmp_path)
+    (how,) = tmp_path.glob("*/.checkpoints-*/*/how.json")
+    how.write_text(how.read_text().replace('"cores": ', '"cores": 1'))
+    result, said, steps = gone_on(tmp_path)
+    assert equal(result, whole) and steps == ALL - 46 and "goes on" in said[0]
+
+
+def test_checkpoints_of_a_run_that_was_done_in_another_way_are_not_used(
+    tmp_path: Path, whole: store.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What said how it was done is gone, and it would be done with more threads now, which rounds otherwise."""
+    begun(tmp_path)
+    (how,) = tmp_path.glob("*/.checkpoints-*/*/how.json")
+    before = json.loads(how.read_text())["how"]["cores"]
+    how.unlink()
+    monkeypatch.setattr(execution, "cores", lambda: 64)
+    result, said, steps = gone_on(tmp_path)
+    assert f"are not used, being of another way of doing it (cores {before}, not 64); it starts" in said[0]
+    assert equal(result, whole) and steps == ALL
+
+
 def test_a_checkpoint_holds_every_kind_of_tensor_and_no_code(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, {})
     given = {
@@ -534,9 +582,11 @@ def test_a_process_that_is_behind_leaves_what_the_other_kept(
 
 def test_how_a_run_is_done_is_settled_by_whoever_is_first(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, {})
-    assert kept.agree({"how": "map"}) == {"how": "map"} == kept.agree({"how": "loop"})
-    (kept.folder / "how.json").write_text("{")
-    assert kept.how() is None and kept.agree({"how": "loop"}) == {"how": "loop"}
+    assert kept.agree({"how": "map"}, "a") == ({"how": "map"}, "a") == kept.agree({"how": "loop"}, "b")
+    for text in ("{", '{"a": ' * 400 + "1" + "}" * 400, '{"a": ' * 900 + "1" + "}" * 900, "[]", '{"sha256": null}'):
+        (kept.folder / "how.json").write_text(text)
+        assert kept.how() is None
+    assert kept.how() is None and kept.agree({"how": "loop"}, "c") == ({"how": "loop"}, "c")
 
 
 def test_a_full_disk_is_told_once_a_checkpoint_and_stops_nothing(

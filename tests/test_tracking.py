@@ -30,10 +30,13 @@ from continual.learning.train import Watch, train
 from continual.progress import Progress
 from continual.results import metrics
 from continual.results.store import Result
+from continual.tracking.follow import Follow
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
 
 BENCHMARK = "split-digits:limit=20,tasks=3"
 SHORT: dict[str, Any] = {"epochs": 2, "batch": 16, "evaluate_every": 2, "model": "mlp:layers=20"}
+STEPS = 26
+"""Of a seed, ten of them in the first task."""
 Curve = dict[int, float]
 
 
@@ -367,6 +370,35 @@ def test_trackers_are_named_in_every_way_that_others_are(tmp_path: Path) -> None
         config.make_trackers("continual.strategies.ewc:EWC")
 
 
+class Dies(Progress):
+    """Kills the run before its n-th step."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def step(self, task: int, step: int, steps: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(track: Any, out: Path) -> Result:
+    """What a run gives that was interrupted in the second task of its second seed, and typed again."""
+    asked: dict[str, Any] = {"out": out, "seeds_as": "loop", "checkpoint_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        tracked(track, progress=Dies(STEPS + 12), **asked)
+    return tracked(track, **asked)
+
+
+def test_a_run_that_goes_on_has_the_same_mark_and_every_other_another(tmp_path: Path) -> None:
+    result = interrupted(Notes(), tmp_path)
+    same(Notes.logs[1].curves, expected(result))
+    for more in ({"strategy": "finetune", "out": tmp_path}, {"out": tmp_path, "again": True}, {}):
+        tracked(Notes(), **more)
+    marks = [log.followed.mark for log in Notes.logs]
+    assert all(mark.isalnum() for mark in marks) and marks[0] == marks[1] and len(set(marks)) == 4
+
+
 # ---- TensorBoard
 
 
@@ -397,6 +429,13 @@ def test_tensorboard_holds_what_the_result_holds(tmp_path: Path) -> None:
     assert (Path(there.tensor_proto.string_val[0].decode()) / "run.json").is_file()
     data = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"strategies.replay.capacity" in data and b"benchmark.limit" in data
+
+
+def test_a_run_that_goes_on_is_the_same_at_tensorboard(tmp_path: Path) -> None:
+    needs("tensorboard")
+    result = interrupted(f"tensorboard:dir={tmp_path / 'tb'}", tmp_path / "runs")
+    (file,) = (tmp_path / "tb").rglob("events.out.tfevents.*")
+    same(scalars(file.parent), expected(result), rtol=1e-5)
 
 
 def test_a_run_that_is_done_again_replaces_its_event_files(tmp_path: Path) -> None:
@@ -497,6 +536,24 @@ def test_wandb_asks_who_you_are_before_anything_is_trained(tmp_path: Path, monke
         tracked(f"wandb:mode=online,dir={tmp_path}")
 
 
+def test_a_run_that_goes_on_is_the_same_at_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("wandb")
+    import wandb
+
+    asked: list[dict[str, Any]] = []
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **given: asked.append(given) or init(**given))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    interrupted(f"wandb:mode=offline,project=p,dir={tmp_path}", tmp_path / "runs")
+    first, second = asked
+    assert first["id"] == second["id"] and first["id"].endswith("-mean") and second["resume"] == "allow"
+    last = max(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
+    read = list(records(last))
+    assert next(record.run.run_id for record in read if record.HasField("run")) == second["id"]
+    rows = [{name_of(item): json.loads(item.value_json) for item in record.history.item} for record in read]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+
+
 # ---- MLflow
 
 
@@ -557,13 +614,33 @@ def test_mlflow_holds_what_the_result_holds(server: str, tmp_path: Path) -> None
         assert run.data.metrics["summary/average-accuracy"] == pytest.approx(np.mean(result.average_accuracy[seed]))
 
 
+def test_a_run_that_goes_on_is_the_same_at_mlflow(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(Follow, "fail", lambda self: None)  # kill -9 tells nobody
+    result = interrupted(f"mlflow:uri={server},experiment=killed,seeds=both", tmp_path / "runs")
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = {run.data.tags["seed"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["mean", "seed-0", "seed-1"]
+    assert len(client.search_runs([experiment.experiment_id])) == 3
+    for part, run in runs.items():
+        assert run.info.status == "FINISHED"
+        wanted = expected(result, None if part == "mean" else int(part[-1]))
+        for name in ("loss", "trace/task-2", "accuracy/task-1"):
+            history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda one: one.step)
+            assert [one.step for one in history] == list(wanted[name]), "each once"
+            np.testing.assert_allclose([one.value for one in history], list(wanted[name].values()), rtol=1e-6)
+
+
 def test_a_server_that_is_down_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     needs("mlflow")
     monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))
     with socket.socket() as closed:  # bound, and nobody listens
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(Unreachable, match=rf"MLflow at {uri} cannot be reached: .*start it"):
+        with pytest.raises(Unreachable, match=rf"^MLflow at {uri} cannot be reached: Connection refused; start it"):
             tracked(f"mlflow:uri={uri}")
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 

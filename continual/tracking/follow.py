@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,8 +133,10 @@ class Followers:
 class Follow:
     """The trackers of one run. A tracker that fails later on is told of and left out: it costs no run."""
 
-    def __init__(self, trackers: Sequence[Tracker], record: dict[str, Any], say: Callable[[str], None]) -> None:
-        self.record, self.say = record, say
+    def __init__(
+        self, trackers: Sequence[Tracker], record: dict[str, Any], say: Callable[[str], None], mark: str = ""
+    ) -> None:
+        self.record, self.say, self.mark = record, say, mark or uuid.uuid4().hex
         self.seeds: list[int] = list(record["protocol"]["seeds"])
         self.pieces: dict[int, dict[int, Arrays]] = {seed: {} for seed in self.seeds}
         self.followers: list[Followers] = []
@@ -147,7 +150,7 @@ class Follow:
         experiment = store.experiment(self.record)
         try:
             for seed in asked:
-                followed = Followed(experiment, self.record["title"], seed, chosen != "mean", self.record)
+                followed = Followed(experiment, self.record["title"], seed, chosen != "mean", self.record, self.mark)
                 follower.curves[seed] = Curves(follower.tracker.begin(followed))
         except Exception as error:
             self.fail()
@@ -223,10 +226,13 @@ def _summary(result: Result) -> dict[str, float]:
 
 @contextlib.contextmanager
 def following(
-    trackers: Sequence[Tracker], record: dict[str, Any], say: Callable[[str], None]
+    trackers: Sequence[Tracker], record: dict[str, Any], say: Callable[[str], None], mark: str = ""
 ) -> Iterator[Follow]:  # fmt: skip
-    """Within it, trackers follow a run that is fed to them; one that is broken off is told to them as such."""
-    follow = Follow(trackers, record, say)
+    """Within it, trackers follow a run that is fed to them; one that is broken off is told to them as such.
+
+    ``mark`` is what a run keeps that was killed and goes on; without one it is known to be new.
+    """
+    follow = Follow(trackers, record, say, mark)
     try:
         yield follow
     except BaseException:

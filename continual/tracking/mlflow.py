@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,8 @@ class MLflow(Tracker):
             try:
                 client.search_experiments(max_results=1)
             except Exception as error:  # whatever its client raises
-                raise Unreachable(f"MLflow at {client.tracking_uri} cannot be reached: "
-                                  f"{' '.join(str(error).split())[:300]}; start it ('mlflow server') or give another "
-                                  "with mlflow:uri=...") from error  # fmt: skip
+                raise Unreachable(f"MLflow at {client.tracking_uri} cannot be reached: {_reason(error)}; start it "
+                                  "('mlflow server') or give another with mlflow:uri=...") from error  # fmt: skip
 
     def _client(self) -> Any:
         from mlflow.tracking import MlflowClient
@@ -51,20 +51,24 @@ class MLflow(Tracker):
     def begin(self, followed: Followed) -> Log:
         """See :meth:`Tracker.begin`."""
         client = self._client()
-        there = client.get_experiment_by_name(self.experiment)
-        number = there.experiment_id if there else client.create_experiment(self.experiment)
+        known = client.get_experiment_by_name(self.experiment)
+        number = known.experiment_id if known else client.create_experiment(self.experiment)
         tags = {"protocol": followed.experiment, "strategy": followed.title, "seed": followed.part}
-        run = client.create_run(number, tags=tags, run_name=followed.name)
-        return MLflowRun(client, run.info.run_id, followed)
+        own = {"seed": followed.part, "mark": followed.mark}
+        there = client.search_runs([number], " and ".join(f"tags.{name} = '{text}'" for name, text in own.items()))
+        run = there[0] if there else client.create_run(number, tags=tags | own, run_name=followed.name)
+        client.update_run(run.info.run_id, status="RUNNING")
+        return MLflowRun(client, run.info.run_id, followed, bool(there))
 
 
 class MLflowRun(Log):
-    """One run there."""
+    """One run there, which may have been begun before: what is written in it already is not written again."""
 
-    def __init__(self, client: Any, number: str, followed: Followed) -> None:
+    def __init__(self, client: Any, number: str, followed: Followed, begun: bool) -> None:
         from mlflow.entities import Param
 
-        self.client, self.number = client, number
+        self.client, self.number, self.begun = client, number, begun
+        self.last: dict[str, int] = {}
         options = [Param(_allowed(name), str(value)[:LONGEST]) for name, value in followed.flat.items()]
         for first in range(0, len(options), MOST_OPTIONS):
             client.log_batch(number, params=options[first : first + MOST_OPTIONS])
@@ -77,9 +81,15 @@ class MLflowRun(Log):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(_allowed(name), value, now, at) for name, value, at in values]
+        metrics = [Metric(_allowed(name), value, now, at) for name, value, at in values if self._is_new(name, at)]
         for first in range(0, len(metrics), MOST):
             self.client.log_batch(self.number, metrics=metrics[first : first + MOST])
+
+    def _is_new(self, name: str, at: int) -> bool:
+        if self.begun and name not in self.last:
+            history = self.client.get_metric_history(self.number, _allowed(name))
+            self.last[name] = max((one.step for one in history), default=-1)
+        return at > self.last.get(name, -1)
 
     def end(self, ended: Ended) -> None:
         """See :meth:`Log.end`."""
@@ -96,6 +106,14 @@ class MLflowRun(Log):
 def _allowed(name: str) -> str:
     """A name with what MLflow takes in names: letters, digits and ``_-. /``."""
     return "".join(sign if sign.isalnum() or sign in "_-. /" else "-" for sign in name)
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom of an error, in a line: 'Connection refused', and not what each layer made of it."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return textwrap.shorten(said, 300, placeholder=" ...")
 
 
 @contextlib.contextmanager

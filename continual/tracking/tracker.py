@@ -32,8 +32,9 @@ class Followed:
     """What one log is about: the mean over the seeds of a run, or one seed of it.
 
     ``experiment`` is the name that the runs of one protocol share, ``title`` the strategy with its options, ``seed``
-    the seed (None: the mean over all), ``among`` whether the run has other logs beside this one, and ``record`` what
-    is known of the run before it begins (see :class:`~continual.results.store.Result`).
+    the seed (None: the mean over all), ``among`` whether the run has other logs beside this one, ``record`` what
+    is known of the run before it begins (see :class:`~continual.results.store.Result`), and ``mark`` letters and digits
+    that it shares with nothing but itself, when it was killed and goes on.
     """
 
     experiment: str
@@ -41,6 +42,7 @@ class Followed:
     seed: int | None
     among: bool
     record: dict[str, Any]
+    mark: str = ""
 
     @property
     def name(self) -> str:
@@ -107,7 +109,10 @@ class Ended:
 
 
 class Log:
-    """One followed run at a tracker. Values are finite; the points of an axis come in its order."""
+    """One followed run at a tracker. Values are finite; the points of an axis come in its order.
+
+    A run that was killed and goes on gives all points anew.
+    """
 
     def write(self, points: Sequence[Point]) -> None:
         """What is new, when a task has ended."""

@@ -55,7 +55,8 @@ class WandB(Tracker):
 
         run = wandb.init(
             project=self.project, entity=self.entity, dir=self.dir, name=followed.name, group=followed.experiment,
-            job_type=followed.part, config=followed.configuration, mode=None if self.mode == "default" else self.mode,
+            job_type=followed.part, id=f"{followed.mark}-{followed.part}", resume="allow",
+            config=followed.configuration, mode=None if self.mode == "default" else self.mode,
             reinit="create_new",  # the runs of several seeds are open at once
             settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
