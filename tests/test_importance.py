@@ -186,7 +186,7 @@ def test_a_general_network_has_the_fisher_of_a_linear_one(scenario: str, label: 
 
 
 @pytest.mark.parametrize("kind", [LinearNet, GeneralNet])
-@pytest.mark.parametrize("label", FIXED)
+@pytest.mark.parametrize("label", [*FIXED, "sampled"])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, label: Any, kind: type[LinearNet]) -> None:
     net, task = net_of("class", kind=kind), task_of("class")
     theta = theta_of(net)
@@ -271,7 +271,9 @@ def test_the_fisher_of_drawn_labels_is_right_in_the_mean() -> None:
 def test_labels_are_drawn_by_their_probabilities(p: list[float]) -> None:
     draws = 20_000
     rows = torch.tensor(p, dtype=torch.float64).expand(draws, -1)
-    weights = importance.label_weights(rows, torch.zeros(draws, dtype=torch.int64), "sampled", key(3))
+    weights = importance.label_weights(
+        rows, torch.zeros(draws, dtype=torch.int64), "sampled", key(3).uniform("lots", draws)
+    )
     assert weights.shape == (1, draws, len(p)) and (weights.sum(-1) == 1).all()
     counts = weights[0].sum(0)
     deviations = (draws * rows[0] * (1 - rows[0])).sqrt()
@@ -307,7 +309,7 @@ def test_the_largest_and_the_smallest_draw_take_an_active_label() -> None:
     p = p / p.sum(-1, keepdim=True)
     for word in (0xFFFFFFFF, 0):
         words = torch.full((len(p),), word)
-        stuck = Key(torch.tensor(0), 0, torch.tensor(0), pool={("label", len(p)): words})
+        stuck = Key(torch.tensor(0), 0, torch.tensor(0), pool={("label", len(p)): words}).uniform("label", len(p))
         labels = importance.label_weights(p, torch.zeros(len(p), dtype=torch.int64), "sampled", stuck)[0].argmax(-1)
         chosen = p.gather(1, labels[:, None]).squeeze(1)
         wrong = int((chosen == 0).sum())

@@ -195,13 +195,13 @@ def test_a_fisher_layer_by_layer_is_that_of_each_samples_gradient(
     got = importance.fisher(net, theta, task, rows, label)
     monkeypatch.setattr(importance, "IMAGES", 3)
     monkeypatch.setattr(layers, "HELD", 1)
-    if label != "sampled":  # labels are drawn for so many rows at a time
-        torch.testing.assert_close(importance.fisher(net, theta, task, rows, label), got)
+    torch.testing.assert_close(importance.fisher(net, theta, task, rows, label), got)
     monkeypatch.undo()
     x, tasks, wanted = task.samples.images(rows, torch.float64), task.samples.task[rows], torch.zeros_like(theta)
     live = theta.clone().requires_grad_()
     log_p = torch.log_softmax(task.outputs.apply(net.logits(live, x, tasks), task.index, tasks), 1)
-    weights = importance.label_weights(log_p.exp().detach(), task.samples.y[rows], label, task.key.child("fisher 0"))
+    lots = task.key.child("fisher").uniform("label", len(rows))
+    weights = importance.label_weights(log_p.exp().detach(), task.samples.y[rows], label, lots)
     for weight, row in itertools.product(weights, range(len(rows))):
         (gradient,) = torch.autograd.grad((weight[row] * log_p[row]).sum(), live, retain_graph=True)
         wanted += gradient.square() / len(rows)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from continual.learning.models import Net
-from continual.streams.rng import Key
 from continual.streams.stream import Task
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 Label = Literal["expected", "sampled", "true", "argmax"]
 CHUNK, IMAGES = 512, 64  # rows at a time; of a network with convolutions, whose activations are many
+WIDER = 16  # times as many on a GPU, which waits for the host where it has little to do at a time
 HELD = 2**26  # numbers
 
 
@@ -42,16 +42,17 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
     learning". For plain Python between tasks, not for a step.
     """
     live, total = theta.detach().requires_grad_(), torch.zeros_like(theta)
-    size = batch if batch > 1 else IMAGES if net.convolves else CHUNK
-    for number, chunk in enumerate(rows.split(size)):
-        x, tasks = task.samples.images(chunk, theta.dtype), task.samples.task[chunk]
-        key = task.key.child(f"fisher {number}")
+    chunk = (IMAGES if net.convolves else CHUNK) * (WIDER if theta.is_cuda else 1)
+    size = batch if batch > 1 else chunk
+    lots = task.key.child("fisher").uniform("label", len(rows))  # of all, so that chunks change no label
+    for part, u in zip(rows.split(size), lots.split(size), strict=True):
+        x, tasks = task.samples.images(part, theta.dtype), task.samples.task[part]
         found = net.layered(live, x, tasks) if batch == 1 else None
         logits, layers = found or (net.logits(live, x, tasks), [])
         log_p = torch.nn.functional.log_softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
-        weights = label_weights(log_p.detach().exp(), task.samples.y[chunk], label, key)
+        weights = label_weights(log_p.detach().exp(), task.samples.y[part], label, u)
         if batch > 1:
-            total += _batch_square(live, log_p, weights) * len(chunk)
+            total += _batch_square(live, log_p, weights) * len(part)
         elif layers:
             total += _layer_squares(net, theta, layers, log_p, weights)
         else:
@@ -59,10 +60,11 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
     return total / len(rows)
 
 
-def label_weights(p: Tensor, y: Tensor, label: Label, key: Key) -> Tensor:
+def label_weights(p: Tensor, y: Tensor, label: Label, u: Tensor) -> Tensor:
     """Weights w (terms, B, K): the squared gradients of Σ_k w_k log p_k, summed over terms, are what ``label`` asks.
 
-    One term with the chosen label, or for ``expected`` one term √p_k for each output k that is active.
+    One term with the chosen label, or for ``expected`` one term √p_k for each output k that is active. Random labels
+    are those of random numbers ``u`` (B,) in [0, 1).
     """
     units = p.shape[-1]
     if label == "expected":
@@ -70,8 +72,7 @@ def label_weights(p: Tensor, y: Tensor, label: Label, key: Key) -> Tensor:
         return torch.diag_embed(p.sqrt()).movedim(1, 0)[active]
     if label == "sampled":
         cumulative = p.cumsum(-1)
-        u = key.uniform("label", len(p)).to(p.dtype)[:, None] * cumulative[:, -1:]
-        y = (cumulative <= u).sum(-1)
+        y = (cumulative <= u.to(p.dtype)[:, None] * cumulative[:, -1:]).sum(-1)
     elif label == "argmax":
         y = p.argmax(-1)
     return torch.nn.functional.one_hot(y, units).to(p.dtype)[None]
