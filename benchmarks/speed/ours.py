@@ -17,6 +17,7 @@ from turns import Place, Work, seconds, wait
 from continual import config
 from continual.conformance import Asked
 from continual.execution import helps
+from continual.learning import importance
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.train import not_captured, schedule, steps_of
@@ -32,7 +33,7 @@ STRATEGIES = {
     "ewc-all": "ewc:strength=100", "replay": "replay:capacity=500", "si": "si:strength=1.0,damping=0.1",
     "a-gem": "a-gem:capacity=1000,samples=256", "gem": "gem:capacity=1000,margin=0.5",
     "mas": "mas:strength=1.0", "lwf": "lwf:strength=1.0,temperature=2.0", "der": "der:capacity=500,alpha=0.1",
-    "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=500", "gdumb": "gdumb:capacity=500",
+    "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=500", "gdumb": "gdumb:capacity=500,passes=1",
     "cumulative": "cumulative",
 }  # fmt: skip
 """What each method is here, with the options of the other contenders."""
@@ -51,8 +52,8 @@ def run(place: Place, benchmark: str, strategy: str, **settings: Any) -> Callabl
 def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     """``train``: Split MNIST, or another benchmark; ``steps``: some steps of Split CIFAR-10 with replay.
 
-    And of such steps: ``waits``, the operations that make the host wait; ``floor``, the time over that of the
-    arithmetic alone; ``busy``, the GPU's utilisation in percent.
+    ``fisher``: the Fisher information of some of its images. And of such steps: ``waits``, the operations that make the
+    host wait; ``floor``, the time over that of the arithmetic alone; ``busy``, the GPU's utilisation in percent.
     """
 
     def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "split-mnist", **settings: Any) -> Work:
@@ -64,9 +65,18 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
         made = Steps(place, **task)
         return lambda: seconds(made.one, place.device, count)
 
+    def fisher(model: str, label: importance.Label, rows: int, layered: bool = True) -> Work:
+        (stream,) = placed_on([config.make_benchmark(PHOTOS).stream(0, Path(place.root))], choose_device(place.device))
+        net = config.make("models", model).build(stream.shape, stream.units, len(stream.tasks))
+        theta, task = net.initial(stream.tasks[0].key, torch.float32), stream.tasks[0]
+        if not layered:  # as of a network of other layers than are known
+            net.layered = lambda *_: None
+        return lambda: seconds(lambda: importance.fisher(net, theta, task, task.train[:rows], label), place.device)
+
     return {
         "train": train,
         "steps": steps,
+        "fisher": fisher,
         "waits": lambda **task: lambda: float(Steps(place, **task).waits()),
         "floor": lambda **task: Steps(place, **task).times_the_floor,
         "busy": lambda **task: Steps(place, **task).utilisation,

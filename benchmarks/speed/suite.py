@@ -154,6 +154,16 @@ def vision(quick: bool, model: str, count: int, precision: str) -> Iterator[Row]
     }, unit="s a step")  # fmt: skip
 
 
+def fisher() -> Iterator[Row]:
+    """The Fisher information of a network with convolutions."""
+    for label, name in (("true", "true label"), ("expected", "all labels")):
+        given = {"model": "cnn", "label": label, "rows": 16}
+        yield Row(f"the Fisher of 16 images, cnn, {name}", {
+            "layer by layer": Contender(Piece.of("ours", "fisher", **given)),
+            "a gradient of each": Contender(Piece.of("ours", "fisher", **given, layered=False), Target("times")),
+        }, turns=3)  # fmt: skip
+
+
 def processes(root: str, quick: bool) -> Iterator[Row]:
     """Whole processes: memory and start-up."""
     run = (*whole.PROGRAM, "run", "split-mnist", "finetune", "--seeds", "1", "--data", root, "--quiet")
@@ -213,6 +223,8 @@ def rows(place: Place, quick: bool, model: str) -> tuple[list[Row], list[str]]:
     found, said = list(mnist(quick)), []
     on_gpu = place.device.startswith("cuda")
     found += vision(quick, model, 64 if model == SMALL_CNN else 16, "tf32" if on_gpu else "float32")
+    if not quick:
+        found += fisher()
     if on_gpu:
         found += gpu(place, quick)
     else:
