@@ -11,6 +11,7 @@ it stands what does not depend on the machine: the operations of a step, the byt
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -104,19 +105,34 @@ def imported(device: str) -> float:
     return memory(device)
 
 
-def tasks(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
-    """After so many tasks of a permuted stream, in the first scenario that suits the strategy."""
+def suited(strategy: str, count: int, data: Any) -> Any:
+    """A permuted stream in the first scenario that suits the strategy, with images set aside where it needs them."""
+    from continual import config
     from continual.errors import BadChain
+    from continual.learning.models import MLP
     from continual.streams.stream import Permuted
 
-    before, data = imported(device), images(10 * BATCH, 14)
-    for scenario in ("domain", "task", "class"):
+    refused: BadChain | None = None
+    for validation, scenario in itertools.product((0, 0.2), ("domain", "task", "class")):
+        options = {"tasks": count, "scenario": scenario, "validation": validation}
+        stream = Permuted.read(options).build(data, 0)
         try:
-            stream = Permuted.read({"tasks": max(counts), "scenario": scenario}).build(data, 0)
-            learners = learners_of(strategy, [stream], (100, 100), device)
-            break
-        except BadChain:
-            continue
+            config.make_strategy(strategy).suits(
+                stream, MLP(layers=(100, 100)).build(stream.shape, stream.units, count)
+            )
+        except BadChain as error:
+            refused = error
+        else:
+            return stream
+    assert refused is not None
+    raise refused
+
+
+def tasks(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
+    """After so many tasks of a permuted stream that suits the strategy."""
+    before, data = imported(device), images(10 * BATCH, 14)
+    stream = suited(strategy, max(counts), data)
+    learners, scenario = learners_of(strategy, [stream], (100, 100), device), stream.scenario
     found = {}
     for index in range(max(counts)):
         done = learn(learners, index, device, timed=TIMED if index + 1 in counts else 0)
