@@ -105,25 +105,28 @@ def imported(device: str) -> float:
     return memory(device)
 
 
-def suited(strategy: str, count: int, data: Any) -> Any:
-    """A permuted stream in the first scenario that suits the strategy, with images set aside where it needs them."""
+def suited(strategy: str, count: int, data: Any) -> tuple[str, Any]:
+    """A permuted stream in the first scenario that suits the strategy.
+
+    With room for two samples of each class of each task, and with images set aside, where it needs them.
+    """
     from continual import config
-    from continual.errors import BadChain
+    from continual.errors import Mistake
     from continual.learning.models import MLP
     from continual.streams.stream import Permuted
 
-    refused: BadChain | None = None
-    for validation, scenario in itertools.product((0, 0.2), ("domain", "task", "class")):
+    refused: Mistake | None = None
+    roomy = f"{strategy}{',' if ':' in strategy else ':'}capacity={20 * count}"
+    for text, validation, scenario in itertools.product((strategy, roomy), (0, 0.2), ("domain", "task", "class")):
         options = {"tasks": count, "scenario": scenario, "validation": validation}
         stream = Permuted.read(options).build(data, 0)
         try:
-            config.make_strategy(strategy).suits(
-                stream, MLP(layers=(100, 100)).build(stream.shape, stream.units, count)
-            )
-        except BadChain as error:
-            refused = error
+            net = MLP(layers=(100, 100)).build(stream.shape, stream.units, count)
+            config.make_strategy(text).suits(stream, net)
+        except Mistake as error:
+            refused = refused or error
         else:
-            return stream
+            return text, stream
     assert refused is not None
     raise refused
 
@@ -131,8 +134,8 @@ def suited(strategy: str, count: int, data: Any) -> Any:
 def tasks(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
     """After so many tasks of a permuted stream that suits the strategy."""
     before, data = imported(device), images(10 * BATCH, 14)
-    stream = suited(strategy, max(counts), data)
-    learners, scenario = learners_of(strategy, [stream], (100, 100), device), stream.scenario
+    text, stream = suited(strategy, max(counts), data)
+    learners, scenario = learners_of(text, [stream], (100, 100), device), stream.scenario
     found = {}
     for index in range(max(counts)):
         done = learn(learners, index, device, timed=TIMED if index + 1 in counts else 0)
