@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +33,8 @@ SHARED = 10_000_000
 """Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
 WARM, TIMED = 3, 5
 """Steps that are done before some are timed, and those."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of mallopt(3)."""
 START = 6.0
 """Seconds that a process takes until it learns."""
 
@@ -109,7 +114,7 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
     recipe = replace(recipe, compiled=False)
     multiplications = len(streams) * training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, multiplications):
+    with threads(fixed or training.threads, multiplications), kept_memory():
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -159,6 +164,36 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within it, the C library of Linux keeps what tensors leave free for the next ones, and gives it back at the end.
+
+    It gives every tensor above 32 MB back to the system otherwise, and smaller ones by chance; the next one then costs
+    the system a fault and a page of zeros for every 4 kB. Where there is another C library nothing is done.
+    """
+    library = _library()
+    if library is None:
+        yield
+        return
+    library.mallopt(M_MMAP_MAX, 0)
+    library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        library.mallopt(M_MMAP_MAX, 65_536)  # as they are where nobody asks
+        library.mallopt(M_TRIM_THRESHOLD, 2**17)
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The GNU C library, if this process runs with it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -212,3 +213,23 @@ def test_a_deterministic_run_that_goes_on_has_the_same_bits(name: str, tmp_path:
     assert {array: values.tobytes() for array, values in again.arrays.items()} == {
         array: values.tobytes() for array, values in whole.arrays.items()
     }
+
+
+@pytest.mark.skipif(execution._library() is None, reason="another C library")
+def test_memory_that_tensors_leave_is_kept_for_the_next_ones() -> None:
+    """The system makes no new pages for a tensor of 64 MB after the first; at the end it has them back."""
+    resource = pytest.importorskip("resource")
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(2**24)
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    usual = pages()
+    with execution.kept_memory():
+        pages()
+        kept, held = pages(), psutil.Process().memory_info().rss
+    assert kept < usual / 4
+    assert psutil.Process().memory_info().rss < held - 2**25
+    assert pages() > usual / 2

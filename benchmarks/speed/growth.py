@@ -65,6 +65,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     import torch
 
     from continual.conformance import Work, Works
+    from continual.execution import kept_memory
     from continual.learning.step import Program
     from continual.learning.train import Training, not_captured, schedule, steps_of
 
@@ -73,9 +74,10 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
     program = Program(learners, index, len(batches))
-    for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
-        spent = 1000 * seconds(step, device)
-        took += [spent] if number >= count else []
+    with kept_memory():
+        for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
+            spent = 1000 * seconds(step, device)
+            took += [spent] if number >= count else []
     if timed and batches:
         program = Program(learners, index, 3)
         for number in range(3):  # the first has more to do, the second draws for many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import time
@@ -16,7 +17,7 @@ from turns import Place, Work, seconds, wait
 
 from continual import config
 from continual.conformance import Asked
-from continual.execution import helps
+from continual.execution import helps, kept_memory
 from continual.learning import importance
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
@@ -37,6 +38,8 @@ STRATEGIES = {
     "cumulative": "cumulative",
 }  # fmt: skip
 """What each method is here, with the options of the other contenders."""
+AS_IN_A_RUN = contextlib.ExitStack()
+"""What holds as long as this process does its work."""
 PHOTOS, AUGMENT = "split-cifar10:normalize=channel", "images:crop=4,flip=true"
 REPLAYED = "replay:capacity=500"
 
@@ -55,6 +58,8 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     ``fisher``: the Fisher information of some of its images. And of such steps: ``waits``, the operations that make the
     host wait; ``floor``, the time over that of the arithmetic alone; ``busy``, the GPU's utilisation in percent.
     """
+
+    AS_IN_A_RUN.enter_context(kept_memory())
 
     def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "split-mnist", **settings: Any) -> Work:
         limited = benchmark + (f":limit={place.limit}" if place.limit and benchmark == "split-mnist" else "")

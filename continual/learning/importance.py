@@ -28,7 +28,7 @@ def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
     """
     away = theta.detach() - anchor
     force = weight * away
-    line = (2 * force * theta).sum()
+    line = 2 * (force * theta).sum()
     return (force * away).sum() + line - line.detach()
 
 
