@@ -484,3 +484,17 @@ def test_listing_does_not_import_it(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert dataclasses.is_dataclass(config.make_strategy("avalanche:Naive"))
+
+
+def test_what_avalanche_says_of_itself_is_not_said() -> None:
+    """It makes a filter of its own before it warns that it calls what it will remove."""
+    from continual.avalanche import library
+
+    with warnings.catch_warnings(record=True) as said:
+        with library.quiet():
+            warnings.simplefilter("always")
+            warnings.warn("Call to deprecated function update", DeprecationWarning, stacklevel=1)
+        assert not said
+        warnings.simplefilter("always")
+        warnings.warn("afterwards", DeprecationWarning, stacklevel=1)
+        assert len(said) == 1
