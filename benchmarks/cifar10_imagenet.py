@@ -1,14 +1,14 @@
 """CIFAR-10 to ImageNet: first the classes of the one, then those of the other.
 
-Alone, the script trains the CNN as ``configs/runs/cifar10-imagenet.yaml`` says but for the benchmark's own
-option there (``:normalize=channel`` has to be given first), and ends in a table and in ``cifar10-imagenet.png``. With
-``--limit 300`` it learns 300 training images of each class at most: work for two processor cores, where all images are
-work for a GPU.
+Alone, the script trains the CNN as ``configs/runs/cifar10-imagenet.yaml`` says, and ends in a table and in
+``cifar10-imagenet.png``. With ``--limit 300`` it learns 300 training images of each class at most: work for two
+processor cores, where all images are work for a GPU.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from continual.benchmarks.split_cifar import SplitCIFAR10
 from continual.benchmarks.split_imagenet import SplitImageNet
@@ -24,6 +24,9 @@ class CIFAR10ImageNet(Sequence):
     tasks: tuple[int, ...] = option((1, 1), "number of tasks of CIFAR-10 and of ImageNet", ge=1)
     folder: str = option("imagenet", "as for split-imagenet")
     subset: str = option("all", "as for split-imagenet")
+    normalize: Literal["unit", "standard", "channel", "imagenet"] = option(
+        "channel", "as for other streams; by default each channel has mean 0 and deviation 1 over both"
+    )
     skip: bool = option(False, "leave out image files that cannot be decoded, instead of stopping")
 
     def check(self) -> None:
