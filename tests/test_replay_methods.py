@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from continual import config
 from continual.conformance import check, small_stream
 from continual.errors import BadChain
 from continual.learning.models import MLP, Gated, LinearNet, Out
@@ -622,3 +623,32 @@ def test_gss_compares_with_so_many() -> None:
 @pytest.mark.parametrize("text", ["gss+ewc", "gss:capacity=9+mir:capacity=5", "gss:capacity=6,compare=20,samples=2"])
 def test_chains_of_gss(text: str) -> None:
     check(text)
+
+
+# ---- chains
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("replay:capacity=8+der:capacity=20,samples=3", {"0/": (5, 10), "1/": (10, 13)}),
+    ("der++:capacity=20,samples=3+replay:capacity=8,samples=2", {"0/": (5, 11), "1/": (11, 13)}),
+    ("er-ace:capacity=20+ewc", {"0/": (5, 10), "1/": (10, 10)}),
+])  # fmt: skip
+def test_each_part_of_a_chain_knows_what_it_has_joined(text: str, wanted: dict[str, tuple[int, int]]) -> None:
+    """And replayed samples weigh as much as the step's own, whatever other parts have joined at no weight."""
+    chain, task = config.make_strategy(text), STREAM.tasks[1]
+    memory = chain.init(NET, vector(0), STREAM)
+    for name, value in memory.items():
+        if name.endswith("rows"):
+            value[: len(STORED)] = torch.tensor(STORED)[: len(value)]
+        elif name.endswith("seen"):
+            value.fill_(len(STORED))
+    batch = chain.batch(NET, vector(0), memory, batch_of(task), task)
+    for path, places in wanted.items():
+        joined = batch._replace(key=batch.key.child(path)).joined
+        assert (joined.start, joined.stop) == places
+    assert len(batch.row) == max(last for _, last in wanted.values()) and batch.weight is not None
+    shares = {path: float(batch.weight[slice(*places)].sum()) for path, places in wanted.items()}
+    own = float(batch.weight[:5].sum())
+    for (path, (first, last)), part in zip(wanted.items(), chain.parts, strict=True):
+        per_sample = shares[path] / max(last - first, 1)
+        assert per_sample == pytest.approx(0 if "DER" in type(part).__name__ or first == last else own / 5)
