@@ -321,9 +321,14 @@ def end_and_watch(whole: subprocess.Popen[bytes], number: int, everybody: bool, 
 ])  # fmt: skip
 def test_processes_end_with_the_run(tmp_path: Path, number: int, everybody: bool, status: int) -> None:
     said = tmp_path / "said"
-    with said.open("w") as file:
-        whole = subprocess.Popen([*COMMAND, *LONG, "--out", tmp_path / "runs"], stdout=file, stderr=file,
-                                 start_new_session=True)  # fmt: skip
+    # a job that a shell runs in the background is told to take no notice of Ctrl-C, and tells whom it starts
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with said.open("w") as file:
+            whole = subprocess.Popen([*COMMAND, *LONG, "--out", tmp_path / "runs"], stdout=file, stderr=file,
+                                     start_new_session=True)  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, usual)
     try:
         end_and_watch(whole, number, everybody, status, said)
     finally:
