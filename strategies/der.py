@@ -58,8 +58,7 @@ class DER(Strategy):
         """The batch and the stored samples behind it, which weigh nothing in the data term."""
         stored = torch.cat([self._draw(purpose, memory, batch) for purpose in self.draws])
         rows = memory["rows"][stored]
-        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
-        weight = torch.cat([known, torch.zeros_like(rows, dtype=theta.dtype)])
+        weight = torch.cat([batch.weights(theta), torch.zeros_like(rows, dtype=theta.dtype)])
         # as long as nothing is stored a row of the batch, which :meth:`_known` leaves out
         return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
 

@@ -40,7 +40,7 @@ class Online(Strategy):
 
     def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
-        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        known = batch.weights(theta)
         weight = torch.cat([known * known.count_nonzero() / known.sum(), (rows >= 0).to(theta.dtype)])
         return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
 

@@ -98,7 +98,7 @@ class GenerativeReplay(Strategy):
             active = task.outputs.units[: task.index].any(0)
         logits = net.logits(memory["teacher"], x, tasks)
         y = torch.where(active, logits, torch.finfo(logits.dtype).min).argmax(-1)
-        known = torch.ones_like(batch.row, dtype=like.dtype) if batch.weight is None else batch.weight
+        known = batch.weights(like)
         r = self._ratio(task)
         weight = torch.cat([r * known / known.sum(), known.new_full((n,), (1 - r) / n)])
         return batch.join_images(x, y, tasks, task, weight)

@@ -64,7 +64,7 @@ class Replay(Strategy):
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
-        known = torch.ones_like(batch.row, dtype=theta.dtype) if batch.weight is None else batch.weight
+        known = batch.weights(theta)
         share = self._share(task, known.count_nonzero(), old) * (stored > 0).to(theta.dtype)
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
         return batch.join(rows, task, weight)

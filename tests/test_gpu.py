@@ -25,7 +25,7 @@ from continual.learning.strategy import Strategy
 from continual.learning.train import State, Training, Watch, schedule, steps_of, train
 from continual.learning.vision import CNN, ReducedResNet18
 from continual.streams.augment import Images
-from continual.streams.placement import Where, place
+from continual.streams.placement import Where, laid_out, place
 from continual.streams.stream import Stream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -141,10 +141,7 @@ def viewers(
     device: str = "cuda", last: bool = False,
 ) -> Learners:  # fmt: skip
     """Learners that are shown images."""
-    streams = place([photographs()] * seeds, device, where)
-    streams = [replace(one, samples=replace(one.samples, channels_last=last)) for one in streams] if last else streams
-    if last:
-        streams = execution.laid_out(streams, True)
+    streams = laid_out(place([photographs()] * seeds, device, where), last)
     strategy: Strategy = config.make_strategy(text)
     net = model.build(streams[0].shape, streams[0].units, 2)
     assert isinstance(net, ModuleNet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
 import time
@@ -38,8 +37,6 @@ STRATEGIES = {
     "cumulative": "cumulative",
 }  # fmt: skip
 """What each method is here, with the options of the other contenders."""
-AS_IN_A_RUN = contextlib.ExitStack()
-"""What holds as long as this process does its work."""
 PHOTOS, AUGMENT = "split-cifar10:normalize=channel", "images:crop=4,flip=true"
 REPLAYED = "replay:capacity=500"
 
@@ -59,8 +56,6 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     host wait; ``floor``, the time over that of the arithmetic alone; ``busy``, the GPU's utilisation in percent.
     """
 
-    AS_IN_A_RUN.enter_context(kept_memory())
-
     def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "split-mnist", **settings: Any) -> Work:
         limited = benchmark + (f":limit={place.limit}" if place.limit and benchmark == "split-mnist" else "")
         work = run(place, limited, STRATEGIES.get(method, method), model=model, **{"seeds": 1, **settings})
@@ -68,7 +63,7 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
 
     def steps(count: int, **task: Any) -> Work:
         made = Steps(place, **task)
-        return lambda: seconds(made.one, place.device, count)
+        return as_in_a_run(lambda: seconds(made.one, place.device, count))
 
     def fisher(model: str, label: importance.Label, rows: int, layered: bool = True) -> Work:
         (stream,) = placed_on([config.make_benchmark(PHOTOS).stream(0, Path(place.root))], choose_device(place.device))
@@ -76,16 +71,27 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
         theta, task = net.initial(stream.tasks[0].key, torch.float32), stream.tasks[0]
         if not layered:  # as of a network of other layers than are known
             net.layered = lambda *_: None
-        return lambda: seconds(lambda: importance.fisher(net, theta, task, task.train[:rows], label), place.device)
+        wanted = task.train[:rows]
+        return as_in_a_run(lambda: seconds(lambda: importance.fisher(net, theta, task, wanted, label), place.device))
 
     return {
         "train": train,
         "steps": steps,
         "fisher": fisher,
         "waits": lambda **task: lambda: float(Steps(place, **task).waits()),
-        "floor": lambda **task: Steps(place, **task).times_the_floor,
+        "floor": lambda **task: as_in_a_run(Steps(place, **task).times_the_floor),
         "busy": lambda **task: Steps(place, **task).utilisation,
     }
+
+
+def as_in_a_run(work: Work) -> Work:
+    """The work, with what a run sets around its steps."""
+
+    def done() -> float:
+        with kept_memory():
+            return work()
+
+    return done
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,8 +42,7 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
     learning". For plain Python between tasks, not for a step.
     """
     live, total = theta.detach().requires_grad_(), torch.zeros_like(theta)
-    chunk = (IMAGES if net.convolves else CHUNK) * (WIDER if theta.is_cuda else 1)
-    size = batch if batch > 1 else chunk
+    size = batch if batch > 1 else (IMAGES if net.convolves else CHUNK) * (WIDER if theta.is_cuda else 1)
     lots = task.key.child("fisher").uniform("label", len(rows))  # of all, so that chunks change no label
     for part, u in zip(rows.split(size), lots.split(size), strict=True):
         x, tasks = task.samples.images(part, theta.dtype), task.samples.task[part]

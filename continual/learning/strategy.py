@@ -62,6 +62,10 @@ class Batch(NamedTuple):
         own = [(first, last) for path, first, last in self.places if path == self.key.path]
         return slice(own[0][0], own[-1][1]) if own else slice(len(self.row), len(self.row))
 
+    def weights(self, like: Tensor) -> Tensor:
+        """The samples' weights (B,), also where they are all alike: then 1 each, of the type of ``like``."""
+        return torch.ones_like(self.row, dtype=like.dtype) if self.weight is None else self.weight
+
     def _grown(self, row: Tensor) -> tuple[tuple[str, int, int], ...]:
         """``places`` when these rows have joined."""
         return (*self.places, (self.key.path, len(self.row), len(self.row) + len(row)))
