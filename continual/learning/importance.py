@@ -23,8 +23,8 @@ HELD = 2**26  # numbers
 def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
     """Σ_i w_i (θ_i - θ*_i)², for the penalties of a step; θ, θ* and w (P,), or w a number.
 
-    Its gradient 2 w (θ - θ*) is written down, as the slope of a line: to derive it takes twice as many passes over θ.
-    So it cannot be derived a second time.
+    Its gradient 2 w (θ - θ*) is written down, as the slope of a line, which is done sooner than it is derived. So it
+    cannot be derived a second time.
     """
     away = theta.detach() - anchor
     force = weight * away
