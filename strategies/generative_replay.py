@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from continual.errors import BadChain
 from continual.learning import distill
 from continual.learning.models import LinearNet
-from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
+from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy, gradient_of
 from continual.options import option
 from continual.streams.transforms import Normalise
 
@@ -124,7 +125,8 @@ class GenerativeReplay(Strategy):
         noise = step.batch.key.normal("noise", len(x), self.latent).to(x.dtype)
         r = self._ratio(task)
         weight = torch.where(made, (1 - r) / made.sum().clamp_min(1), r / (~made).sum().clamp_min(1)).to(x.dtype)
-        gradient = torch.func.grad(self._bound)(memory["generator"], x, noise, weight, task.samples)
+        bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
+        gradient = gradient_of(net, bound, memory["generator"])
         steps = memory["steps"] + 1
         first = 0.9 * memory["first"] + 0.1 * gradient
         second = 0.999 * memory["second"] + 0.001 * gradient.square()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from continual.learning.projection import drawn
-from continual.learning.strategy import Batch, Memory, cross_entropy
+from continual.learning.strategy import Batch, Memory, cross_entropy, gradient_of
 from continual.options import option
 from continual.strategies.er_ace import Online
 
@@ -56,6 +56,8 @@ class MIR(Online):
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and, behind it, the k candidates of the highest s_MI-1."""
+        if self.first_task_like_finetuning and task.index == 0:
+            return batch
         rows, count = memory["rows"], self.samples or batch.own
         if self.past:
             rows = torch.where(task.samples.task[rows] < task.index, rows, -1)
@@ -72,7 +74,7 @@ class MIR(Online):
             logits = task.outputs.apply(net.logits(theta, x, tasks), task.index, tasks)
             return cross_entropy(logits, batch.y[own], weight)
 
-        foreseen = theta - self.rate * torch.func.grad(incoming)(theta)
+        foreseen = theta - self.rate * gradient_of(net, incoming, theta)
         rows = torch.where(rows >= 0, rows, batch.row[0])
         images, y, of = task.samples.images(rows, theta.dtype), task.samples.y[rows], task.samples.task[rows]
 
@@ -84,9 +86,8 @@ class MIR(Online):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Of all samples alike, or that of the batch and that of the stored ones added."""
-        if self.combine == "joint":
+        if self.combine == "joint" or batch.weight is None:
             return super().loss(net, theta, memory, batch, out, task)
-        assert batch.weight is not None, "the weights come with the stored samples"
         logits = task.outputs.apply(out.logits, task.index, batch.task)
         own, stored = slice(batch.own), batch.joined
         parts = [cross_entropy(logits[part], batch.y[part], batch.weight[part]) for part in (own, stored)]

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from continual import leftovers
@@ -136,4 +135,4 @@ def test_what_was_half_packed_is_cleared_away(tmp_path: Path) -> None:
     aged(old)
     sets.load("digits", tmp_path)
     assert not old.exists() and new.exists()
-    assert np.isfinite(sets.load("digits", tmp_path).x.float().mean())
+    assert len(sets.load("digits", tmp_path).x) == 1442

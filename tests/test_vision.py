@@ -403,6 +403,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "resnet18.pth"
 
 
+@pytest.mark.filterwarnings("error")
 def test_weights_from_a_file_are_the_networks(weights: Path) -> None:
     given = torch.load(weights, weights_only=True)
     net = Torchvision(weights=str(weights)).build((3, 32, 32), 5)

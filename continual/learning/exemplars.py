@@ -65,8 +65,9 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     """
     shuffled = rows[key.permutation("exemplars", len(rows))]
     candidates = torch.cat([stored[stored >= 0], shuffled])
-    kinds, kind = torch.stack([samples.task[candidates], samples.y[candidates]]).unique(dim=1, return_inverse=True)
-    count = kinds.shape[1]
+    task, y = samples.task[candidates], samples.y[candidates]
+    kinds, kind = (task * (samples.y.max() + 1) + y).unique(return_inverse=True)
+    count = len(kinds)
     each = max(1, len(stored) // count) if quota is None else quota
     kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
     if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance

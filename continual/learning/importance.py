@@ -26,10 +26,9 @@ def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
     Its gradient 2 w (θ - θ*) is written down, as the slope of a line, which is done sooner than it is derived. So it
     cannot be derived a second time.
     """
-    away = theta.detach() - anchor
-    force = weight * away
-    line = 2 * (force * theta).sum()
-    return (force * away).sum() + line - line.detach()
+    away = theta - anchor
+    line = (weight * away.detach() * away).sum()
+    return 2 * line - line.detach()
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:

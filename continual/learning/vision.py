@@ -134,7 +134,7 @@ class Torchvision(Normalised):
         def made() -> Any:
             body = getattr(torchvision.models, self.arch)(weights=None)
             if given is not None:
-                body.load_state_dict(given)
+                body.load_state_dict(given, assign=True)  # nothing writes to them, so nothing is copied
             features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
             setattr(body, head, torch.nn.Identity())
             if shape[0] == 1:
