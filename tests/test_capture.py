@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_recorded_steps_give_the_same_numbers(text: str, seeds: list[int]) -> No
     assert eager.keys() == captured.keys()
     for name, value in eager.items():
         assert torch.allclose(captured[name], value, rtol=1e-9, atol=1e-12, equal_nan=True), name
+
+
+@pytest.mark.parametrize("program", ["eager", "captured"])
+def test_a_task_leaves_nothing_to_the_garbage_collector(program: Any) -> None:
+    """Its random numbers and its graphs may be large, and the collector seldom comes."""
+    gc.collect()
+    gc.disable()
+    try:
+        train(learners_of(Replay(capacity=5), [0]), replace(TRAINING, program=program), Watch())
+        left = [one for one in gc.get_objects() if type(one) in (step.Program, Captured, Graph)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_random_numbers_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +151,7 @@ def test_why_steps_are_not_recorded() -> None:
 
 def test_on_a_cpu_a_graph_is_the_function() -> None:
     calls: list[int] = []
-    graph = Graph(lambda: calls.append(1), torch.device("cpu"))  # type: ignore[func-returns-value]
+    graph = Graph(torch.device("cpu"))
     for _ in range(3):
-        graph()
+        graph(lambda: calls.append(1))  # type: ignore[func-returns-value]
     assert len(calls) == 3

@@ -25,21 +25,19 @@ class Graph:
     writes has to lie where it lay. On a CPU it is called every time, which tests that it keeps to that.
     """
 
-    def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
-        self.function: Callable[[], Tensor | None] | None = function
+    def __init__(self, device: torch.device) -> None:
         self.on_gpu, self.calls = device.type == "cuda", 0
 
-    def __call__(self) -> Tensor | None:
-        """What the function gives; on a GPU always the same tensor, which the next call writes over."""
+    def __call__(self, function: Callable[[], Tensor | None]) -> Tensor | None:
+        """What the function, the same each time, gives; on a GPU always the same tensor, which a call writes over."""
         self.calls += 1
-        if self.function is not None:
-            if not self.on_gpu or self.calls == 1:
-                return self.function()
+        if not self.on_gpu or self.calls == 1:
+            return function()
+        if self.calls == 2:
             self.graph = torch.cuda.CUDAGraph()
             # what other threads do meanwhile is not recorded, and does not hinder
             with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.result = self.function()
-            self.function = None  # it may hold whoever holds this graph, which then would outlive its task
+                self.result = function()
         self.graph.replay()
         return self.result
 
@@ -94,8 +92,8 @@ class Captured:
         if self.drawn != first:
             self._draw(first)
         if size not in self.graphs:
-            self.graphs[size] = Graph(lambda: self._step(size), self.learners.device)
-        self.graphs[size]()
+            self.graphs[size] = Graph(self.learners.device)
+        self.graphs[size](lambda: self._step(size))
 
     def _step(self, size: int) -> None:
         at = self.at

@@ -56,7 +56,7 @@ class Program:
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
         self.drawn = 0
-        self.forward: Callable[..., dict[str, Any]] = self._forward
+        self.compiled: Callable[..., dict[str, Any]] | None = None
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
@@ -67,7 +67,8 @@ class Program:
 
     def _has_noted(self) -> None:
         self.read = self.noted
-        self.forward = compiled(self._forward) if self.learners.recipe.compiled else self._forward
+        if self.learners.recipe.compiled:
+            self.compiled = compiled(self._forward)
 
     def notes(self) -> dict[str, Any]:
         """What the first step noted, as JSON has it."""
@@ -83,7 +84,8 @@ class Program:
         """The same, its number () a tensor, with the random numbers that were drawn for it."""
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
         context = Context(self.tables, learners.seed, pool)
-        found = learners.map(self.forward, learners.flat, learners.parts, learners.memory, context, rows)
+        forward = self.compiled or self._forward
+        found = learners.map(forward, learners.flat, learners.parts, learners.memory, context, rows)
         gradient, data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
         with torch.no_grad():

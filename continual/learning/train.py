@@ -401,8 +401,8 @@ class Trace:
         if not self.captured:
             return evaluation(index)
         if (name, index) not in self.graphs:
-            self.graphs[name, index] = Graph(lambda: evaluation(index), self.learners.device)
-        found = self.graphs[name, index]()
+            self.graphs[name, index] = Graph(self.learners.device)
+        found = self.graphs[name, index](lambda: evaluation(index))
         assert found is not None
         return found.clone()
 
