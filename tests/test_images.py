@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     data = load("animals", tmp_path, wanted=Wanted(skip=True))
     assert data.skipped == ("train/dog/02.jpg",) and data.y.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_images_are_taken_without_a_warning_of_the_decoder(tmp_path: Path) -> None:
+    folders(tmp_path)
+    red = Image.new("RGB", (8, 8), (200, 0, 0))
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # five entries are announced, none is there; ImageNet has such files
+    red.save(tmp_path / "animals" / "train" / "dog" / "exif.jpg", exif=broken)
+    alpha = bytes([0, 128] + [255] * 254)
+    red.convert("P").save(tmp_path / "animals" / "train" / "dog" / "palette.png", transparency=alpha)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        data = load("animals", tmp_path, wanted=Wanted(8))
+    assert not found and len(data.y) == 12 + 2
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
