@@ -332,6 +332,9 @@ def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "data"), "--out",
                                      str(tmp_path / "runs"), "--quiet"])  # fmt: skip
     assert said.exit_code == 0, said.output
+    assert "Sequence" not in said.output, "no command is suggested where there is none"
+    head = " ".join(said.output.split())
+    assert head.startswith("split-digits (tasks 5, order natural) then split-cifar10 (tasks 3, order natural);")
     (result,) = store.find(tmp_path / "runs")
     described = result.record["protocol"]["benchmark"]
     assert [part["name"] for part in described["sequence"]] == ["split-digits", "split-cifar10"]
@@ -347,6 +350,11 @@ def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
 def test_sequences_that_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(BadOption, match=told):
         config.plan({"benchmark": given})
+
+
+def test_a_sequence_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="takes two or more benchmarks, not 0"):
+        Sequence().stream(0, tmp_path)
 
 
 def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:
