@@ -108,6 +108,12 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
 
 
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "train" / "dog" / "._00.png").write_bytes(b"what macOS leaves on other disks")
+    assert len(load("animals", tmp_path).y) == 12
+
+
 @pytest.mark.filterwarnings("error")
 def test_odd_images_are_taken_without_a_warning_of_the_decoder(tmp_path: Path) -> None:
     folders(tmp_path)

@@ -451,7 +451,7 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (lambda state: {f"module.{name}": one for name, one in state.items()}, "it has module.conv1.weight, .* more$"),
         (lambda state: state | {"conv1.weight": torch.zeros(2)}, "conv1.weight"),
         (lambda state: {name: one for name, one in state.items() if name != "fc.bias"}, "it lacks fc.bias$"),
-        (lambda state: list(state), "dict-like"),
+        (list, "dict-like"),
         (lambda state: state | {"conv1.weight": 3}, "conv1.weight"),
     ],
 )

@@ -82,7 +82,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
             if not skip:
                 raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
 
-    # decoding releases the interpreter's lock; what is odd about an image (its EXIF, its palette) does not concern pixels
+    # decoding releases the interpreter's lock; Pillow's warnings (of an EXIF, a palette) are nothing to a user
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         done = pool.map(one, range(len(files)))
@@ -114,7 +114,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _paths(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
+        shown = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+        return sorted(entry.path for entry in shown if entry.name.lower().endswith(ENDINGS))
     return []
 
 
