@@ -196,6 +196,8 @@ def _suggestion(plan: config.Plan) -> list[str]:
     """
     from continual.repeat import command
 
+    if not command(plan):
+        return []
     scenario = "task" if plan.benchmark.scenario != "task" else "class"
     strategies = tuple(map(config.make_strategy, ("ewc:strength=1000", "ewc+replay:capacity=200")))
     return command(dataclasses.replace(plan, benchmark=dataclasses.replace(plan.benchmark, scenario=scenario),

@@ -224,9 +224,13 @@ def test_samples_that_no_colour_or_crop_is_for() -> None:
                               tasks=2)  # fmt: skip
     with pytest.raises(BadOption, match=r"augment: it is for images \(C, H, W\), and the samples of arrays are \(5,\)"):
         cl.run(flat, augment="images:crop=1", seeds=1)
-    cl.run(flat, augment="images", seeds=1, model="mlp:layers=2")
+    with pytest.raises(BadOption, match="augment: nothing is said of what is done; say it, as in images:crop=4"):
+        cl.run(flat, augment="images:replayed=false", seeds=1, model="mlp:layers=2")
     x = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
     standardised = Stream.from_arrays(x, [0, 0, 1, 1], x, [0, 0, 1, 1], tasks=2)
     with pytest.raises(BadOption, match="are for pixels from 0 to 1; those of arrays go from -"):
         cl.run(standardised, augment="images:contrast=0.5", seeds=1)
-    cl.run(standardised, augment="images:flip=true", seeds=1, model="mlp:layers=2")
+    for given in ("crop=4", "cutout=9"):
+        with pytest.raises(BadOption, match=f"augment: {given} is not less than the sides .* of arrays, 4x4"):
+            cl.run(standardised, augment=f"images:{given}", seeds=1, model="mlp:layers=2")
+    cl.run(standardised, augment="images:flip=true,crop=3,cutout=3", seeds=1, model="mlp:layers=2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     data = load("animals", tmp_path, wanted=Wanted(skip=True))
     assert data.skipped == ("train/dog/02.jpg",) and data.y.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "train" / "dog" / "._00.png").write_bytes(b"what macOS leaves on other disks")
+    assert len(load("animals", tmp_path).y) == 12
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_images_are_taken_without_a_warning_of_the_decoder(tmp_path: Path) -> None:
+    folders(tmp_path)
+    red = Image.new("RGB", (8, 8), (200, 0, 0))
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # five entries are announced, none is there; ImageNet has such files
+    red.save(tmp_path / "animals" / "train" / "dog" / "exif.jpg", exif=broken)
+    alpha = bytes([0, 128] + [255] * 254)
+    red.convert("P").save(tmp_path / "animals" / "train" / "dog" / "palette.png", transparency=alpha)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        data = load("animals", tmp_path, wanted=Wanted(8))
+    assert not found and len(data.y) == 12 + 2
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
@@ -317,6 +338,9 @@ def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "data"), "--out",
                                      str(tmp_path / "runs"), "--quiet"])  # fmt: skip
     assert said.exit_code == 0, said.output
+    assert "Sequence" not in said.output, "no command is suggested where there is none"
+    head = " ".join(said.output.split())
+    assert head.startswith("split-digits (tasks 5, order natural) then split-cifar10 (tasks 3, order natural);")
     (result,) = store.find(tmp_path / "runs")
     described = result.record["protocol"]["benchmark"]
     assert [part["name"] for part in described["sequence"]] == ["split-digits", "split-cifar10"]
@@ -332,6 +356,11 @@ def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
 def test_sequences_that_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(BadOption, match=told):
         config.plan({"benchmark": given})
+
+
+def test_a_sequence_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="takes two or more benchmarks, not 0"):
+        Sequence().stream(0, tmp_path)
 
 
 def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:

@@ -439,11 +439,33 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
     with pytest.raises(BadData, match=r"there is no file nowhere\.pth"):
         Torchvision(weights="nowhere.pth").build((3, 32, 32), 5)
     (tmp_path / "bad.pth").write_bytes(b"not weights")
-    with pytest.raises(BadData, match=r"bad.pth has no weights of torchvision's resnet18"):
+    with pytest.raises(BadData, match=r"bad.pth has no weights of torchvision's resnet18: it cannot be read") as raised:
         Torchvision(weights=str(tmp_path / "bad.pth")).build((3, 32, 32), 5)
-    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(BadData, match=r"other.pth has no weights of torchvision's resnet18"):
+    assert "weights_only" not in str(raised.value), "PyTorch's advice is not for here"
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (lambda state: {"state_dict": state}, "it lacks conv1.weight, .* and it has state_dict$"),
+        (lambda state: {f"module.{name}": one for name, one in state.items()}, "it has module.conv1.weight, .* more$"),
+        (lambda state: state | {"conv1.weight": torch.zeros(2)}, "conv1.weight"),
+        (lambda state: {name: one for name, one in state.items() if name != "fc.bias"}, "it lacks fc.bias$"),
+        (list, "dict-like"),
+        (lambda state: state | {"conv1.weight": 3}, "conv1.weight"),
+    ],
+)
+def test_what_is_wrong_with_weights_is_told(tmp_path: Path, weights: Path, saved: Any, told: str) -> None:
+    torch.save(saved(dict(torch.load(weights, weights_only=True))), tmp_path / "other.pth")
+    with pytest.raises(BadData, match=r"other.pth has no weights of torchvision's resnet18: " + ".*" + told):
         Torchvision(weights=str(tmp_path / "other.pth")).build((3, 32, 32), 5)
+
+
+def test_weights_without_the_count_of_batches_are_taken_as_older_ones_are(tmp_path: Path, weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: one for name, one in state.items() if "num_batches" not in name}, tmp_path / "old.pth")
+    net = Torchvision(weights=str(tmp_path / "old.pth")).build((3, 32, 32), 5)
+    assert torch.equal(net.parameters(net.initial(key(0), torch.float32))["body.conv1.weight"], state["conv1.weight"])
 
 
 @pytest.mark.parametrize(
@@ -585,6 +607,19 @@ def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> N
     assert isinstance(net, modules.ModuleNet)
     assert net.statistics == 2 * 512 * 5 and all("layer4" in name for name in net.buffers)
     assert "body.bn1.running_mean" in net.kept
+
+
+def test_batch_norm_by_task_that_is_not_trained_has_the_given_statistics_in_each_task(weights: Path) -> None:
+    x, tasks = images(side=32).float(), torch.arange(8) % 3
+    by_task, running = (
+        Torchvision(weights=str(weights), train="block", statistics=how).build((3, 32, 32), 5, tasks=3)  # type: ignore[arg-type]
+        for how in ("task", "running")
+    )
+    one, other = (net.initial(key(0), torch.float32) for net in (by_task, running))
+    torch.testing.assert_close(by_task.logits(one, x, tasks), running.logits(other, x, tasks))
+    assert isinstance(by_task, modules.ModuleNet)
+    _, fresh = by_task.learn(one, x, tasks, 0)
+    assert fresh is not None and len(fresh) == 2 * 512 * 5 * 3, "those of the last block, in each task"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd:lr=0.05,momentum=0.9", "adagrad"])

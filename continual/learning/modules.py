@@ -57,6 +57,7 @@ class ModuleNet(Net):
         self.trained = [name for name in parameters if trained(name)]
         self.convolves = any(isinstance(one, nn.Conv2d) for one in self.module.modules())
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
+        self.by_task = [one for one in norms.values() if one.count is not None]
         # a layer that is not trained keeps its statistics too
         self.norms = [one for name, one in norms.items() if f"{name}.weight" in self.trained]
         moving = {f"{name}." for name, one in norms.items() if one in self.norms}
@@ -140,8 +141,10 @@ class ModuleNet(Net):
         p = self.parameters(theta)
         given = {name: p[name] for name in self.trained} | {name: p[name].detach() for name in self.buffers}
         given |= self._kept_like(x)
+        for one in self.by_task:
+            one.tasks = tasks
         for one in self.norms:
-            one.batch_statistics, one.tasks = batch_statistics, tasks
+            one.batch_statistics = batch_statistics
         out: Out = functional_call(self.module, given, (x,))
         return out
 

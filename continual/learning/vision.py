@@ -175,6 +175,7 @@ class Torchvision(Normalised):
         import torchvision
 
         path = self.file()
+        fault = f"{path} has no weights of torchvision's {self.arch}"
         try:
             if path.suffix == ".safetensors":
                 from safetensors.torch import load_file
@@ -182,8 +183,18 @@ class Torchvision(Normalised):
                 found: dict[str, Any] = load_file(path)
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
-            getattr(torchvision.models, self.arch)(weights=None).load_state_dict(found)
-        except Exception as error:  # a damaged or foreign file may raise anything
-            raise BadData(f"{path} has no weights of torchvision's {self.arch}: {' '.join(str(error).split())[:300]}"
-                          ) from None  # fmt: skip
+        except Exception as error:  # a damaged or foreign file may raise anything; PyTorch's advice is not for here
+            raise BadData(f"{fault}: it cannot be read ({type(error).__name__}); it takes what "
+                          "torch.save(network.state_dict(), FILE) writes, or safetensors") from None  # fmt: skip
+        try:
+            lacks, more = getattr(torchvision.models, self.arch)(weights=None).load_state_dict(found, strict=False)
+        except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no tensors by name
+            raise BadData(f"{fault}: {' '.join(str(error).split())[:300]}") from None
+        if lacks or more:
+            told = [f"it {verb} {_few(names)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
+            raise BadData(f"{fault}: {' and '.join(told)}")
         return found
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

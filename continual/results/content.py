@@ -242,7 +242,9 @@ def described(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     if "sequence" in value:
-        parts = " then ".join(map(described, value["sequence"]))
+        own = ({name: one for name, one in part.items() if name == "name" or name not in value}
+               for part in value["sequence"])  # fmt: skip
+        parts = " then ".join(map(described, own))
         return f"{parts}; {described({name: one for name, one in value.items() if name not in ('name', 'sequence')})}"
     kept = [
         f"{name} {_listed(item)}"

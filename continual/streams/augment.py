@@ -101,8 +101,14 @@ class Images(Augmentation):
         return bool(in_steps or self.flip_tests)
 
     def suits(self, name: str, pixels: Tensor, top: float) -> None:
-        """See :class:`Augmentation`; colours are for values from 0 to what stands for 1."""
+        """See :class:`Augmentation`; something is done, an image is left, and colours are for values from 0 to 1."""
         super().suits(name, pixels, top)
+        if not self.active:
+            raise BadOption("augment: nothing is said of what is done; say it, as in images:crop=4,flip=true")
+        for option_name, given in (("crop", self.crop), ("cutout", self.cutout)):
+            if given >= min(pixels.shape[2:]):
+                raise BadOption(f"augment: {option_name}={given} is not less than the sides of the images of {name}, "
+                                f"{pixels.shape[2]}x{pixels.shape[3]}, of which nothing may be left")  # fmt: skip
         if (self.brightness or self.contrast or self.saturation) and pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
             if low < 0 or high > top:

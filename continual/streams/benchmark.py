@@ -178,13 +178,14 @@ class Sequence(Benchmark):
                 if name in options_of(type(one)) and getattr(one, name) != options_of(type(one))[name].default:
                     raise BadOption(f"a sequence's {one.data} was given {name}={getattr(one, name)}, which is one for "
                                     f"the whole sequence: write {name} beside 'sequence'")  # fmt: skip
-        if len(given) < 2:
-            raise BadOption(f"a sequence takes two or more benchmarks, not {len(given)}")
         object.__setattr__(made, "members", given)
+        made.parts()
         return made
 
     def parts(self) -> tuple[SplitBenchmark, ...]:
-        """The benchmarks whose tasks follow each other."""
+        """The benchmarks whose tasks follow each other; :class:`BadOption` where they are not two or more."""
+        if len(self.members) < 2:
+            raise BadOption(f"a sequence takes two or more benchmarks, not {len(self.members)}")
         return self.members
 
     def load(self, root: Path) -> Data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
             if not skip:
                 raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+    # decoding releases the interpreter's lock; Pillow's warnings (of an EXIF, a palette) are nothing to a user
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         done = pool.map(one, range(len(files)))
         try:
             for _ in tqdm(done, total=len(files), desc=f"decoding {folder}", leave=False,
@@ -111,7 +114,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _paths(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
+        shown = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+        return sorted(entry.path for entry in shown if entry.name.lower().endswith(ENDINGS))
     return []
 
 
