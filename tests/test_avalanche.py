@@ -428,6 +428,7 @@ def test_the_global_generators_are_left_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("avalanche", "'avalanche' is a library: name one of its strategies, as in avalanche:NAME"),
         ("avalanche:Nave", "no strategy of avalanche-lib is named 'Nave'; did you mean 'Naive'"),
         ("avalanche:EWC", r"avalanche:EWC needs ewc_lambda.*avalanche:EWC:ewc_lambda=VALUE"),
         ("avalanche:EWC:lamda=2,ewc_lambda=1", "avalanche:EWC has no option 'lamda'; did you mean 'ewc_lambda'"),

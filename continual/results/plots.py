@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.errors import BadOption
+from continual.errors import BadOption, brief
 from continual.results import canvas
 from continual.results.canvas import colour, marker, shortened, titled
 from continual.results.metrics import (
@@ -401,5 +401,8 @@ class Plot:
         return forgetting([self._result], axes)
 
     def compare(self, *others: Drawn, metric: str = "average-accuracy", axes: Axes | None = None) -> Axes:
-        """This result above others; see :func:`compare`."""
+        """This result above others; see :func:`compare`. BadOption for what is no result."""
+        strange = [other for other in others if not hasattr(other, "accuracy")]
+        if strange:
+            raise BadOption(f"plot.compare takes results, and was given {brief(strange[0])}")
         return compare([self._result, *others], metric, axes)
