@@ -127,6 +127,14 @@ def test_a_comparison_shows_every_seed_and_the_interval() -> None:
     plt.close(axes.figure)
 
 
+def test_where_no_seed_has_a_value_the_axis_is_that_of_all_that_could_be() -> None:
+    result = run()
+    lost = Result(result.record, result.arrays | {"accuracy": np.full_like(result.accuracy, np.nan)})
+    axes = lost.plot.compare(lost)
+    assert axes.get_xlim() == (-3, 103)
+    plt.close(axes.figure)
+
+
 def test_only_results_are_compared() -> None:
     with pytest.raises(BadOption, match="takes results, and was given 'finetune'"):
         run().plot.compare("finetune")  # type: ignore[arg-type]

@@ -638,7 +638,7 @@ def test_a_database_that_cannot_be_written_is_told_at_once(tmp_path: Path, monke
     needs("mlflow")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))
-    with pytest.raises(Mistake, match=r"cannot write into the folder .*file: File exists"):
+    with pytest.raises(Mistake, match="cannot write into the folder"):
         tracked(f"mlflow:uri=sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 

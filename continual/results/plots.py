@@ -296,7 +296,8 @@ def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes
         _point(axes, values, line, colour(line, len(results)), marker(line))
     axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
     if one.unit == "%":
-        axes.set_xlim(_possible(axes.get_xlim(), [float(np.nanmin(each, initial=100)) for each in found]))
+        reached = axes.get_xlim() if any(np.isfinite(each).any() for each in found) else (-3, 103)
+        axes.set_xlim(_possible(reached, [float(np.nanmin(each, initial=100)) for each in found]))
     axes.set_yticks(range(len(results)), shortened([result.name for result in results], 26))
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
