@@ -27,6 +27,8 @@ KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}
 USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
 FORMATS = ("table", "markdown", "latex", "csv", "json")
+FEWER = ("table", "markdown", "json")  # of compare and reproduce
+ERRORS = ("sd", "se", "ci95")
 
 
 class Told(click.Command):
@@ -52,6 +54,8 @@ class Told(click.Command):
 
 class Commands(Told, click.Group):
     """The commands."""
+
+    command_class = Told
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """A command by name; an unknown one is a mistake like any other."""
@@ -341,10 +345,12 @@ def schema() -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--format", "style", default="table", metavar="|".join(FORMATS), help="[default: table]")
+@click.option("--format", "style", default="table", metavar="|".join(FORMATS),
+              shell_complete=completion.one_of(lambda: FORMATS), help="[default: table]")  # fmt: skip
 @click.option("--metrics", "names", shell_complete=completion.metrics,
               help="names joined by commas, or all (continual list metrics)")  # fmt: skip
-@click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
+@click.option("--error", default="sd", metavar="sd|se|ci95", shell_complete=completion.one_of(lambda: ERRORS),
+              help="what follows the ± [default: sd]")  # fmt: skip
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
 @click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
@@ -375,7 +381,8 @@ def show(
 @click.option("--title", help="of the report [default: the folder's name]")
 @click.option("--metrics", "names", shell_complete=completion.metrics,
               help="names joined by commas, or all (continual list metrics)")  # fmt: skip
-@click.option("--error", default="sd", metavar="sd|se|ci95", help="what follows the ± [default: sd]")
+@click.option("--error", default="sd", metavar="sd|se|ci95", shell_complete=completion.one_of(lambda: ERRORS),
+              help="what follows the ± [default: sd]")  # fmt: skip
 @click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
 def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
     """Write the runs in DIR as one HTML file: tables, figures, configuration, and the command that repeats them.
@@ -413,7 +420,8 @@ def _names(given: str | None) -> list[str] | None:
               help="joined by commas (continual list metrics) [default: average-accuracy]")  # fmt: skip
 @click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
 @click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
-@click.option("--format", "style", default="table", metavar="table|markdown|json", help="[default: table]")
+@click.option("--format", "style", default="table", metavar="table|markdown|json",
+              shell_complete=completion.one_of(lambda: FEWER), help="[default: table]")  # fmt: skip
 def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bool, style: str) -> None:
     """Test whether stored runs differ: the difference, its 95 % interval, p, and p corrected for all comparisons.
 
@@ -453,7 +461,8 @@ def check(strategy: str) -> None:
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 @click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 @click.option("--out", metavar="DIR", help="where runs are stored, and looked for [default: reproductions/TABLE]")
-@click.option("--format", "style", default="table", metavar="table|markdown|json", help="[default: table]")
+@click.option("--format", "style", default="table", metavar="table|markdown|json",
+              shell_complete=completion.one_of(lambda: FEWER), help="[default: table]")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
 def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs: int, **given: Any) -> None:
     """Run the cells of a published table again and hold them against what was published.

@@ -1,9 +1,13 @@
-"""Files that are read: those that have an end."""
+"""Files that are read: those that have an end. Files that are written: whole, or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import stat
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST_TEXT = 10_000_000
@@ -29,3 +33,23 @@ def read_text(path: Path) -> str:
     if content is None:
         raise OSError(errno.EFBIG, f"it has more than {LARGEST_TEXT} bytes", str(path))
     return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the path to write to, beside ``path`` and with its ending, which takes its place when all is written.
+
+    Where that fails, as on a full disk, what lay there before stays. What is no ordinary file (``/dev/stdout``, a pipe)
+    is written to as it is.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()  # a link stays one
+    beside = target.with_name(f".writing-{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        yield beside
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

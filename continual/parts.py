@@ -197,18 +197,21 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
 def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:
     """The arrays of all seeds in their order.
 
-    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN.
+    Seeds may differ in how many steps they took: the shorter ``loss`` and traces end in NaN.
     """
     found = [seed for part in parts for seed in part.seeds]
     order = [found.index(seed) for seed in seeds]
     joined: dict[str, Any] = {}
     for name, first in parts[0].arrays.items():
-        if name in SHARED_BY_SEEDS:
-            joined[name] = first
-            continue
         values = [part.arrays[name] for part in parts]
-        longest = max(value.shape[-1] for value in values)
-        if name == "loss":
-            values = [np.pad(one, ((0, 0), (0, longest - one.shape[-1])), constant_values=np.nan) for one in values]
+        if name in SHARED_BY_SEEDS:
+            joined[name] = max(values, key=len)
+            continue
+        longest = max(value.shape[1] for value in values)
+        if name == "loss" or name.endswith("trace"):
+            rest = ((0, 0),) * (first.ndim - 2)
+            values = [
+                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
+            ]
         joined[name] = np.concatenate(values)[order]
     return joined

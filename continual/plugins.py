@@ -55,9 +55,11 @@ def registered(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
 def find(kind: str, name: str) -> type[Configured]:
     """The class of a registered name or of a path; :class:`~continual.errors.UnknownName` where there is none."""
     points = registered(kind)
+    first, _, rest = name.partition(":")
+    if kind == "strategies" and name not in points and not rest and first in registered("libraries"):
+        raise UnknownName(f"'{name}' is a library: name one of its strategies, as in {first}:NAME")
     if name not in points and ":" not in name:
         raise unknown(KINDS[kind], name, points)
-    first, _, rest = name.partition(":")
     if kind == "strategies" and name not in points and first in registered("libraries"):
         theirs = cast(type[Configured], registered("libraries")[first].load()(rest))
         _names[kind, theirs] = name

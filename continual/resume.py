@@ -71,6 +71,7 @@ class Kept:
     before: float = 0.0
     began: float = field(default_factory=time.time)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    told: bool = False
 
     def way(self) -> Way | None:
         """How the run was begun, if it was."""
@@ -105,13 +106,15 @@ class Kept:
         return Group(self, list(seeds), tell)
 
     def write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any], tell: Callable[[str], None]) -> bool:
-        """Write a file; where that cannot be done, say so and give False: the run itself is not in danger."""
+        """Write a file; where that cannot be done, say so once and give False: the run itself is not in danger."""
         try:
             self.checkpoints.write(name, tensors, facts | {"seconds": self.seconds()})
             return True
         except OSError as error:
-            tell(f"{self.title}: no checkpoint could be written to {self.checkpoints.folder} "
-                 f"({error.strerror or error}); the run goes on without")  # fmt: skip
+            if not self.told:
+                tell(f"{self.title}: no checkpoint could be written to {self.checkpoints.folder} "
+                     f"({error.strerror or error}); the run goes on without")  # fmt: skip
+            self.told = True
             return False
 
 

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 import continual as cl
 from continual import config
-from continual.avalanche import Plugin, benchmark, stream
+from continual.avalanche import Plugin, benchmark, loop, stream
 from continual.avalanche.loop import Criterion
 from continual.avalanche.networks import Functional, plain
 from continual.cli import main
@@ -416,6 +416,28 @@ def test_a_loss_that_is_lost_stops_the_seed() -> None:
     assert np.isnan(result.accuracy[0, 1:]).all() and np.isfinite(result.accuracy[0, 0]).all()
 
 
+def test_a_seed_that_is_stopped_lies_beside_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = loop.Loop._learn
+
+    def learn(self: loop.Loop, index: int, experience: Any) -> None:
+        if (self.learners.seeds[0], index) == (0, 1):
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(torch.nan)
+        usual(self, index, experience)
+
+    alone = cl.run("split-digits:tasks=5,limit=20", "avalanche:Naive", **QUICK | {"seeds": (1,)}, evaluate_every=1)
+    monkeypatch.setattr(loop.Loop, "_learn", learn)
+    both = cl.run("split-digits:tasks=5,limit=20", "avalanche:Naive", **QUICK | {"seeds": 2}, evaluate_every=1)
+    (stop,) = both.record["stopped"]
+    assert (stop["seed"], stop["task"], stop["step"]) == (0, 2, 1)
+    for name, values in alone.arrays.items():
+        shared = name in ("trace_task", "trace_step")
+        np.testing.assert_array_equal(both.arrays[name] if shared else both.arrays[name][1:], values, name)
+    assert both.trace is not None and both.trace_task is not None
+    first = both.trace_task == 0
+    assert np.isfinite(both.trace[0, first, 0]).all() and np.isnan(both.trace[0, ~first]).all()
+
+
 def test_the_global_generators_are_left_as_they_were() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     first = cl.run(SMALL, "avalanche:Replay:mem_size=20", **QUICK).arrays["loss"]
@@ -428,6 +450,7 @@ def test_the_global_generators_are_left_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("avalanche", "'avalanche' is a library: name one of its strategies, as in avalanche:NAME"),
         ("avalanche:Nave", "no strategy of avalanche-lib is named 'Nave'; did you mean 'Naive'"),
         ("avalanche:EWC", r"avalanche:EWC needs ewc_lambda.*avalanche:EWC:ewc_lambda=VALUE"),
         ("avalanche:EWC:lamda=2,ewc_lambda=1", "avalanche:EWC has no option 'lamda'; did you mean 'ewc_lambda'"),

@@ -503,6 +503,7 @@ def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
     ("--batch 0", "--batch was given '0'; it takes int >= 1"),
     ("--limit 0", "--limit was given '0'; it takes int|none >= 1"),
     ("--seeds 0", "--seeds=0: give at least one, each once, below 2147483648"),
+    ("--seeds 4-4", "--seeds=4-4: give at least one, each once, below 2147483648"),
     ("--iterations 3", "epochs=2 and --iterations=3: give one of the two"),
     ("--evaluate-precision training", "--evaluate-precision=training does nothing with precision=float32, which is full"
      "; leave it out"),
@@ -558,6 +559,7 @@ def test_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: st
     monkeypatch.chdir(tmp_path)
     said = invoke(*typed.split())
     assert said.exit_code == 2 and told.lower() in said.stderr.lower() and "Traceback" not in said.output
+    assert said.stderr.startswith("continual: ") and said.stderr.endswith("--help says what there is\n")
     assert said.stdout == "" and not list(tmp_path.iterdir())
 
 

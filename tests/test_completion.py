@@ -68,6 +68,18 @@ def test_a_word_is_completed(words: tuple[str, ...] | str, wanted: list[str]) ->
     assert completed(*([words] if isinstance(words, str) else words)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("show", "runs", "--format", "l"), ["latex"]),
+        (("compare", "runs", "--format", ""), ["table", "markdown", "json"]),
+        (("report", "runs", "--error", "s"), ["sd", "se"]),
+    ],
+)
+def test_the_words_of_a_flag_are_offered(words: tuple[str, ...], wanted: list[str]) -> None:
+    assert completed(*words) == wanted
+
+
 def test_all_there_is_is_offered() -> None:
     assert completed("run", "") == list(plugins.registered("benchmarks"))
     assert completed("run", "split-digits", "") == list(plugins.registered("strategies"))

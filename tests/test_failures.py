@@ -79,6 +79,34 @@ def test_a_full_disk(small: Path) -> None:
 
 
 @root_only
+def test_a_full_disk_under_checkpoints_is_told_once(small: Path) -> None:
+    (small / "filled").write_bytes(b"x" * (os.statvfs(small).f_bavail - 1) * 4096)
+    said = invoke(*TWO[:3], *TINY, "--checkpoint-steps", "1", "--out", small)
+    assert said.stderr.count("no checkpoint could be written") == 1, said.stderr
+
+
+@root_only
+def test_a_full_disk_leaves_no_half_of_a_report_or_picture(small: Path, tmp_path: Path) -> None:
+    assert invoke(*TWO, "--out", tmp_path / "runs").exit_code == 0
+    for command in (("report", tmp_path / "runs", "--out", small / "page.html"),
+                    (*TWO, "--out", tmp_path / "runs", "--picture", small / "page.png")):  # fmt: skip
+        (small / "filled").write_bytes(b"x" * (os.statvfs(small).f_bavail - 2) * 4096)
+        assert f"{command[-1]} cannot be written: No space left on device" in refused(invoke(*command))
+        assert [one.name for one in small.iterdir()] == ["filled"]
+        (small / "filled").unlink()
+
+
+@root_only
+def test_a_full_disk_under_a_tracker_is_told_in_one_message(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (small / "filled").write_bytes(b"x" * os.statvfs(small).f_bavail * 4096)
+    words = [*TWO, "--out", str(tmp_path / "runs"), "--track", f"tensorboard:dir={small}"]
+    said = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+    assert said.returncode == 2 and "No space left on device" in said.stderr
+    assert "Traceback" not in said.stderr and len(said.stderr.splitlines()) == 1, said.stderr
+
+
+@root_only
 def test_a_full_disk_under_the_data_root(small: Path, tmp_path: Path) -> None:
     """What cannot be packed is read anew, as is said, and nothing half-packed is left."""
     (small / "filled").write_bytes(b"x" * (os.statvfs(small).f_bavail - 1) * 4096)

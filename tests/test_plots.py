@@ -127,6 +127,29 @@ def test_a_comparison_shows_every_seed_and_the_interval() -> None:
     plt.close(axes.figure)
 
 
+def test_where_no_seed_has_a_value_the_axis_is_that_of_all_that_could_be() -> None:
+    result = run()
+    lost = Result(result.record, result.arrays | {"accuracy": np.full_like(result.accuracy, np.nan)})
+    axes = lost.plot.compare(lost)
+    assert axes.get_xlim() == (-3, 103)
+    plt.close(axes.figure)
+
+
+def test_only_results_are_compared() -> None:
+    with pytest.raises(BadOption, match="takes results, and was given 'finetune'"):
+        run().plot.compare("finetune")  # type: ignore[arg-type]
+
+
+def test_a_result_is_shown_in_a_line() -> None:
+    result = run(strategy="l2:strength=0.5", seeds=1)
+    mean = f"{100 * result.average_accuracy[0]:.2f}"
+    assert repr(result) == f"<Result of l2:strength=0.5 on split-digits: 1 seed, 5 tasks, average accuracy {mean} %>"
+    several = run(strategy="l2", seeds=3)
+    sd = 100 * several.average_accuracy.std(ddof=1)
+    assert "3 seeds, 5 tasks" in repr(several) and f" ± {sd:.2f} %>" in repr(several)
+    assert "1 seed, in %" in result._repr_html_() and "3 seeds, in %" in several._repr_html_()
+
+
 def test_a_notebook_shows_a_result_and_escapes_its_name() -> None:
     result = run(strategy="l2:strength=0.5")
     record = result.record | {"title": "<b>&"}

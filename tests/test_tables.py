@@ -257,6 +257,8 @@ def test_what_is_lower_is_better_where_it_is_and_bounds_do_not_compete():
     worse[:, -1, 0] -= np.array([0.2, 0.21, 0.2, 0.21])
     assert best([result("a", A2), result("b", worse)], "forgetting") == {"a"}
     assert best([result("joint", A2 + 0.01), result("a", A2), result("b", worse)]) == {"a"}
+    theirs = result("avalanche:Cumulative", A2 + 0.01)  # another library's bound is one too
+    assert best([theirs, result("a", A2), result("b", worse)]) == {"a"}
     text = tables.table([result("joint", A2), result("a", A2), result("b", worse)], format="latex")
     assert "so left out of this: joint." in text and r"\textbf{" in text
 

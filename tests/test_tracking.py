@@ -634,6 +634,14 @@ def test_a_run_that_goes_on_is_the_same_at_mlflow(server: str, tmp_path: Path, m
             np.testing.assert_allclose([one.value for one in history], list(wanted[name].values()), rtol=1e-6)
 
 
+def test_a_database_that_cannot_be_written_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mlflow")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))
+    with pytest.raises(Mistake, match="cannot write into the folder"):
+        tracked(f"mlflow:uri=sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+
+
 def test_a_server_that_is_down_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     needs("mlflow")
     monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))

@@ -206,12 +206,15 @@ class Loop:
             theirs.stop_training()
 
     def _trace(self) -> dict[str, Tensor]:
+        """What was measured between steps, NaN from the step on at which the seed was stopped."""
         if not self.traced:
             return {}
         task, step = torch.tensor(self.marks).T
-        return {name: torch.stack(values) for name, values in self.traced.items()} | {
-            "trace_task": task, "trace_step": step,
-        }  # fmt: skip
+        traces = {name: torch.stack(values) for name, values in self.traced.items()}
+        for stop in self.stopped:  # avalanche-lib itself has gone on to the task's end
+            last = sum(map(len, self.losses[:-1])) + stop.step
+            traces = {name: values.where((step < last)[:, None], torch.nan) for name, values in traces.items()}
+        return traces | {"trace_task": task, "trace_step": step}
 
     # ---- what it keeps
 

@@ -87,7 +87,8 @@ class Training(Configured):
         if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
             raise BadOption(f"seeds={self.seeds}: that many seeds are not run at once; give at most {MOST_SEEDS}")
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list) or max(self.seed_list) >= 2**31:
-            raise BadOption(f"seeds={self.seeds}: give at least one, each once, below 2147483648")
+            given = self.seeds if isinstance(self.seeds, int) else "-".join(map(str, self.seeds))
+            raise BadOption(f"seeds={given}: give at least one, each once, below 2147483648")
 
     @property
     def seed_list(self) -> list[int]:

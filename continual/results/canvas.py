@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from continual import files
 from continual.errors import BadFolder, BadOption
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def save(figure: Figure, file: Path) -> None:
     """
     check(file)
     try:
-        with _written():
-            figure.savefig(file, dpi=150)
+        with _written(), files.whole(file) as beside:
+            figure.savefig(beside, dpi=150)
     except OSError as error:
         raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
 

@@ -91,12 +91,13 @@ def computed(group: list[Result], names: list[str] | None = None) -> Content:
 
 
 BOUNDS = ("joint", "cumulative")
-"""Strategies that train on the data of all tasks: bounds, which are no competitors."""
+"""Strategies that train on the data of all tasks, of whatever library (``avalanche:Cumulative``): bounds, which are no
+competitors."""
 
 
 def competes(result: Result) -> bool:
     """Whether a result takes part in being the best."""
-    return not any(part["name"] in BOUNDS for part in result.record["strategy"])
+    return not any(part["name"].rpartition(":")[2].lower() in BOUNDS for part in result.record["strategy"])
 
 
 def best(table: Content) -> list[list[bool]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from continual import files
 from continual.errors import BadFolder
 from continual.results import canvas, plots
 from continual.results.content import one_line
@@ -234,7 +235,8 @@ def write(results: Sequence[Result], found: Sequence[Section], folder: Path) -> 
         for name, figure in named([one for section in found for one in section.figures]):
             for ending, text in (("svg", figure.svg), ("csv", figure.csv)):
                 written.append(place / f"{name}.{ending}")
-                written[-1].write_bytes(text.encode("utf-8", "replace"))
+                with files.whole(written[-1]) as beside:
+                    beside.write_bytes(text.encode("utf-8", "replace"))
     except OSError as error:
         raise BadFolder(f"cannot write figures to {place}: {error.strerror or error}") from error
     return written

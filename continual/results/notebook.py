@@ -25,8 +25,9 @@ class Named(Measured, Protocol):
 
 def html(result: Named) -> str:
     """The result as an HTML fragment; everything that comes from names is escaped."""
+    count = len(result.accuracy)
     return (
-        f"<div><p><strong>{escape(result.name)}</strong>, {len(result.accuracy)} seeds, in %</p>"
+        f"<div><p><strong>{escape(result.name)}</strong>, {count} seed{'s' * (count > 1)}, in %</p>"
         f"{_numbers(result)}<p>Accuracy on each task (columns) after each task (lines), mean over seeds</p>"
         f"{_matrix(result)}</div>"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.errors import BadOption
+from continual.errors import BadOption, brief
 from continual.results import canvas
 from continual.results.canvas import colour, marker, shortened, titled
 from continual.results.metrics import (
@@ -296,7 +296,8 @@ def compare(results: Sequence[Drawn], name: str = "average-accuracy", axes: Axes
         _point(axes, values, line, colour(line, len(results)), marker(line))
     axes.set(xlabel=f"{one.title}{' in %' if one.unit == '%' else ''}")
     if one.unit == "%":
-        axes.set_xlim(_possible(axes.get_xlim(), [float(np.nanmin(each, initial=100)) for each in found]))
+        reached = axes.get_xlim() if any(np.isfinite(each).any() for each in found) else (-3, 103)
+        axes.set_xlim(_possible(reached, [float(np.nanmin(each, initial=100)) for each in found]))
     axes.set_yticks(range(len(results)), shortened([result.name for result in results], 26))
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
@@ -401,5 +402,8 @@ class Plot:
         return forgetting([self._result], axes)
 
     def compare(self, *others: Drawn, metric: str = "average-accuracy", axes: Axes | None = None) -> Axes:
-        """This result above others; see :func:`compare`."""
+        """This result above others; see :func:`compare`. BadOption for what is no result."""
+        strange = [other for other in others if not hasattr(other, "accuracy")]
+        if strange:
+            raise BadOption(f"plot.compare takes results, and was given {brief(strange[0])}")
         return compare([self._result, *others], metric, axes)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from continual import files
 from continual.errors import BadFolder, BadOption, unknown
 from continual.results import content, figures, paper, tables
 from continual.results.content import INTERVALS, Content
@@ -80,7 +81,8 @@ def html(
 def write(text: str, file: Path) -> None:
     """Write a page; :class:`~continual.errors.BadFolder` where it cannot be written."""
     try:
-        file.write_bytes(text.encode("utf-8", "replace"))
+        with files.whole(file) as beside:
+            beside.write_bytes(text.encode("utf-8", "replace"))
     except OSError as error:
         raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
 

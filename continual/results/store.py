@@ -35,7 +35,7 @@ from continual import files, leftovers
 from continual.errors import BadFolder
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
-from continual.results.metrics import Array, Measured, metric
+from continual.results.metrics import Array, Measured, metric, summarise
 from continual.results.plots import Plot
 
 FORMAT = 1
@@ -45,7 +45,7 @@ RECORD, ARRAYS = "run.json", "arrays.safetensors"
 # ---- what a run gave
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a run gave; R seeds learnt T tasks.
 
@@ -126,6 +126,16 @@ class Result:
     def plot(self) -> Plot:
         """Pictures of this result as Matplotlib axes: ``result.plot.matrix()``, ``.curves()``, ``.trace()`` ..."""
         return Plot(self)
+
+    def __repr__(self) -> str:
+        """A line; ``record`` and ``arrays`` have it all."""
+        count, _, tasks = self.accuracy.shape
+        benchmark = _name(self.record["protocol"]["benchmark"])
+        found = summarise(100 * self.average_accuracy)
+        error = f" ± {found.sd:.2f}" if found.n > 1 else ""
+        seeds = f"{count} seed{'s' * (count > 1)}"
+        return (f"<Result of {self.name} on {benchmark}: {seeds}, {tasks} tasks, average accuracy "
+                f"{found.mean:.2f}{error} %>")  # fmt: skip
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it."""

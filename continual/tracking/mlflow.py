@@ -8,14 +8,17 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from continual.options import option
+from continual.results import store
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
 
 MOST = 1000  # values that a server takes at once
 MOST_OPTIONS = 100  # and options
 LONGEST = 5000  # characters of an option's value
+FILE = "sqlite:///"  # a database file, which is MLflow's default
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
@@ -35,12 +38,16 @@ class MLflow(Tracker):
     def reach(self) -> None:
         """See :meth:`Tracker.reach`; the server answers."""
         super().reach()
-        client = self._client()
+        from mlflow import get_tracking_uri
+
+        address = self.uri or get_tracking_uri()
+        if address.startswith(FILE):  # its client would try for two minutes
+            store.check_writable(Path(address.removeprefix(FILE)).parent)
         with _impatient():
             try:
-                client.search_experiments(max_results=1)
+                self._client().search_experiments(max_results=1)
             except Exception as error:  # whatever its client raises
-                raise Unreachable(f"MLflow at {client.tracking_uri} cannot be reached: {_reason(error)}; start it "
+                raise Unreachable(f"MLflow at {address} cannot be reached: {_reason(error)}; start it "
                                   "('mlflow server') or give another with mlflow:uri=...") from error  # fmt: skip
 
     def _client(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +39,25 @@ class TensorBoard(Tracker):
         return Events(folder, followed)
 
 
+@functools.cache
+def _told_once() -> None:
+    """No traceback of the thread that writes event files: what it fails at is raised again by the next flush."""
+    usual = threading.excepthook
+
+    def told(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            usual(failed)
+
+    threading.excepthook = told
+
+
 class Events(Log):
     """The event file of one run."""
 
     def __init__(self, folder: Path, followed: Followed) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _told_once()
         self.flat = followed.flat
         self.writer: Any = SummaryWriter(str(folder))
         table = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in self.flat.items())
