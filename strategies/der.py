@@ -59,8 +59,8 @@ class DER(Strategy):
         stored = torch.cat([self._draw(purpose, memory, batch) for purpose in self.draws])
         rows = memory["rows"][stored]
         weight = torch.cat([batch.weights(theta), torch.zeros_like(rows, dtype=theta.dtype)])
-        # as long as nothing is stored a row of the batch, which :meth:`_known` leaves out
-        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+        # as long as nothing is stored, :meth:`_known` leaves them out
+        return batch.join(batch.readable(rows), task, weight)
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """α E ‖z - h_θ(x)‖², over one draw."""

@@ -42,7 +42,7 @@ class Online(Strategy):
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
         known = batch.weights(theta)
         weight = torch.cat([known * known.count_nonzero() / known.sum(), (rows >= 0).to(theta.dtype)])
-        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+        return batch.join(batch.readable(rows), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""

@@ -63,11 +63,10 @@ class Replay(Strategy):
         rows = memory["rows"][batch.key.integers("replay", old, stored)]
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
-        rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
         known = batch.weights(theta)
         share = self._share(task, known.count_nonzero(), old) * (stored > 0).to(theta.dtype)
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
-        return batch.join(rows, task, weight)
+        return batch.join(batch.readable(rows), task, weight)  # nothing stored: samples of weight zero
 
     def _share(self, task: Task, new: Tensor, old: int) -> float | Tensor:
         """The part of the loss that the stored samples of a batch have."""
