@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadChain
 from continual.streams.rng import Key
 from continual.streams.stream import Samples
 
@@ -19,6 +20,17 @@ MOST = 10_000_000
 def empty(capacity: int, like: Tensor) -> Tensor:
     """A memory with no exemplar: (capacity,) int64 of -1."""
     return torch.full((capacity,), -1, dtype=torch.int64, device=like.device)
+
+
+def padded(rows: Tensor, capacity: int) -> Tensor:
+    """The rows (n,) and empty slots behind them, (capacity,) in all."""
+    return torch.cat([rows, empty(capacity - len(rows), rows)])
+
+
+def check_room(capacity: int, least: int, what: str) -> None:
+    """:class:`~continual.errors.BadChain` for a capacity below the ``least`` that ``what`` ("6 classes") takes."""
+    if capacity < least:
+        raise BadChain(f"capacity={capacity} is too small for {what}; give {least} or more")
 
 
 def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -72,4 +84,4 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
     if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
         kept = kept[key.permutation("classes", len(kept))][: len(stored)]
-    return torch.cat([kept, empty(len(stored) - len(kept), stored)])
+    return padded(kept, len(stored))
