@@ -48,11 +48,8 @@ class DER(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows`` (capacity,), -1 where empty; their ``logits`` (capacity, K); ``seen``: samples that came by."""
-        return {
-            "rows": exemplars.empty(self.capacity, theta),
-            "logits": theta.new_zeros(self.capacity, stream.units),
-            "seen": torch.zeros_like(theta[0], dtype=torch.int64),
-        }
+        logits = theta.new_zeros(self.capacity, stream.units)
+        return exemplars.reservoir_start(self.capacity, theta) | {"logits": logits}
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and the stored samples behind it, which weigh nothing in the data term."""

@@ -13,6 +13,8 @@ from continual.streams.stream import Samples
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.learning.strategy import Batch, Memory
+
 MOST = 10_000_000
 """So many samples a memory holds at most."""
 
@@ -41,6 +43,17 @@ def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Ten
     """
     slots = reservoir_slots(len(stored), seen, len(rows), key)
     return put(stored, slots, rows), seen + len(rows)
+
+
+def reservoir_start(capacity: int, theta: Tensor) -> Memory:
+    """What a reservoir keeps: ``rows``, the stored ones (capacity,), and ``seen``, how many samples came by, ()."""
+    return {"rows": empty(capacity, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+
+
+def reservoir_step(memory: Memory, batch: Batch) -> Memory:
+    """That memory after a step, whose own samples came by."""
+    rows, seen = reservoir(memory["rows"], memory["seen"], batch.row[: batch.own], batch.key)
+    return {"rows": rows, "seen": seen}
 
 
 def reservoir_slots(capacity: int, seen: Tensor, count: int, key: Key) -> Tensor:
