@@ -35,7 +35,7 @@ from continual import files, leftovers
 from continual.errors import BadFolder
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
-from continual.results.metrics import Array, Measured, metric
+from continual.results.metrics import Array, Measured, metric, summarise
 from continual.results.plots import Plot
 
 FORMAT = 1
@@ -45,7 +45,7 @@ RECORD, ARRAYS = "run.json", "arrays.safetensors"
 # ---- what a run gave
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a run gave; R seeds learnt T tasks.
 
@@ -68,6 +68,11 @@ class Result:
     def __post_init__(self) -> None:
         check_record(self.record)
         check_arrays(self.arrays, len(self.seeds))
+
+    def __repr__(self) -> str:
+        mean = 100 * summarise(self.average_accuracy).mean
+        return (f"<Result {self.name}: {len(self.seeds)} seeds, {self.accuracy.shape[-1]} tasks, "
+                f"average accuracy {mean:.2f} %>")  # fmt: skip
 
     @property
     def name(self) -> str:
