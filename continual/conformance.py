@@ -7,8 +7,11 @@ made-up stream in float64, so that what should be equal is equal to many digits.
 from __future__ import annotations
 
 import contextlib
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from continual import config
-from continual.errors import BadChain
+from continual.errors import BadChain, Mistake
 from continual.learning.models import MLP, Net
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -61,8 +64,17 @@ def _problem(function: Callable[[Strategy], None], strategy: Strategy) -> str | 
     except Failed as failure:
         return str(failure)
     except Exception as error:  # whatever a strategy raises is what its author wants to see
-        return f"{type(error).__name__}: {error}"
+        return _said(error, strategy)
     return None
+
+
+def _said(error: Exception, strategy: Strategy) -> str:
+    """What went wrong, and the last line of the strategy's own file on the way there."""
+    own = {getattr(sys.modules.get(type(part).__module__), "__file__", None) for part in strategy.parts}
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    told = isinstance(error, Mistake) or not lines  # a mistake says itself what to do
+    where = "" if told else f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})"
+    return f"{type(error).__name__}: {error}{where}"
 
 
 # ---- a small stream, and runs on it
@@ -400,7 +412,12 @@ class Spy(Chain):
             return getattr(super(), hook)(*arguments)
         function, given = getattr(super(), hook), _tensors(arguments)
         copies = [tensor.detach().clone() for tensor in given]
-        gave, again = function(*arguments), function(*arguments)
+        try:
+            gave, again = function(*arguments), function(*arguments)
+        except Failed:
+            raise
+        except Exception as error:  # whatever it raises, as in :func:`_problem`; this one knows in which hook
+            raise Failed(f"{hook}: {_said(error, self)}") from error
         if not all(torch.equal(old, new) for old, new in zip(copies, given, strict=True)):
             raise Failed(f"{hook} changes what it is given in place")
         if not all(torch.equal(a, b) for a, b in zip(_tensors(gave), _tensors(again), strict=True)):

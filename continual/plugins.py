@@ -58,14 +58,19 @@ def find(kind: str, name: str) -> type[Configured]:
     first, _, rest = name.partition(":")
     if kind == "strategies" and name not in points and not rest and first in registered("libraries"):
         raise UnknownName(f"'{name}' is a library: name one of its strategies, as in {first}:NAME")
-    if name not in points and ":" not in name:
+    if name not in points and ":" not in name and not name.endswith(".py"):
         raise unknown(KINDS[kind], name, points)
     if kind == "strategies" and name not in points and first in registered("libraries"):
         theirs = cast(type[Configured], registered("libraries")[first].load()(rest))
         _names[kind, theirs] = name
         return theirs
     if name not in points and first in points:
-        raise BadOption(f"'{name}': to give an option write {first}:{rest}=VALUE")
+        raise BadOption(f"'{name}': to give an option write {first}:{rest}=VALUE; a class of a file of your own takes "
+                        f"another name than '{first}' for the file, as that {KINDS[kind]} is registered")  # fmt: skip
+    if first.endswith(".py"):
+        path = f"{first.removesuffix('.py')}:{rest or 'Class'}"
+        raise UnknownName(f"no {KINDS[kind]} is named '{name}'; a class of a file of the current folder is named by "
+                          f"module and class, as in {path}")  # fmt: skip
     module, _, attribute = (points[name].value if name in points else name).partition(":")
     try:
         # our own modules use torch inside functions only; a foreign one may do as it likes

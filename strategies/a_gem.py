@@ -41,7 +41,7 @@ class AGEM(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (capacity,), -1 where there is none yet; ``seen``: samples that came by."""
-        return {"rows": exemplars.empty(self.capacity, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+        return exemplars.reservoir_start(self.capacity, theta)
 
     def has(self, hook: str) -> bool:
         """Only a reservoir has something to do after a step."""
@@ -60,9 +60,7 @@ class AGEM(Strategy):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""
-        own = step.batch.row[: step.batch.own]
-        rows, seen = exemplars.reservoir(memory["rows"], memory["seen"], own, step.batch.key)
-        return theta, {"rows": rows, "seen": seen}
+        return theta, exemplars.reservoir_step(memory, step.batch)
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The memory by classes takes up samples of the task."""

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.errors import BadChain
 from continual.learning import exemplars
 from continual.learning.distill import soft_targets
 from continual.learning.strategy import Batch, Memory, Strategy, cross_entropy
 from continual.options import option
-from continual.strategies.icarl import by_class, herded
+from continual.strategies.icarl import by_class, herded, old_units
 from continual.strategies.ncm import features_of
 
 if TYPE_CHECKING:
@@ -62,9 +61,8 @@ class BiC(Strategy):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for two exemplars of each class."""
-        least = 2 * sum(len(task.classes) for task in stream.tasks)
-        if self.capacity < least:
-            raise BadChain(f"capacity={self.capacity} is too small for {least // 2} classes; give {least} or more")
+        classes = sum(len(task.classes) for task in stream.tasks)
+        exemplars.check_room(self.capacity, 2 * classes, f"{classes} classes")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``, ``held_rows``: exemplars (capacity,); ``correction`` (2, K): α and β; the ``teacher``'s θ and both.
@@ -91,8 +89,7 @@ class BiC(Strategy):
 
     def filled(self, groups: list[Tensor], count: int) -> Tensor:
         """The first rows of each group, in as many slots as there are."""
-        rows = torch.cat([group[:count] for group in groups])
-        return torch.cat([rows, exemplars.empty(self.capacity - len(rows), rows)])
+        return exemplars.padded(torch.cat([group[:count] for group in groups]), self.capacity)
 
     def rows(self, memory: Memory, task: Task) -> Tensor:
         """The task's rows that are not held, and the exemplars."""
@@ -106,7 +103,7 @@ class BiC(Strategy):
         data = cross_entropy(task.outputs.apply(logits, task.index, batch.task), batch.y, batch.weight)
         if task.index == 0:
             return data
-        old = self.old(task)
+        old = old_units(task)
         with torch.no_grad():
             answers = net.logits(memory["teacher"], batch.images, batch.task)
         scale, shift = memory["teacher_correction"]
@@ -116,10 +113,6 @@ class BiC(Strategy):
         strength = old.sum() / task.seen_units.sum() if self.strength is None else self.strength
         return strength * distilled + (1 - strength) * data
 
-    def old(self, task: Task) -> Tensor:
-        """Which outputs are of earlier tasks and not of this one: bool (K,)."""
-        return task.outputs.units[: task.index].any(0) & ~task.own_units
-
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Stage 2, and exemplars are chosen."""
         held = memory["held_rows"][memory["held_rows"] >= 0]
@@ -128,7 +121,7 @@ class BiC(Strategy):
         share = (self.capacity - len(held)) // len(past + own)
         groups = past + [self.ordered(net, theta, task, number, group, share) for number, group in enumerate(own)]
         memory = memory | {"rows": self.filled(groups, share)}
-        if self.old(task).any():
+        if old_units(task).any():
             found = self.fitted(net, theta, memory, task, held)
             memory["correction"] = torch.where(task.own_units, found[:, None], memory["correction"])
         return theta, memory

@@ -65,9 +65,7 @@ class CWRStar(Answers):
         """Cross-entropy over the outputs of each sample's own task, or the active ones."""
         if self.outputs == "active":
             return super().loss(net, theta, memory, batch, out, task)
-        own = task.outputs.units[batch.task]
-        logits = out.logits.masked_fill(~own, torch.finfo(out.logits.dtype).min)
-        return cross_entropy(logits, batch.y, batch.weight)
+        return cross_entropy(task.outputs.own(out.logits, batch.task), batch.y, batch.weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The trunk stays where it was, where the task does not train it."""

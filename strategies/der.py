@@ -48,19 +48,16 @@ class DER(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows`` (capacity,), -1 where empty; their ``logits`` (capacity, K); ``seen``: samples that came by."""
-        return {
-            "rows": exemplars.empty(self.capacity, theta),
-            "logits": theta.new_zeros(self.capacity, stream.units),
-            "seen": torch.zeros_like(theta[0], dtype=torch.int64),
-        }
+        logits = theta.new_zeros(self.capacity, stream.units)
+        return exemplars.reservoir_start(self.capacity, theta) | {"logits": logits}
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and the stored samples behind it, which weigh nothing in the data term."""
         stored = torch.cat([self._draw(purpose, memory, batch) for purpose in self.draws])
         rows = memory["rows"][stored]
         weight = torch.cat([batch.weights(theta), torch.zeros_like(rows, dtype=theta.dtype)])
-        # as long as nothing is stored a row of the batch, which :meth:`_known` leaves out
-        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+        # as long as nothing is stored, :meth:`_known` leaves them out
+        return batch.join(batch.readable(rows), task, weight)
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """α E ‖z - h_θ(x)‖², over one draw."""

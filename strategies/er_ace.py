@@ -10,6 +10,7 @@ import torch
 from continual.learning import exemplars
 from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
 from continual.options import option
+from continual.streams.stream import only
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ class Online(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (capacity,), -1 where there is none yet; ``seen``: samples that came by."""
-        return {"rows": exemplars.empty(self.capacity, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+        return exemplars.reservoir_start(self.capacity, theta)
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and stored samples behind it, drawn with replacement."""
@@ -42,13 +43,11 @@ class Online(Strategy):
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
         known = batch.weights(theta)
         weight = torch.cat([known * known.count_nonzero() / known.sum(), (rows >= 0).to(theta.dtype)])
-        return batch.join(torch.where(rows >= 0, rows, batch.row[0]), task, weight)
+        return batch.join(batch.readable(rows), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""
-        own = step.batch.row[: step.batch.own]
-        rows, seen = exemplars.reservoir(memory["rows"], memory["seen"], own, step.batch.key)
-        return theta, {"rows": rows, "seen": seen}
+        return theta, exemplars.reservoir_step(memory, step.batch)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class ERACE(Online):
         present = task.own_units
         if self.current == "batch":
             present = torch.nn.functional.one_hot(batch.y[:own], logits.shape[1]).any(0)
-        among = logits[:own].masked_fill(~present, torch.finfo(logits.dtype).min)
+        among = only(logits[:own], present)
         incoming = cross_entropy(among, batch.y[:own], weight[:own])
         replayed = cross_entropy(logits[joined], batch.y[joined], weight[joined])
         if self.combine == "sum":

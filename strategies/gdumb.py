@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from continual.errors import BadChain
 from continual.learning import exemplars
 from continual.learning.strategy import Memory
 from continual.options import option
@@ -45,7 +44,7 @@ def greedily(stored: Tensor, rows: Tensor, samples: Samples, key: Key) -> Tensor
         kept[kind].append(row)
         total += 1
     found = torch.tensor([row for group in kept.values() for row in group], device=rows.device)
-    return torch.cat([found, exemplars.empty(len(stored) - total, stored)])
+    return exemplars.padded(found, len(stored))
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ class GDumb(Restarted):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for a sample of each class."""
         classes = sum(len(task.classes) for task in stream.tasks)
-        if self.capacity < classes:
-            raise BadChain(f"capacity={self.capacity} is too small for {classes} classes; give {classes} or more")
+        exemplars.check_room(self.capacity, classes, f"{classes} classes")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (k,), -1 where there is none yet; ``start``: the untrained θ."""

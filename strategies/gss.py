@@ -56,7 +56,7 @@ class GSS(Online):
         own, capacity = step.batch.row[: step.batch.own], self.capacity
         others = drawn(rows[None], self.compare, key)[0]
         known = others >= 0
-        found = cosines(net, theta, own, torch.where(known, others, own[0]), task)
+        found = cosines(net, theta, own, step.batch.readable(others), task)
         c = 1 + torch.where(known.any(), torch.where(known, found, -1.0).amax(1), self.first)
         sums = scores.cumsum(0)
         u, r = key.uniform("slot", 2, len(own)).to(theta.dtype)

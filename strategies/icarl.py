@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.errors import BadChain
 from continual.learning import exemplars
 from continual.learning.distill import sigmoid_targets, soft_targets
 from continual.learning.strategy import Batch, Memory, cross_entropy
@@ -46,6 +45,11 @@ def by_class(rows: Tensor, samples: Samples) -> list[Tensor]:
     task, y = samples.task[rows], samples.y[rows]
     kinds = sorted(set(zip(task.tolist(), y.tolist(), strict=True)))
     return [rows[(task == of) & (y == label)] for of, label in kinds]
+
+
+def old_units(task: Task) -> Tensor:
+    """Which outputs are of earlier tasks and not of this one: bool (K,)."""
+    return task.outputs.units[: task.index].any(0) & ~task.own_units
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,7 @@ class ICaRL(Means):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for an exemplar of each class."""
         classes = sum(len(task.classes) for task in stream.tasks)
-        if self.capacity < classes:
-            raise BadChain(f"capacity={self.capacity} is too small for {classes} classes; give {classes} or more")
+        exemplars.check_room(self.capacity, classes, f"{classes} classes")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``means``, ``counts``; ``rows``: exemplars (K,), each class's in their order; ``teacher``: the last θ."""
@@ -109,7 +112,7 @@ class ICaRL(Means):
         """Of new classes the label, of old ones the teacher's answers."""
         mask = task.outputs.mask(task.index, batch.task)
         active = torch.ones_like(out.logits, dtype=torch.bool) if mask is None else mask.expand(out.logits.shape)
-        old = task.outputs.units[: task.index].any(0) & ~task.own_units
+        old = old_units(task)
         answers = out.logits
         if task.index:
             with torch.no_grad():
@@ -135,7 +138,7 @@ class ICaRL(Means):
         orders = [herded(self.embedded(net, theta, task, group), share, self.renormalize) for group in own]
         groups = past + [group[order] for group, order in zip(own, orders, strict=True)]
         chosen = torch.cat([group[:share] for group in groups])
-        memory = memory | {"rows": torch.cat([chosen, exemplars.empty(self.capacity - len(chosen), chosen)])}
+        memory = memory | {"rows": exemplars.padded(chosen, self.capacity)}
         if self.mean_of == "class":
             chosen = task.train
         else:

@@ -75,7 +75,7 @@ class MIR(Online):
             return cross_entropy(logits, batch.y[own], weight)
 
         foreseen = theta - self.rate * gradient_of(net, incoming, theta)
-        rows = torch.where(rows >= 0, rows, batch.row[0])
+        rows = batch.readable(rows)
         images, y, of = task.samples.images(rows, theta.dtype), task.samples.y[rows], task.samples.task[rows]
 
         def losses(theta: Tensor) -> Tensor:

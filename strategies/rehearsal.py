@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.errors import BadChain
 from continual.learning import exemplars
 from continual.learning.strategy import Memory, Strategy
 from continual.options import option
@@ -41,8 +40,7 @@ class Rehearsal(Strategy):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for a sample of each task."""
         tasks = len(stream.tasks)
-        if self.capacity < tasks:
-            raise BadChain(f"capacity={self.capacity} is too small for {tasks} tasks; give {tasks} or more")
+        exemplars.check_room(self.capacity, tasks, f"{tasks} tasks")
 
     def share(self, stored: int, count: int) -> int:
         """How many samples of each task are stored when there are so many tasks in memory, of ``count`` in all."""

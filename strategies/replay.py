@@ -48,7 +48,7 @@ class Replay(Strategy):
         """``rows``: the stored rows (slots,), -1 where there is none yet; ``seen``: samples that came by."""
         kinds = sum(len(task.classes) for task in stream.tasks)
         slots = self.capacity * (kinds if self.per_class else 1)
-        return {"rows": exemplars.empty(slots, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+        return exemplars.reservoir_start(slots, theta)
 
     def has(self, hook: str) -> bool:
         """Only a reservoir has something to do after a step."""
@@ -63,11 +63,10 @@ class Replay(Strategy):
         rows = memory["rows"][batch.key.integers("replay", old, stored)]
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
-        rows = torch.where(rows >= 0, rows, batch.row[0])  # nothing stored: a sample of the batch, of weight zero
         known = batch.weights(theta)
         share = self._share(task, known.count_nonzero(), old) * (stored > 0).to(theta.dtype)
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
-        return batch.join(rows, task, weight)
+        return batch.join(batch.readable(rows), task, weight)  # nothing stored: samples of weight zero
 
     def _share(self, task: Task, new: Tensor, old: int) -> float | Tensor:
         """The part of the loss that the stored samples of a batch have."""
@@ -77,9 +76,7 @@ class Replay(Strategy):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""
-        own = step.batch.row[: step.batch.own]
-        rows, seen = exemplars.reservoir(memory["rows"], memory["seen"], own, step.batch.key)
-        return theta, {"rows": rows, "seen": seen}
+        return theta, exemplars.reservoir_step(memory, step.batch)
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The balanced memory takes up samples of the task."""

@@ -45,9 +45,7 @@ class SharedTrunk(Strategy):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Cross-entropy over the outputs of each sample's own task."""
-        own = task.outputs.units[batch.task]
-        logits = out.logits.masked_fill(~own, torch.finfo(out.logits.dtype).min)
-        return cross_entropy(logits, batch.y, batch.weight)
+        return cross_entropy(task.outputs.own(out.logits, batch.task), batch.y, batch.weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """θ moves as far as the rates say."""

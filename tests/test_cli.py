@@ -759,6 +759,11 @@ def test_runs_are_compared_over_their_seeds(tmp_path: Path) -> None:
     longer = cl.run("split-digits:limit=10", "finetune", **(small | {"epochs": 2}))
     said = succeeded(invoke("compare", folders[0], store.folder(tmp_path / "runs", longer.record))).stdout
     assert "also differ in training.epochs: 2, 1." in " ".join(said.split())
+    # each of three runs of two strategies has a name of its own, though no pair has the same strategy
+    folders = [store.folder(tmp_path / "runs", one.record) for one in (results[1], results[0], longer)]
+    lines = json.loads(succeeded(invoke("compare", *folders, "--format", "json")).stdout)
+    runs = [f"finetune ({folder.parent.name})" for folder in folders[1:]]
+    assert [(line["run"], line["minus"]) for line in lines] == [(run, "l2:strength=100") for run in runs]
 
 
 @pytest.mark.parametrize(("words", "message"), [

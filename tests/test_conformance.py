@@ -450,7 +450,21 @@ class Raises(L2):
 def test_an_error_in_a_strategy_is_told_and_does_not_stop_the_checks() -> None:
     found = problems_of(Raises())
     assert set(found) == set(CHECKS) - {YAML}
-    assert set(found.values()) == {"ZeroDivisionError: no task is ever over"}
+    place = f"(test_conformance.py, line {Raises.after_task.__code__.co_firstlineno + 1})"
+    assert found.pop(PURE) == f"after_task: ZeroDivisionError: no task is ever over {place}"
+    assert set(found.values()) == {f"ZeroDivisionError: no task is ever over {place}"}
+
+
+@dataclass(frozen=True)
+class GivesNothing(L2):
+    """Forgets to return."""
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        return None  # type: ignore[return-value]
+
+
+def test_a_hook_that_gives_nothing_is_named() -> None:
+    assert_matches(problems_of(GivesNothing())[PURE], "after_task: TypeError: ")
 
 
 @dataclass(frozen=True)

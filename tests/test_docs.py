@@ -208,10 +208,22 @@ class Desk:
             self.continual(["continual", "run", name])
 
     def toml(self, block: Block) -> None:
-        """Entry points are in groups that there are, and name a class of the page."""
+        """Entry points are in groups that there are, with names that are free, and name a class of the page."""
         for group, points in tomllib.loads(block.text)["project"]["entry-points"].items():
-            assert group.removeprefix("continual.") in plugins.KINDS
+            kind = group.removeprefix("continual.")
+            assert kind in plugins.KINDS and not set(points) & set(plugins.registered(kind))
             assert {target.partition(":")[2] for target in points.values()} <= set(self.classes)
+            self.installed(group, points)
+
+    def installed(self, group: str, points: dict[str, str]) -> None:
+        """As if a package with these entry points had been installed."""
+        info = self.folder / f"{group}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {group}\nVersion: 1\n")
+        lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        importlib.invalidate_caches()
+        plugins.registered.cache_clear()
 
     def output(self, block: Block) -> None:
         """It has the form of what the last command prints, which has other numbers."""
@@ -294,6 +306,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(reproduction, "run", understood)
     before = set(sys.modules)
     yield tmp_path
+    plugins.registered.cache_clear()
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

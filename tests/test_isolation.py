@@ -13,7 +13,7 @@ import torch
 
 import continual as cl
 from continual.config import make_strategy
-from continual.conformance import check, small_stream
+from continual.conformance import check, mapped_equals_looped, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import importance
 from continual.learning.models import MLP, LinearNet
@@ -80,6 +80,12 @@ def scores(alone: Learners, index: int) -> torch.Tensor:
     task = STREAM.tasks[index]
     x, tasks = STREAM.test_samples.images(task.test, torch.float64), STREAM.test_samples.task[task.test]
     return alone.strategy.predict(alone.network(alone.memory), alone.theta, alone.memory, x, tasks)
+
+
+@pytest.mark.parametrize("text", ["xdg+a-gem", "hat+a-gem", "xdg+gem", "xdg+mir", "hat+mir", "xdg+generative-replay"])
+def test_gradients_within_hooks_are_taken_behind_gates_side_by_side_too(text: str) -> None:
+    """The network with its gates is one more that is made in each step, and has to know of the seeds."""
+    mapped_equals_looped(make_strategy(text))
 
 
 @pytest.mark.parametrize("strategy", [*ALL, "xdg+si", "xdg+ewc"], ids=str)

@@ -180,6 +180,20 @@ def test_paths_that_are_refused(folder: Path, path: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mine.py:Mine", "as in mine:Mine"),
+        ("mine.py", "as in mine:Class"),
+        ("si:SI", "another name than 'si' for the file"),
+    ],
+)
+def test_a_file_is_named_by_its_module(name: str, told: str) -> None:
+    with pytest.raises(Mistake, match=told) as caught:
+        plugins.find("strategies", name)
+    assert f"'{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("from torch import no_such_name", "no_such_name"),

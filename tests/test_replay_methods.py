@@ -120,6 +120,12 @@ def test_as_long_as_nothing_is_stored_a_batch_is_learnt_alone(method: Any) -> No
     assert batch.weight is not None and batch.weight[5:].tolist() == [0] * (len(batch.row) - 5)
 
 
+def test_an_empty_slot_is_read_as_a_row_of_the_batch() -> None:
+    some = torch.tensor([7, 5])
+    batch = Batch(some, some, some, key(0), own=2)
+    assert batch.readable(torch.tensor([3, -1, 0, -1])).tolist() == [3, 7, 0, 7]
+
+
 @pytest.mark.parametrize("method", ONLINE)
 def test_stored_samples_join_as_many_as_are_asked_for(method: Any) -> None:
     memory, theta, task = filled(method(), 1), vector(0), STREAM.tasks[1]

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadChain
 from continual.streams.rng import Key
 from continual.streams.stream import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from continual.learning.strategy import Batch, Memory
 
 MOST = 10_000_000
 """So many samples a memory holds at most."""
@@ -21,6 +24,17 @@ def empty(capacity: int, like: Tensor) -> Tensor:
     return torch.full((capacity,), -1, dtype=torch.int64, device=like.device)
 
 
+def padded(rows: Tensor, capacity: int) -> Tensor:
+    """The rows (n,) and empty slots behind them, (capacity,) in all."""
+    return torch.cat([rows, empty(capacity - len(rows), rows)])
+
+
+def check_room(capacity: int, least: int, what: str) -> None:
+    """:class:`~continual.errors.BadChain` for a capacity below the ``least`` that ``what`` ("6 classes") takes."""
+    if capacity < least:
+        raise BadChain(f"capacity={capacity} is too small for {what}; give {least} or more")
+
+
 def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Tensor, Tensor]:
     """The memory and the count of samples seen, after a batch of rows came by (Vitter 1985, algorithm R).
 
@@ -29,6 +43,17 @@ def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Ten
     """
     slots = reservoir_slots(len(stored), seen, len(rows), key)
     return put(stored, slots, rows), seen + len(rows)
+
+
+def reservoir_start(capacity: int, theta: Tensor) -> Memory:
+    """What a reservoir keeps: ``rows``, the stored ones (capacity,), and ``seen``, how many samples came by, ()."""
+    return {"rows": empty(capacity, theta), "seen": torch.zeros_like(theta[0], dtype=torch.int64)}
+
+
+def reservoir_step(memory: Memory, batch: Batch) -> Memory:
+    """That memory after a step, whose own samples came by."""
+    rows, seen = reservoir(memory["rows"], memory["seen"], batch.row[: batch.own], batch.key)
+    return {"rows": rows, "seen": seen}
 
 
 def reservoir_slots(capacity: int, seen: Tensor, count: int, key: Key) -> Tensor:
@@ -72,4 +97,4 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
     if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
         kept = kept[key.permutation("classes", len(kept))][: len(stored)]
-    return torch.cat([kept, empty(len(stored) - len(kept), stored)])
+    return padded(kept, len(stored))

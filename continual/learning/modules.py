@@ -90,8 +90,7 @@ class ModuleNet(Net):
             # a copy: the optimiser changes θ before they are put back
             return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach().clone()
         out = self._called(theta, x, tasks, batch_statistics=True)
-        fresh = {id(one): one.fresh for one in self.norms}
-        parts = [part.flatten() for one in self.norms for part in fresh[id(one)] or ()]
+        parts = [part.flatten() for one in self.norms for part in one.fresh or ()]
         for one in self.norms:
             one.fresh = None
         return out, torch.cat(parts)

@@ -186,7 +186,11 @@ class Learners:
 
     def network(self, memory: Memory) -> Net:
         """The network that a learner's hooks are given."""
-        return self.strategy.network(self.net, memory) if self.strategy.has("network") else self.net
+        if not self.strategy.has("network"):
+            return self.net
+        net = self.strategy.network(self.net, memory)
+        net.mapped = self.mapped  # one that was made around the given one does not know
+        return net
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Where the forward pass is in the run's precision."""

@@ -66,6 +66,10 @@ class Batch(NamedTuple):
         """The samples' weights (B,), also where they are all alike: then 1 each, of the type of ``like``."""
         return torch.ones_like(self.row, dtype=like.dtype) if self.weight is None else self.weight
 
+    def readable(self, rows: Tensor) -> Tensor:
+        """The rows of some slots, with a row of this batch for each -1 (an empty slot), which must weigh nothing."""
+        return torch.where(rows >= 0, rows, self.row[0])
+
     def _grown(self, row: Tensor) -> tuple[tuple[str, int, int], ...]:
         """``places`` when these rows have joined."""
         return (*self.places, (self.key.path, len(self.row), len(self.row) + len(row)))

@@ -23,21 +23,15 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Line:
-    """``one`` minus ``other`` in a metric; ``corrected`` is p after Holm's correction over all lines."""
+    """``one`` minus ``other``, and the two in words; ``corrected`` is p after Holm's correction over all lines."""
 
     metric: Metric
     one: Result
     other: Result
+    names: tuple[str, str]
     values: tuple[Summary, Summary]
     difference: Difference
     corrected: float
-
-    @property
-    def names(self) -> list[str]:
-        """The two runs in words: their strategies, with their experiments where the strategies are the same."""
-        same = self.one.name == self.other.name
-        each = (self.one, self.other)
-        return [content.one_line(one.name) + (f" ({experiment(one.record)})" if same else "") for one in each]
 
 
 def differences(
@@ -53,20 +47,27 @@ def differences(
         raise BadOption(f"a comparison takes two runs at least, and {len(results)} are given")
     chosen = [(other, one) for other, one in itertools.combinations(results, 2) if every_pair or other is results[0]]
     made = [_difference(metric(name), one, other, results, pairs) for name in metrics for other, one in chosen]
-    corrected = holm([found.p for _, _, _, _, found in made])
+    corrected = holm([found.p for *_, found in made])
     return [Line(*parts, p) for parts, p in zip(made, corrected, strict=True)]
 
 
 def _difference(
     named: Metric, one: Result, other: Result, results: Sequence[Result], pairs: bool
-) -> tuple[Metric, Result, Result, tuple[Summary, Summary], Difference]:
+) -> tuple[Metric, Result, Result, tuple[str, str], tuple[Summary, Summary], Difference]:
     """One line but for the correction, which needs all of them."""
     ours, theirs = (
         named(each, content.joint([peer for peer in results if experiment(peer.record) == experiment(each.record)]))
         for each in (one, other)
     )
     found = difference(ours, theirs, one.seeds, other.seeds, pairs)
-    return named, one, other, (summarise(ours), summarise(theirs)), found
+    names = _named(one, results), _named(other, results)
+    return named, one, other, names, (summarise(ours), summarise(theirs)), found
+
+
+def _named(result: Result, results: Sequence[Result]) -> str:
+    """A run in words: its strategy, and its experiment where several have the same strategy."""
+    several = sum(each.name == result.name for each in results) > 1
+    return content.one_line(result.name) + (f" ({experiment(result.record)})" if several else "")
 
 
 # ---- as text

@@ -85,6 +85,11 @@ class Samples:
         return dataclasses.replace(self, image=image, y=y, task=task, transforms=shown)
 
 
+def only(scores: Tensor, active: Tensor) -> Tensor:
+    """The scores (B, K) of active outputs (bool, (K,) or (B, K)); those of others are the lowest number there is."""
+    return scores.masked_fill(~active, torch.finfo(scores.dtype).min)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Outputs:
     """The active outputs: which logits take part. ``units`` (T, K) bool says which units are a task's own."""
@@ -104,7 +109,11 @@ class Outputs:
     def apply(self, scores: Tensor, index: int, tasks: Tensor) -> Tensor:
         """The scores (B, K) with those of inactive outputs at the lowest number there is."""
         mask = self.mask(index, tasks)
-        return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores if mask is None else only(scores, mask)
+
+    def own(self, scores: Tensor, tasks: Tensor) -> Tensor:
+        """The scores (B, K) of the outputs of each sample's own task (B,), whichever are active; see :func:`only`."""
+        return only(scores, self.units[tasks])
 
     def to(self, device: torch.device | str) -> Outputs:
         """The outputs on a device."""
