@@ -382,9 +382,3 @@ def test_nothing_to_find_says_what_to_type(tmp_path):
         store.find(tmp_path)
     with pytest.raises(BadFolder, match=r"there is no folder .*missing.*'continual run'"):
         store.find(tmp_path / "missing")
-
-
-def test_a_result_says_in_a_line_what_it_is():
-    one = Result(record(), arrays())
-    mean = 100 * one.accuracy[:, -1].mean()
-    assert repr(one) == f"<Result ewc: 2 seeds, 3 tasks, average accuracy {mean:.2f} %>"

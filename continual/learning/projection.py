@@ -34,7 +34,7 @@ def stored_gradients(net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: 
     The outputs are those that are active in the step. A line without any row has the gradient zero.
     """
     known = rows >= 0
-    rows = torch.where(known, rows, batch.row[0])  # which may be read, and weighs nothing
+    rows = batch.readable(rows)
     x = task.samples.images(rows.flatten(), theta.dtype).unflatten(0, rows.shape)
 
     def loss(theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor) -> Tensor:

@@ -69,11 +69,6 @@ class Result:
         check_record(self.record)
         check_arrays(self.arrays, len(self.seeds))
 
-    def __repr__(self) -> str:
-        mean = 100 * summarise(self.average_accuracy).mean
-        return (f"<Result {self.name}: {len(self.seeds)} seeds, {self.accuracy.shape[-1]} tasks, "
-                f"average accuracy {mean:.2f} %>")  # fmt: skip
-
     @property
     def name(self) -> str:
         """The strategy as a table names it: the record's ``title``, or all parts with all their options."""
