@@ -23,20 +23,19 @@ if TYPE_CHECKING:
 
 def greedily(stored: Tensor, rows: Tensor, samples: Samples, key: Key) -> Tensor:
     """The memory (k,) after rows (n,) came by one by one in a random order: algorithm 1. For between tasks."""
-    came = rows[key.permutation("came", len(rows))].tolist()
-    lots = key.bits("dropped", 2 * len(came)).unflatten(0, (-1, 2)).tolist()
-    have = stored[stored >= 0].tolist()
-    asked = torch.tensor(have + came, device=rows.device)
-    kinds = list(zip(samples.task[asked].tolist(), samples.y[asked].tolist(), strict=True))
-    kept = defaultdict[tuple[int, int], list[int]](list)
-    for row, kind in zip(have, kinds, strict=False):
+    capacity, have = len(stored), stored[stored >= 0]
+    asked = torch.cat([have, rows[key.permutation("came", len(rows))]])
+    # NumPy makes lists of numbers ten times as fast as PyTorch
+    columns = (asked, exemplars.kinds(samples, asked), key.bits("dropped", 2 * len(rows)))
+    came, of, lots = (column.cpu().numpy().tolist() for column in columns)
+    kept, total = defaultdict[int, list[int]](list), len(have)
+    for row, kind in zip(came[:total], of, strict=False):
         kept[kind].append(row)
-    total = len(have)
     # a class that is known keeps at least one sample, as there is a slot for each
-    for row, kind, (which, place) in zip(came, kinds[len(have) :], lots, strict=True):
-        if kind in kept and len(kept[kind]) * len(kept) >= len(stored):
+    for row, kind, which, place in zip(came[total:], of[total:], lots[::2], lots[1::2], strict=True):
+        if kind in kept and len(kept[kind]) * len(kept) >= capacity:
             continue
-        if total == len(stored):
+        if total == capacity:
             most = max(len(group) for group in kept.values())
             largest = [group for group in kept.values() if len(group) == most]
             largest[which * len(largest) >> 32].pop(place * most >> 32)
@@ -44,7 +43,7 @@ def greedily(stored: Tensor, rows: Tensor, samples: Samples, key: Key) -> Tensor
         kept[kind].append(row)
         total += 1
     found = torch.tensor([row for group in kept.values() for row in group], device=rows.device)
-    return exemplars.padded(found, len(stored))
+    return exemplars.padded(found, capacity)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ def put(stored: Tensor, slots: Tensor, values: Tensor) -> Tensor:
     return padded.index_copy(0, slots, values)[:-1]
 
 
+def kinds(samples: Samples, rows: Tensor) -> Tensor:
+    """A number (n,) for the class and the task that each row (n,) is of; they ascend by task, then by class."""
+    return samples.task[rows] * (samples.y.max() + 1) + samples.y[rows]
+
+
 def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: int | None = None) -> Tensor:
     """The memory after a task: equally many rows of each class of each task so far, chosen at random.
 
@@ -90,9 +95,8 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     """
     shuffled = rows[key.permutation("exemplars", len(rows))]
     candidates = torch.cat([stored[stored >= 0], shuffled])
-    task, y = samples.task[candidates], samples.y[candidates]
-    kinds, kind = (task * (samples.y.max() + 1) + y).unique(return_inverse=True)
-    count = len(kinds)
+    known, kind = kinds(samples, candidates).unique(return_inverse=True)
+    count = len(known)
     each = max(1, len(stored) // count) if quota is None else quota
     kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
     if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
