@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from continual.learning.models import Net
     from continual.learning.strategy import Strategy
 
-FEW = 2**28
+FEW = 2**26
 """So many bytes of images need no word."""
 LIE = {
     "device": "in the memory of the device",
