@@ -157,7 +157,7 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         click.echo(f"\nDrawn in {picture}.")
     folder = store.folder(Path(places["out"]), results[0].record).parent
     again = [word for name in ("data", "out") if places[name] not in USUAL for word in (f"--{name}", places[name])]
-    other = _suggestion(plan)
+    other = _suggestion(plan) if results[0].accuracy.shape[2] > 1 else []  # of one task nothing is forgotten
     drawn = importlib.util.find_spec("jinja2") is not None
     suggested = [["show", str(folder), "--metrics", "all"], *([["run", *other, *again]] if other else []),
                  *([["report", str(folder)]] if drawn else []), ["list", "strategies"]]  # fmt: skip

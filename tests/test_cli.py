@@ -92,6 +92,11 @@ def test_what_is_proposed_next_can_be_typed(copy: Path, monkeypatch: pytest.Monk
     assert len(done) == 2 and len(done[1].strategies) == 2
 
 
+def test_of_one_task_no_other_strategy_is_proposed(tmp_path: Path) -> None:
+    said = succeeded(invoke("run", "split-digits:tasks=1", "finetune", *TINY, "--out", tmp_path)).stdout
+    assert "\n  continual show" in said and "\n  continual run" not in said
+
+
 def test_the_second_time_it_is_recognised_and_not_run_again(copy: Path, stored: Stored) -> None:
     before = stamps(copy)
     said = succeeded(invoke("run", *SMALL, "--quiet", "--out", copy))

@@ -79,7 +79,7 @@ def table(lines: Sequence[Line], format: str = "table") -> str:
         return json.dumps([_entry(line) for line in lines], indent=2, ensure_ascii=False, allow_nan=False)
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    head = ["run", "minus", "mean", "mean", "difference", "95 % interval", "p", "p (Holm)", "test"]
+    head = ["run", "minus", "mean", "mean of minus", "difference", "95 % interval", "p", "p (Holm)", "test"]
     rows = [_row(line) for line in lines]
     if len({line.metric.name for line in lines}) > 1:
         head, rows = ["metric", *head], [[line.metric.title, *row] for line, row in zip(lines, rows, strict=True)]
