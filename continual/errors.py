@@ -51,6 +51,11 @@ def choices(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def brief(given: object) -> str:
     """What was given as Python writes it, or the beginning and the end of that where it is long."""
     short = reprlib.Repr()

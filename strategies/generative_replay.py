@@ -13,6 +13,7 @@ from continual.learning import distill
 from continual.learning.models import LinearNet
 from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy, gradient_of
 from continual.options import option
+from continual.streams.stream import only
 from continual.streams.transforms import Normalise
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class GenerativeReplay(Strategy):
             tasks = batch.row.new_full((n,), task.index - 1)
             active = task.outputs.units[: task.index].any(0)
         logits = net.logits(memory["teacher"], x, tasks)
-        y = torch.where(active, logits, torch.finfo(logits.dtype).min).argmax(-1)
+        y = only(logits, active).argmax(-1)
         known = batch.weights(like)
         r = self._ratio(task)
         weight = torch.cat([r * known / known.sum(), known.new_full((n,), (1 - r) / n)])

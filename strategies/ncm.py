@@ -9,6 +9,7 @@ import torch
 
 from continual.learning.strategy import Memory, Step, Strategy
 from continual.options import option
+from continual.streams.stream import only
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +49,7 @@ class Answers(Strategy):
         # distances are differences of large numbers, which half precision does not keep
         with torch.autocast(x.device.type, enabled=False):
             scores = self.scores(memory, out.features.to(theta.dtype))
-        lowest = torch.finfo(scores.dtype).min
-        return torch.where(known.any(), scores.masked_fill(~known, lowest), out.logits.to(scores.dtype))
+        return torch.where(known.any(), only(scores, known), out.logits.to(scores.dtype))
 
 
 @dataclass(frozen=True)

@@ -460,12 +460,15 @@ def test_the_command_line_tracks(tmp_path: Path) -> None:
     assert again.exit_code == 0 and "not tracked, as it is not run" in again.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("tensorboard")
+@pytest.mark.parametrize(("tracker", "given"), [("tensorboard", "dir={}"), ("mlflow", "uri=sqlite:///{}/mlflow.db")])
+def test_a_folder_that_cannot_be_written_is_told_first(
+    tracker: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(tracker)
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))
     with pytest.raises(Mistake, match="cannot write into the folder"):
-        tracked(f"tensorboard:dir={tmp_path / 'file'}")
+        tracked(f"{tracker}:{given.format(tmp_path / 'file')}")
 
 
 # ---- Weights & Biases, offline
@@ -632,14 +635,6 @@ def test_a_run_that_goes_on_is_the_same_at_mlflow(server: str, tmp_path: Path, m
             history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda one: one.step)
             assert [one.step for one in history] == list(wanted[name]), "each once"
             np.testing.assert_allclose([one.value for one in history], list(wanted[name].values()), rtol=1e-6)
-
-
-def test_a_database_that_cannot_be_written_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("mlflow")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("it goes on"))
-    with pytest.raises(Mistake, match="cannot write into the folder"):
-        tracked(f"mlflow:uri=sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
 
 
 def test_a_server_that_is_down_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from continual.errors import counted
 from continual.results.comparison import Difference, difference
 from continual.results.metrics import METRICS, Array, Metric, Summary, metric, summarise
 from continual.results.store import Result, experiment
@@ -215,7 +216,7 @@ def heading(record: dict[str, Any]) -> str:
         return one_line(str(record["heading"]))
     protocol = record["protocol"]
     parts = [described(protocol["benchmark"]), described(protocol["model"]), _trained(protocol["training"])]
-    return one_line("; ".join([*filter(None, parts), count(len(protocol["seeds"]), "seed")]))
+    return one_line("; ".join([*filter(None, parts), counted(len(protocol["seeds"]), "seed")]))
 
 
 def _trained(training: Any) -> str:
@@ -290,11 +291,6 @@ def stopped(results: Iterable[Result]) -> list[str]:
             who = f"seed {those[0]}" if len(those) == 1 else f"seeds {', '.join(those[:-1])} and {those[-1]}"
             lines.append(f"{who} of {result.name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")
     return lines
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def tabulated(head: list[str], rows: list[list[str]], style: str, names: int = 1) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.errors import BadOption, unknown
+from continual.errors import BadOption, counted, unknown
 from continual.results import content, paper
 from continual.results.comparison import Difference, difference, holm
 from continual.results.content import signed
@@ -115,7 +115,7 @@ def _notes(lines: Sequence[Line]) -> list[str]:
     notes = [
         f"{'; '.join(content.source(one) for one in metrics)}.{percent}",
         "The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "
-        f"{content.count(len(lines), 'comparison')} above.",
+        f"{counted(len(lines), 'comparison')} above.",
     ]
     if any(line.difference.paired for line in lines):
         notes.append("Paired: Student's t-test over the differences of the seeds that both have.")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from continual.errors import counted
 from continual.results.metrics import METRICS, Measured, summarise
 
 SHOWN = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
@@ -25,9 +26,8 @@ class Named(Measured, Protocol):
 
 def html(result: Named) -> str:
     """The result as an HTML fragment; everything that comes from names is escaped."""
-    count = len(result.accuracy)
     return (
-        f"<div><p><strong>{escape(result.name)}</strong>, {count} seed{'s' * (count > 1)}, in %</p>"
+        f"<div><p><strong>{escape(result.name)}</strong>, {counted(len(result.accuracy), 'seed')}, in %</p>"
         f"{_numbers(result)}<p>Accuracy on each task (columns) after each task (lines), mean over seeds</p>"
         f"{_matrix(result)}</div>"
     )

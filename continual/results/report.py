@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from continual import files
-from continual.errors import BadFolder, BadOption, unknown
+from continual.errors import BadFolder, BadOption, counted, unknown
 from continual.results import content, figures, paper, tables
 from continual.results.content import INTERVALS, Content
 from continual.results.figures import Section
@@ -116,7 +116,7 @@ def _facts(groups: Sequence[Sequence[Result]]) -> str:
     results = [one for group in groups for one in group]
     began = sorted(str(one.record["time"]["began"])[:10] for one in results if one.record.get("time", {}).get("began"))
     when = f", run {began[0]}{f' to {began[-1]}' if began[-1] != began[0] else ''}" if began else ""
-    return f"{content.count(len(results), 'run')} in {content.count(len(groups), 'experiment')}{when}"
+    return f"{counted(len(results), 'run')} in {counted(len(groups), 'experiment')}{when}"
 
 
 # ---- one experiment

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual import files, leftovers
-from continual.errors import BadFolder
+from continual.errors import BadFolder, counted
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
 from continual.results.metrics import Array, Measured, metric, summarise
@@ -133,8 +133,7 @@ class Result:
         benchmark = _name(self.record["protocol"]["benchmark"])
         found = summarise(100 * self.average_accuracy)
         error = f" ± {found.sd:.2f}" if found.n > 1 else ""
-        seeds = f"{count} seed{'s' * (count > 1)}"
-        return (f"<Result of {self.name} on {benchmark}: {seeds}, {tasks} tasks, average accuracy "
+        return (f"<Result of {self.name} on {benchmark}: {counted(count, 'seed')}, {tasks} tasks, average accuracy "
                 f"{found.mean:.2f}{error} %>")  # fmt: skip
 
     def _repr_html_(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from continual.errors import BadOption, unknown
+from continual.errors import BadOption, counted, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, INTERVALS, Content, number, signed, tabulated
 from continual.results.metrics import METRICS
@@ -65,7 +65,7 @@ def matrix(result: Result) -> str:
     names = ["untrained", *head[1:]]
     rows = [[name, *(number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
     those = "" if there.all() else ", of those not stopped before"
-    notes = [f"test accuracy in %, mean over {content.count(len(accuracy), 'seed')}{those}", *content.stopped([result])]
+    notes = [f"test accuracy in %, mean over {counted(len(accuracy), 'seed')}{those}", *content.stopped([result])]
     return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", *notes])
 
 
@@ -87,7 +87,7 @@ def trace(result: Result) -> str:
         [str(step), str(task + 1), *(number(100 * value, 2) for mean in means for value in mean[line])]
         for line, (step, task) in enumerate(zip(result.trace_step, result.trace_task, strict=True))
     ]
-    note = f"accuracy in %, mean over {content.count(len(result.trace), 'seed')}"
+    note = f"accuracy in %, mean over {counted(len(result.trace), 'seed')}"
     return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", note, *content.stopped([result])])
 
 
@@ -110,7 +110,7 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
     notes = [
         f"{METRICS[metric].title} in %, mean ± standard deviation (n-1). Published: {source}.",
         "Verdict: Welch's two-sided t-test at 5 %; reproduced where the interval of the difference has 0 in it.",
-        f"Of {content.count(len(lines), 'cell')}: {count}.",
+        f"Of {counted(len(lines), 'cell')}: {count}.",
         *(f"{line.cell.row}, {line.cell.column}: {line.cell.note}" for line in lines if line.cell.note),
     ]
     if format == "markdown":
