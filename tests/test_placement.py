@@ -65,8 +65,9 @@ def test_free_memory_is_that_of_the_machine() -> None:
     assert abs(free / 1024 - int(lines["MemAvailable"].split()[0])) < 2**20  # within a GiB: others use it too
 
 
-def test_a_run_on_the_cpu_pins_nothing() -> None:
-    told = CliRunner().invoke(cli.main, ["run", "split-digits", "--pixels", "pinned", "--device", "cpu"])
+def test_a_run_on_the_cpu_pins_nothing(tmp_path: Path) -> None:
+    words = ["run", "split-digits", "--pixels", "pinned", "--device", "cpu", "--out", str(tmp_path)]
+    told = CliRunner().invoke(cli.main, words)
     assert told.exit_code == 2 and "pixels=pinned is memory that a GPU reads from" in told.output
     with pytest.raises(BadOption, match="pinned"):
         placement.choose([stream()], CPU, "pinned")
