@@ -21,6 +21,7 @@ from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, not_captured, schedule, steps_of
+from continual.products import fast_products
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
 
@@ -114,7 +115,7 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
     recipe = replace(recipe, compiled=False)
     multiplications = len(streams) * training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, multiplications), kept_memory():
+    with threads(fixed or training.threads, multiplications), prepared():
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -164,6 +165,13 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Within it, a processor does steps as fast as it can."""
+    with kept_memory(), fast_products():
+        yield
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def in_groups(
     multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
     with (
         execution.threads(training.threads, multiplications, ready.way.threads),
-        execution.kept_memory(),
+        execution.prepared(),
         tensor_float(training.precision == "tf32"),
         _blamed(record),
     ):

@@ -65,7 +65,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     import torch
 
     from continual.conformance import Work, Works
-    from continual.execution import kept_memory
+    from continual.execution import prepared
     from continual.learning.step import Program
     from continual.learning.train import Training, not_captured, schedule, steps_of
 
@@ -74,7 +74,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
     program = Program(learners, index, len(batches))
-    with kept_memory():
+    with prepared():
         for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []

@@ -16,7 +16,7 @@ from turns import Place, Work, seconds, wait
 
 from continual import config
 from continual.conformance import Asked
-from continual.execution import helps, kept_memory
+from continual.execution import helps, prepared
 from continual.learning import importance
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
@@ -88,7 +88,7 @@ def as_in_a_run(work: Work) -> Work:
     """The work, with what a run sets around its steps."""
 
     def done() -> float:
-        with kept_memory():
+        with prepared():
             return work()
 
     return done
