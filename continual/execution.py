@@ -21,7 +21,7 @@ from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, not_captured, schedule, steps_of
-from continual.products import fast_products
+from continual.products import LEAST, fast_products
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
 
@@ -115,7 +115,7 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
     recipe = replace(recipe, compiled=False)
     multiplications = len(streams) * training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, multiplications), prepared():
+    with threads(fixed or training.threads, multiplications), prepared(multiplications):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -168,9 +168,9 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
 
 
 @contextlib.contextmanager
-def prepared() -> Iterator[None]:
-    """Within it, a processor does steps as fast as it can."""
-    with kept_memory(), fast_products():
+def prepared(multiplications: int = LEAST) -> Iterator[None]:
+    """Within it, a processor does steps of so many multiplications as fast as it can."""
+    with kept_memory(), fast_products(multiplications):
         yield
 
 

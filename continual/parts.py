@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from continual import execution, resume, workers
+from continual import execution, products, resume, workers
 from continual.config import Plan
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
@@ -48,10 +48,10 @@ def in_groups(
     mapped = ready.way.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     parts, tasks = [], len(ready.streams[0].tasks)
-    multiplications = len(groups[0]) * training.batch * ready.net.work(ready.streams[0].shape)
+    multiplications = _multiplications(ready, groups[0])
     with (
         execution.threads(training.threads, multiplications, ready.way.threads),
-        execution.prepared(),
+        execution.prepared(multiplications),
         tensor_float(training.precision == "tf32"),
         _blamed(record),
     ):
@@ -66,6 +66,11 @@ def in_groups(
             parts.append(part)
             told.end()
     return parts
+
+
+def _multiplications(ready: Ready, group: list[int]) -> int:
+    """Those of a step's forward pass of all seeds of a group."""
+    return len(group) * ready.plan.training.batch * ready.net.work(ready.streams[0].shape)
 
 
 def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
@@ -108,6 +113,7 @@ def _trained(
     facts = {
         "program": f"eager: {eager}" if eager else "captured",
         "threads": torch.get_num_threads(),
+        "products": "oneDNN" if products.used(_multiplications(ready, group)) else "PyTorch",
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),
     }
     stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]

@@ -37,7 +37,7 @@ from avalanche.training.supervised import (  # noqa: E402
     Replay,
     SynapticIntelligence,
 )  # fmt: skip
-from hand import mlp  # noqa: E402
+from hand import mlp, multiplying  # noqa: E402
 from turns import Place, Work, seconds  # noqa: E402
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -120,8 +120,13 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     def mnist() -> Any:
         return load(place.root, place.limit)
 
-    def train(method: str, layers: tuple[int, ...] = (400, 400), fused: bool = False) -> Work:
-        return lambda: seconds(lambda: run(method, mnist(), 0, fused, layers=layers, device=place.device), place.device)
+    def train(
+        method: str, layers: tuple[int, ...] = (400, 400), fused: bool = False, products: bool = False
+    ) -> Work:  # fmt: skip
+        def work() -> float:
+            return seconds(lambda: run(method, mnist(), 0, fused, layers=layers, device=place.device), place.device)
+
+        return multiplying(work, products)
 
     def steps(model: str, batch: int, count: int, fused: bool = False) -> Work:
         import avalanche_vision

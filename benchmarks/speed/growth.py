@@ -74,7 +74,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
     program = Program(learners, index, len(batches))
-    with prepared():
+    with prepared(batch * learners.net.work(learners.streams[0].shape)):
         for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []

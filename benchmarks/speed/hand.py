@@ -252,12 +252,24 @@ METHODS: dict[str, Callable[..., Learner]] = {
 }  # fmt: skip
 
 
+def multiplying(work: Work, products: bool) -> Work:
+    """The work, with this framework's products of matrices if asked."""
+
+    def done() -> float:
+        from continual.products import fast_products
+
+        with fast_products():
+            return work()
+
+    return done if products else work
+
+
 def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     """``train``: Split MNIST."""
     data = load(place.root, place.limit, place.device)
 
-    def train(method: str, layers: tuple[int, ...] = (400, 400)) -> Work:
-        return lambda: seconds(lambda: METHODS[method](data, 0, layers).train(), place.device)
+    def train(method: str, layers: tuple[int, ...] = (400, 400), products: bool = False) -> Work:
+        return multiplying(lambda: seconds(lambda: METHODS[method](data, 0, layers).train(), place.device), products)
 
     return {"train": train}
 

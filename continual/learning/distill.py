@@ -25,7 +25,7 @@ def active_outputs(outputs: Outputs, index: int) -> Tensor | None:
     """The outputs (K,) that are active in task ``index``, for ``among`` below; None where each task has its own."""
     if outputs.active == "task":
         return None
-    return outputs.units[: index + 1].any(0) if outputs.active == "seen" else torch.ones_like(outputs.units[0])
+    return outputs.seen[index] if outputs.active == "seen" else torch.ones_like(outputs.units[0])
 
 
 def soft_targets(

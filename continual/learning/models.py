@@ -167,13 +167,13 @@ class LinearNet(Net):
         self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None
     ) -> list[tuple[str, Tensor, Tensor]]:
         """(name, input, output) of each layer."""
-        h, layers = x.flatten(1), []
+        out, layers = x.flatten(1), []
         for number, name in enumerate(self.names):
+            h = torch.nn.functional.relu(out) if number else out
+            if number and gates is not None:
+                h = h * gates[number - 1]
             out = self._linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
             layers.append((name, h, out))
-            h = torch.nn.functional.relu(out)
-            if gates is not None and number < len(gates):
-                h = h * gates[number]
         return layers
 
     def _linear(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

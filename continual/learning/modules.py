@@ -206,7 +206,8 @@ class CNNBody(nn.Sequential):
         layers: list[nn.Module] = []
         before, height, width = shape
         for number in channels:
-            layers += [nn.Conv2d(before, number, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            # ReLU of the largest is the largest of ReLU, of a quarter of the numbers
+            layers += [nn.Conv2d(before, number, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
             before, height, width = number, height // 2, width // 2
         super().__init__(*layers, nn.Flatten(), nn.Linear(before * height * width, units), nn.ReLU())
 

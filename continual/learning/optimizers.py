@@ -86,21 +86,21 @@ class Adam(Optimizer):
 
     def start(self, theta: list[Tensor]) -> State:
         """``mean``, ``square`` and ``count``, the steps done."""
-        return {"mean": _zeros(theta), "square": _zeros(theta), "count": _counts(theta)}
+        return {"mean": _zeros(theta), "square": _zeros(theta), "count": _counts(theta[:1])}
 
     def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
-        self._rule()(
-            theta, gradient, state["mean"], state["square"], [], state["count"], fused=True,
-            capturable=theta[0].is_cuda, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
-            weight_decay=self.weight_decay, eps=self.eps, maximize=False,
+        (count,) = state["count"]
+        count.add_(1)
+        # PyTorch's function around its kernel takes as long as the kernel, for a small θ
+        self._kernel(
+            theta, gradient, state["mean"], state["square"], [], [count] * len(theta), amsgrad=False, lr=lr,
+            beta1=self.beta1, beta2=self.beta2, weight_decay=self.weight_decay, eps=self.eps, maximize=False,
         )  # fmt: skip
 
-    @staticmethod
-    def _rule() -> Callable[..., None]:
-        from torch.optim.adam import adam
-
-        return adam
+    @property
+    def _kernel(self) -> Callable[..., None]:
+        return torch._fused_adam_
 
     def _arguments(self) -> dict[str, Any]:
         betas = (self.beta1, self.beta2)
@@ -117,11 +117,9 @@ class AdamW(Adam):
 
     weight_decay: float = option(0.01, "weight decay, taken from the weights", ge=0)
 
-    @staticmethod
-    def _rule() -> Callable[..., None]:
-        from torch.optim.adamw import adamw
-
-        return adamw
+    @property
+    def _kernel(self) -> Callable[..., None]:
+        return torch._fused_adamw_
 
     def of(self, parameters: Any) -> torch.optim.Optimizer:
         """See :meth:`Optimizer.of`."""

@@ -96,6 +96,11 @@ class Outputs:
 
     active: Active
     units: Tensor
+    seen: Tensor = dataclasses.field(init=False)
+    """The units of each task and of those before it (T, K)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seen", self.units.cumsum(0) > 0)
 
     def __repr__(self) -> str:
         return f"<Outputs: {self.active} of {self.units.shape[1]}>"
@@ -104,7 +109,7 @@ class Outputs:
         """While task ``index`` is the latest, for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
         if self.active == "all":
             return None
-        return self.units[tasks] if self.active == "task" else self.units[: index + 1].any(0)
+        return self.units[tasks] if self.active == "task" else self.seen[index]
 
     def apply(self, scores: Tensor, index: int, tasks: Tensor) -> Tensor:
         """The scores (B, K) with those of inactive outputs at the lowest number there is."""
@@ -152,7 +157,7 @@ class Task:
     @property
     def seen_units(self) -> Tensor:
         """Which output units belong to this task or an earlier one: bool (K,)."""
-        return self.outputs.units[: self.index + 1].any(0)
+        return self.outputs.seen[self.index]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,0 +1,147 @@
+"""Products of matrices by oneDNN: the same sums, whoever asks, and PyTorch's own when they are over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+import continual as cl
+from continual import products
+
+pytestmark = pytest.mark.skipif(not products.can(), reason="this PyTorch has no oneDNN, or is older than get_kernel")
+
+Made = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+WAYS: dict[str, Made] = {
+    "linear": torch.nn.functional.linear,
+    "linear of three dimensions": lambda x, w, b: torch.nn.functional.linear(x.unflatten(0, (2, -1)), w, b),
+    "product": lambda x, w, b: x @ w.mT,
+    "transposed": lambda x, w, b: (w @ x.mT).mT,
+    "every second column": lambda x, w, b: x[:, ::2] @ w[:, ::2].mT,
+    "a row of one number": lambda x, w, b: x[:1].expand(len(x), -1) @ w.mT,
+    "added, by parts": lambda x, w, b: torch.addmm(b, x, w.mT, beta=0.5, alpha=2.0),
+    "a matrix added": lambda x, w, b: torch.addmm(x[:, : len(b)], x, w.mT),
+    "many": lambda x, w, b: torch.stack([x, 2 * x]) @ torch.stack([w, w]).mT,
+    "mapped": lambda x, w, b: torch.vmap(lambda w, b: torch.nn.functional.linear(x, w, b))(
+        torch.stack([w, 2 * w]), torch.stack([b, b])
+    ),
+    "none": lambda x, w, b: x[:0] @ w.mT,
+    "none of many": lambda x, w, b: torch.stack([x])[:0] @ torch.stack([w])[:0].mT,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rows", [3, 130])
+def test_a_product_and_its_gradients_are_those_of_float64(way: str, rows: int) -> None:
+    """Small ones, which are left as they were, and large ones."""
+    torch.manual_seed(0)
+    given = [torch.randn(size, dtype=torch.float64) for size in ((2 * rows, 300), (200, 300), (200,))]
+
+    def all_of(dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [one.to(dtype).requires_grad_() for one in given]
+        out = WAYS[way](*leaves)
+        grads = torch.autograd.grad(out.square().mean() + out.sum(), leaves, create_graph=True, materialize_grads=True)
+        double = torch.autograd.grad(
+            sum(one.square().sum() for one in grads), leaves, allow_unused=True, materialize_grads=True
+        )
+        return [out, *grads, *double]
+
+    with products.by_onednn():
+        found = all_of(torch.float32)
+    for one, right in zip(found, all_of(torch.float64), strict=True):
+        assert one.shape == right.shape
+        if right.numel():
+            torch.testing.assert_close(one.double(), right, rtol=1e-4, atol=1e-5 * float(right.detach().abs().max()))
+
+
+def by_onednn(function: Callable[[], object]) -> bool:
+    """Whether oneDNN multiplied in a function."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        function()
+    return any(one.key == "mkldnn::_linear_pointwise" for one in seen.key_averages())
+
+
+def test_within_it_large_products_of_float32_are_onednns_and_no_others() -> None:
+    large, small, wide = torch.ones(200, 200), torch.ones(20, 20), torch.ones(200, 200, dtype=torch.float64)
+    with products.by_onednn():
+        assert by_onednn(lambda: large @ large)
+        assert not by_onednn(lambda: small @ small) and not by_onednn(lambda: wide @ wide)
+    assert not by_onednn(lambda: large @ large)
+    with pytest.raises(ZeroDivisionError), products.by_onednn():
+        _ = 1 / 0
+    assert not by_onednn(lambda: large @ large)
+
+
+def test_runs_in_two_threads_may_end_in_any_order() -> None:
+    large = torch.ones(200, 200)
+    one, two = products.by_onednn(), products.by_onednn()
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert by_onednn(lambda: large @ large)
+    two.__exit__(None, None, None)
+    assert not by_onednn(lambda: large @ large)
+
+
+WRONG: dict[str, Callable[[], object]] = {
+    "sizes": lambda: torch.ones(300, 200) @ torch.ones(100, 300),
+    "types": lambda: torch.ones(300, 200) @ torch.ones(200, 300, dtype=torch.float64),
+    "how many": lambda: torch.ones(2, 300, 200) @ torch.ones(3, 200, 300),
+    "sizes of many": lambda: torch.ones(2, 300, 200) @ torch.ones(2, 100, 300),
+    "what is added": lambda: torch.addmm(torch.ones(200), torch.ones(300, 200), torch.ones(200, 300)),
+    "its type": lambda: torch.addmm(torch.ones(300, dtype=torch.float64), torch.ones(300, 200), torch.ones(200, 300)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_product_of_matrices_is_refused_as_ever(what: str) -> None:
+    def said() -> str:
+        with pytest.raises(RuntimeError) as error:
+            WRONG[what]()
+        return str(error.value)
+
+    with products.by_onednn():
+        within = said()
+    assert within == said()
+
+
+@pytest.mark.parametrize("seeds_as", ["loop", "map"])
+def test_a_run_has_the_same_numbers_and_says_who_multiplied(seeds_as: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(fast: bool) -> cl.Result:
+        monkeypatch.setattr(products, "faster", lambda: fast)
+        asked = {"seeds": 2, "seeds_as": seeds_as, "epochs": 1, "batch": 128, "model": "mlp:layers=300-60"}
+        found = None
+
+        def work() -> None:
+            nonlocal found
+            found = cl.run("split-digits:limit=60", "ewc+replay:capacity=40", **asked)
+
+        assert by_onednn(work) == fast
+        assert found is not None
+        return found
+
+    own, other = run(False), run(True)
+    assert own.record["products"] == "PyTorch" and other.record["products"] == "oneDNN"
+    for name, values in own.arrays.items():
+        np.testing.assert_allclose(values, other.arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_it_is_left_alone_where_a_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "faster", lambda: True)
+    found = cl.run("split-digits:limit=20", "finetune", seeds=1, epochs=1, model="mlp:layers=10")
+    assert found.record["products"] == "PyTorch"
+
+
+@pytest.mark.parametrize(
+    ("processor", "instructions", "wanted"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_it_is_for_processors_whose_avx512_mkl_leaves_alone(
+    processor: str, instructions: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(products, "processor", lambda: f"vendor_id : {processor}")
+    assert products.faster.__wrapped__() is wanted
