@@ -108,8 +108,17 @@ def command(plan: Plan) -> list[str]:
         for name, (kind, _) in NAMED.items()
         if getattr(plan, name) != getattr(usual, name)
     ]
-    words = [word for name, value in [*named, *flags] for word in (f"--{name.replace('_', '-')}", value)]
+    switches = [name for name, known in options_of(type(plan.training)).items() if known.hint is bool]
+    words = [word for name, value in [*named, *flags] for word in _words(name, value, name in switches)]
     return [benchmark, *strategies, *words] if _typed(benchmark, strategies, [*named, *flags], plan) else []
+
+
+def _words(name: str, value: str, switch: bool) -> list[str]:
+    """An option as it is typed: a flag and its value, or a flag alone."""
+    word = name.replace("_", "-")
+    if not switch:
+        return [f"--{word}", value]
+    return [f"--{word}" if value == "True" else f"--no-{word}"]
 
 
 def _length(plan: Plan) -> dict[str, int]:

@@ -81,15 +81,17 @@ def test_a_run_prints_its_table_and_says_where_it_is_stored(stored: Stored) -> N
     assert not list(stored.out.rglob(".*"))
 
 
-def test_what_is_proposed_next_can_be_typed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [(), ("--deterministic", "--threads", "1")])
+def test_what_is_proposed_next_can_be_typed(copy: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     monkeypatch.setattr(runner, "run_plan", lambda plan, **rest: done.append(plan) or store.find(copy))
-    said = invoke("run", *SMALL, "--out", copy).stdout
+    said = invoke("run", *SMALL, *more, "--out", copy).stdout
     proposed = [line.strip().split() for line in said.splitlines() if line.startswith("  continual ")]
     assert [line[1] for line in proposed] == ["show", "run", "report", "list"]
     for line in proposed:
         succeeded(invoke(*line[1:]))
     assert len(done) == 2 and len(done[1].strategies) == 2
+    assert done[0].training == done[1].training and done[1].training.deterministic == bool(more)
 
 
 def test_of_one_task_no_other_strategy_is_proposed(tmp_path: Path) -> None:

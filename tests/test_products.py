@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 import continual as cl
 from continual import products
+from continual.progress import Progress
 
 pytestmark = pytest.mark.skipif(not products.can(), reason="this PyTorch has no oneDNN, or is older than get_kernel")
 
@@ -126,6 +129,36 @@ def test_a_run_has_the_same_numbers_and_says_who_multiplied(seeds_as: str, monke
     assert own.record["products"] == "PyTorch" and other.record["products"] == "oneDNN"
     for name, values in own.arrays.items():
         np.testing.assert_allclose(values, other.arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+class Broken(Progress):
+    """Ends a run before its n-th step, as Ctrl-C does, and keeps what is said."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.lines = left, list[str]()
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def step(self, task: int, step: int, steps: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not products.faster(), reason="PyTorch's own products are as fast on this processor")
+def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"seeds": 1, "epochs": 2, "batch": 128, "model": "mlp:layers=300-100",
+                                "checkpoint_steps": 1}  # fmt: skip
+    stream, strategy = "split-digits:limit=60", "ewc+replay:capacity=40"
+    with pytest.raises(KeyboardInterrupt):
+        cl.run(stream, strategy, out=tmp_path, progress=Broken(3), **settings)
+    told = Broken(10**6)
+    again = cl.run(stream, strategy, out=tmp_path, progress=told, **settings)
+    whole = cl.run(stream, strategy, **settings)
+    assert "goes on where it was interrupted" in told.lines[0] and again.record["products"] == "oneDNN"
+    for name, values in whole.arrays.items():
+        assert values.tobytes() == again.arrays[name].tobytes(), name
 
 
 def test_it_is_left_alone_where_a_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
