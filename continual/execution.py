@@ -113,9 +113,9 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
 def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
     """The seconds of a step of some seeds together, of the first task, as it will be done."""
     recipe = replace(recipe, compiled=False)
-    multiplications = len(streams) * training.batch * recipe.net.work(streams[0].shape)
+    of_one = training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, multiplications), prepared(multiplications):
+    with threads(fixed or training.threads, len(streams) * of_one), prepared(of_one):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -169,7 +169,7 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
 
 @contextlib.contextmanager
 def prepared(multiplications: int = LEAST) -> Iterator[None]:
-    """Within it, a processor does steps of so many multiplications as fast as it can."""
+    """Within it, a processor does steps as fast as it can; ``multiplications``: those of one seed's forward pass."""
     with kept_memory(), fast_products(multiplications):
         yield
 

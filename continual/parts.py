@@ -48,10 +48,10 @@ def in_groups(
     mapped = ready.way.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     parts, tasks = [], len(ready.streams[0].tasks)
-    multiplications = _multiplications(ready, groups[0])
+    of_one = _multiplications(ready)
     with (
-        execution.threads(training.threads, multiplications, ready.way.threads),
-        execution.prepared(multiplications),
+        execution.threads(training.threads, len(groups[0]) * of_one, ready.way.threads),
+        execution.prepared(of_one),
         tensor_float(training.precision == "tf32"),
         _blamed(record),
     ):
@@ -68,9 +68,9 @@ def in_groups(
     return parts
 
 
-def _multiplications(ready: Ready, group: list[int]) -> int:
-    """Those of a step's forward pass of all seeds of a group."""
-    return len(group) * ready.plan.training.batch * ready.net.work(ready.streams[0].shape)
+def _multiplications(ready: Ready) -> int:
+    """Those of a step's forward pass of one seed."""
+    return ready.plan.training.batch * ready.net.work(ready.streams[0].shape)
 
 
 def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
@@ -113,7 +113,7 @@ def _trained(
     facts = {
         "program": f"eager: {eager}" if eager else "captured",
         "threads": torch.get_num_threads(),
-        "products": "oneDNN" if products.used(_multiplications(ready, group)) else "PyTorch",
+        "products": "oneDNN" if products.used(_multiplications(ready)) else "PyTorch",
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),
     }
     stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]

@@ -40,7 +40,7 @@ def processor() -> str:
 def fast_products(multiplications: int = LEAST) -> contextlib.AbstractContextManager[None]:
     """Within it, products are oneDNN's where that is faster, whoever asks for them, backward passes too.
 
-    ``multiplications``: those of a step, which may be too few for any of its products to be large.
+    ``multiplications``: those of one seed's forward pass in a step, which may be too few for any product to be large.
     """
     return by_onednn() if used(multiplications) else contextlib.nullcontext()
 
