@@ -21,7 +21,7 @@ from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, not_captured, schedule, steps_of
-from continual.products import LEAST, fast_products
+from continual.products import STEP, fast_products
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
 
@@ -168,7 +168,7 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
 
 
 @contextlib.contextmanager
-def prepared(multiplications: int = LEAST) -> Iterator[None]:
+def prepared(multiplications: int = STEP) -> Iterator[None]:
     """Within it, a processor does steps as fast as it can; ``multiplications``: those of one seed's forward pass."""
     with kept_memory(), fast_products(multiplications):
         yield

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST = 2**21
 """Multiplications from which on a product is oneDNN's: a smaller one is over before oneDNN has begun."""
+STEP = 10_000_000
+"""Multiplications of a forward pass from which on it pays that Python is asked at every product, for some 5 µs."""
 
 
 @functools.cache
@@ -37,17 +39,17 @@ def processor() -> str:
     return Path("/proc/cpuinfo").read_text() if sys.platform.startswith("linux") else platform.processor()
 
 
-def fast_products(multiplications: int = LEAST) -> contextlib.AbstractContextManager[None]:
+def fast_products(multiplications: int = STEP) -> contextlib.AbstractContextManager[None]:
     """Within it, products are oneDNN's where that is faster, whoever asks for them, backward passes too.
 
-    ``multiplications``: those of one seed's forward pass in a step, which may be too few for any product to be large.
+    ``multiplications``: those of one seed's forward pass in a step.
     """
     return by_onednn() if used(multiplications) else contextlib.nullcontext()
 
 
 def used(multiplications: int) -> bool:
     """Whether steps of so many multiplications are done with oneDNN's products."""
-    return multiplications >= LEAST and faster()
+    return multiplications >= STEP and faster()
 
 
 @contextlib.contextmanager

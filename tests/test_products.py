@@ -112,6 +112,8 @@ def test_what_is_no_product_of_matrices_is_refused_as_ever(what: str) -> None:
 
 @pytest.mark.parametrize("seeds_as", ["loop", "map"])
 def test_a_run_has_the_same_numbers_and_says_who_multiplied(seeds_as: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "STEP", products.LEAST)
+
     def run(fast: bool) -> cl.Result:
         monkeypatch.setattr(products, "faster", lambda: fast)
         asked = {"seeds": 2, "seeds_as": seeds_as, "epochs": 1, "batch": 128, "model": "mlp:layers=300-60"}
@@ -147,7 +149,8 @@ class Broken(Progress):
 
 
 @pytest.mark.skipif(not products.faster(), reason="PyTorch's own products are as fast on this processor")
-def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "STEP", products.LEAST)
     settings: dict[str, Any] = {"seeds": 1, "epochs": 2, "batch": 128, "model": "mlp:layers=300-100",
                                 "checkpoint_steps": 1}  # fmt: skip
     stream, strategy = "split-digits:limit=60", "ewc+replay:capacity=40"
