@@ -21,7 +21,7 @@ from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, not_captured, schedule, steps_of
-from continual.products import STEP, fast_products
+from continual.products import fast_products, used
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
 
@@ -115,7 +115,8 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
     recipe = replace(recipe, compiled=False)
     of_one = training.batch * recipe.net.work(streams[0].shape)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with threads(fixed or training.threads, len(streams) * of_one), prepared(of_one):
+    fast = used(of_one, streams[0].samples.image.device, recipe.precision)
+    with threads(fixed or training.threads, len(streams) * of_one), prepared(fast):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -168,9 +169,9 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
 
 
 @contextlib.contextmanager
-def prepared(multiplications: int = STEP) -> Iterator[None]:
-    """Within it, a processor does steps as fast as it can; ``multiplications``: those of one seed's forward pass."""
-    with kept_memory(), fast_products(multiplications):
+def prepared(fast: bool = True) -> Iterator[None]:
+    """Within it, a processor does steps as fast as it can; ``fast``: also by fast products of matrices."""
+    with kept_memory(), fast_products() if fast else contextlib.nullcontext():
         yield
 
 

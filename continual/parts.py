@@ -51,7 +51,7 @@ def in_groups(
     of_one = _multiplications(ready)
     with (
         execution.threads(training.threads, len(groups[0]) * of_one, ready.way.threads),
-        execution.prepared(of_one),
+        execution.prepared(_fast(ready)),
         tensor_float(training.precision == "tf32"),
         _blamed(record),
     ):
@@ -71,6 +71,11 @@ def in_groups(
 def _multiplications(ready: Ready) -> int:
     """Those of a step's forward pass of one seed."""
     return ready.plan.training.batch * ready.net.work(ready.streams[0].shape)
+
+
+def _fast(ready: Ready) -> bool:
+    """Whether matrices are multiplied by oneDNN."""
+    return products.used(_multiplications(ready), ready.device, ready.plan.training.precision)
 
 
 def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
@@ -113,7 +118,7 @@ def _trained(
     facts = {
         "program": f"eager: {eager}" if eager else "captured",
         "threads": torch.get_num_threads(),
-        "products": "oneDNN" if products.used(_multiplications(ready)) else "PyTorch",
+        "products": "oneDNN" if _fast(ready) else "PyTorch",
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),
     }
     stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]

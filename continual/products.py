@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +26,11 @@ STEP = 10_000_000
 """Multiplications of a forward pass from which on it pays that Python is asked at every product, for some 5 µs."""
 
 
+def used(multiplications: int, device: torch.device, precision: str) -> bool:
+    """Whether steps are done with oneDNN's products, of so many multiplications in one seed's forward pass."""
+    return device.type == "cpu" and precision != "float64" and multiplications >= STEP and faster()
+
+
 @functools.cache
 def faster() -> bool:
     """Whether oneDNN's are, where they are large: PyTorch has MKL, and the processor is one of AMD's with AVX-512."""
@@ -36,25 +41,41 @@ def faster() -> bool:
 
 def processor() -> str:
     """What the system says of it, its maker among it."""
-    return Path("/proc/cpuinfo").read_text() if sys.platform.startswith("linux") else platform.processor()
+    told = Path("/proc/cpuinfo")  # of Linux
+    return told.read_text() if told.exists() else platform.processor()
 
 
-def fast_products(multiplications: int = STEP) -> contextlib.AbstractContextManager[None]:
-    """Within it, products are oneDNN's where that is faster, whoever asks for them, backward passes too.
-
-    ``multiplications``: those of one seed's forward pass in a step.
-    """
-    return by_onednn() if used(multiplications) else contextlib.nullcontext()
+def fast_products() -> contextlib.AbstractContextManager[None]:
+    """Within it, products are oneDNN's where that is faster, whoever asks for them, backward passes too."""
+    return by_onednn() if faster() else contextlib.nullcontext()
 
 
-def used(multiplications: int) -> bool:
-    """Whether steps of so many multiplications are done with oneDNN's products."""
-    return multiplications >= STEP and faster()
+_lock, _inside, _held = threading.Lock(), 0, contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def by_onednn() -> Iterator[None]:
-    """Within it, large products of float32 matrices on the CPU are oneDNN's."""
+    """Within it, large products of float32 matrices on the CPU are oneDNN's, until the last that is within has left.
+
+    PyTorch's kernels are replaced for the whole process, and PyTorch does not guard that: another thread must not
+    multiply in the very moment in which the first enters or the last leaves.
+    """
+    global _inside  # noqa: PLW0603  (so is what is replaced)
+    with _lock:
+        if not _inside:
+            _held.enter_context(_replaced())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _held.close()
+
+
+@contextlib.contextmanager
+def _replaced() -> Iterator[None]:
     made = _kernels()
     with torch.library._scoped_library("aten", "IMPL") as library:
         with warnings.catch_warnings():  # PyTorch 2.11 does
@@ -75,26 +96,39 @@ def can() -> bool:
 
 @functools.cache
 def _kernels() -> dict[str, Callable[..., Any]]:
-    """What takes the place of PyTorch's own kernels, which do what is small or of another type."""
+    """What takes the place of PyTorch's own kernels, which do what is small, of another type, or a mistake."""
     own = {name: torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed for name in ("mm", "addmm", "bmm")}
     onednn = torch.ops.mkldnn._linear_pointwise.default
 
-    def large(a: Tensor, b: Tensor) -> bool:
-        (*many, rows, inner), (*others, between, columns) = a.shape, b.shape
-        matched = many == others and inner == between and a.dtype is b.dtype is torch.float32
-        return matched and rows * inner * columns >= LEAST
-
     def mm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        return onednn(a, b.mT, None, "none", [], "") if large(a, b) else own["mm"](keys, a, b)
+        return onednn(a, b.mT, None, "none", [], "") if _suits(a, b, 2) else own["mm"](keys, a, b)
 
     def addmm(keys: Any, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-        if large(a, b) and beta == alpha == 1 and bias.shape == b.shape[1:] and bias.dtype is a.dtype:
+        if _suits(a, b, 2) and beta == alpha == 1 and _adds(bias, b):
             return onednn(a, b.mT, bias, "none", [], "")
         return own["addmm"](keys, bias, a, b, beta=beta, alpha=alpha)
 
     def bmm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        if large(a, b) and len(a):
+        if _suits(a, b, 3) and len(a):
             return torch.stack([onednn(x, y.mT, None, "none", [], "") for x, y in zip(a, b, strict=True)])
         return own["bmm"](keys, a, b)
 
     return {"mm": mm, "addmm": addmm, "bmm": bmm}
+
+
+def _suits(a: Tensor, b: Tensor, dimensions: int) -> bool:
+    """Whether oneDNN is to multiply: matrices of float32 that match and are large, the second without gaps.
+
+    Where there are gaps in the second, or its rows overlap, oneDNN takes a thousand times as long or refuses.
+    """
+    if not (a.ndim == b.ndim == dimensions and a.dtype is b.dtype is torch.float32):
+        return False
+    (*many, rows, inner), (*others, between, columns), (*_, down, along) = a.shape, b.shape, b.stride()
+    if many != others or inner != between or rows * inner * columns < LEAST:
+        return False
+    return (along == 1 and down == columns) or (down == 1 and along == between)
+
+
+def _adds(bias: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN can add it to each row of a product with b: it reads numbers that lie side by side."""
+    return bias.shape == b.shape[1:] and bias.dtype is b.dtype and bias.is_contiguous()

@@ -30,6 +30,15 @@ WAYS: dict[str, Made] = {
     "mapped": lambda x, w, b: torch.vmap(lambda w, b: torch.nn.functional.linear(x, w, b))(
         torch.stack([w, 2 * w]), torch.stack([b, b])
     ),
+    "a bias with gaps": lambda x, w, b: torch.nn.functional.linear(x, w, torch.stack([b, b], 1)[:, 0]),
+    "a bias of one number": lambda x, w, b: torch.nn.functional.linear(x, w, b[:1].expand(len(b))),
+    "rows with gaps": lambda x, w, b: x @ torch.cat([w, w], 1)[:, : w.shape[1]].mT,
+    "columns with gaps": lambda x, w, b: x @ torch.stack([w.mT, w.mT], 2)[..., 0],
+    "rows that overlap": lambda x, w, b: x @ x.flatten()[: len(b) + x.shape[1] - 1].unfold(0, x.shape[1], 1).mT,
+    "one row for all": lambda x, w, b: x @ b.expand(x.shape[1], -1),
+    "many with gaps": lambda x, w, b: (
+        torch.stack([x, 2 * x]) @ torch.stack([torch.cat([w, w], 1)] * 2)[..., : w.shape[1]].mT
+    ),
     "none": lambda x, w, b: x[:0] @ w.mT,
     "none of many": lambda x, w, b: torch.stack([x])[:0] @ torch.stack([w])[:0].mT,
 }
@@ -88,9 +97,22 @@ def test_runs_in_two_threads_may_end_in_any_order() -> None:
     assert not by_onednn(lambda: large @ large)
 
 
+def test_none_is_onednns_that_it_is_slow_at() -> None:
+    """It takes a thousand times as long where the second factor has gaps, as the keys of an attention's heads do."""
+    whole = torch.ones(400, 400)
+    gaps = [whole[:, :300][:300], whole[::2, :], whole[:1].expand(300, 400), whole.unfold(1, 200, 1)[0]]
+    with products.by_onednn():
+        for one in gaps:
+            assert by_onednn(lambda one=one: one @ torch.ones(one.shape[1], 300))
+            assert not by_onednn(lambda one=one: torch.ones(300, len(one)) @ one)
+
+
 WRONG: dict[str, Callable[[], object]] = {
     "sizes": lambda: torch.ones(300, 200) @ torch.ones(100, 300),
     "types": lambda: torch.ones(300, 200) @ torch.ones(200, 300, dtype=torch.float64),
+    "three dimensions": lambda: torch.mm(torch.ones(1, 300, 200), torch.ones(1, 200, 300)),
+    "one dimension": lambda: torch.mm(torch.ones(300), torch.ones(300)),
+    "two dimensions": lambda: torch.bmm(torch.ones(300, 200), torch.ones(200, 300)),
     "how many": lambda: torch.ones(2, 300, 200) @ torch.ones(3, 200, 300),
     "sizes of many": lambda: torch.ones(2, 300, 200) @ torch.ones(2, 100, 300),
     "what is added": lambda: torch.addmm(torch.ones(200), torch.ones(300, 200), torch.ones(200, 300)),
@@ -164,10 +186,15 @@ def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path, monkeypatch: pytes
         assert values.tobytes() == again.arrays[name].tobytes(), name
 
 
-def test_it_is_left_alone_where_a_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [{"model": "mlp:layers=10"}, {"model": "mlp:layers=900", "precision": "float64"}])
+def test_it_is_left_alone_where_a_step_is_small_or_in_float64(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "faster", lambda: True)
-    found = cl.run("split-digits:limit=20", "finetune", seeds=1, epochs=1, model="mlp:layers=10")
+    found = cl.run("split-digits:limit=200", "finetune", seeds=1, epochs=1, batch=256, **asked)
     assert found.record["products"] == "PyTorch"
+    assert not products.used(10**9, torch.device("cuda"), "float32")
+    assert products.used(256 * 64 * 900, torch.device("cpu"), "float32")
 
 
 @pytest.mark.parametrize(
