@@ -113,9 +113,9 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
 def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
     """The seconds of a step of some seeds together, of the first task, as it will be done."""
     recipe = replace(recipe, compiled=False)
-    of_one = training.batch * recipe.net.work(streams[0].shape)
-    last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    fast = used(of_one, streams[0].samples.image.device, recipe.precision)
+    of_one, device = training.batch * recipe.net.work(streams[0].shape), streams[0].samples.image.device
+    last = len(streams) == 1 and helps(recipe.net, device, recipe.precision)
+    fast = used(of_one, device, recipe.precision)
     with threads(fixed or training.threads, len(streams) * of_one), prepared(fast):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]

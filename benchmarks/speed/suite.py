@@ -120,7 +120,7 @@ def versus(
     method: str, sizes: tuple[int, ...], bound: float, quick: bool, held: float | None = None, ours: str = "",
     name: str = "",
 ) -> Row:  # fmt: skip
-    """A method: ours, by hand where it is held against that, and avalanche-lib with both of its Adams."""
+    """A method: ours, by hand where it is held against that, and avalanche-lib; fine-tuning's in each of its forms."""
     found = {"ours": Contender(Piece.of("ours", "train", method=ours or method, model=layers(sizes)))}
     if held is not None:
         by_hand = Piece.of("hand", "train", method=method, layers=sizes)
