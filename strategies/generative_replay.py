@@ -14,7 +14,6 @@ from continual.learning.models import LinearNet
 from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy, gradient_of
 from continual.options import option
 from continual.streams.stream import only
-from continual.streams.transforms import Normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +58,7 @@ class GenerativeReplay(Strategy):
     def suits(self, stream: Stream, net: Net) -> None:
         """Images are what the generator gives: pixels between 0 and 1, all scaled alike."""
         samples = stream.samples
-        if any(isinstance(one, Normalise) for one in samples.transforms):
+        if samples.channel is not None:
             raise BadChain("generative replay makes images whose pixels are all scaled alike; use normalize=unit or "
                            "standard, which do not differ by channel")  # fmt: skip
         if samples.pixels.is_floating_point() and not 0 <= samples.pixels.min() <= samples.pixels.max() <= samples.top:

@@ -59,7 +59,7 @@ def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[
         place[samples.image[rows] if alike else rows] = torch.arange(len(rows), device=rows.device)
         return dataclasses.replace(
             samples, pixels=features, image=place[samples.image] if alike else place, scale=1.0, shift=0.0, top=1.0,
-            transforms=(), mapped=False, channels_last=False,
+            channel=None, transforms=(), mapped=False, channels_last=False,
         )  # fmt: skip
 
     def one(stream: Stream) -> Stream:

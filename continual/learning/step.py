@@ -50,6 +50,8 @@ class Program:
         self.learners, self.index = learners, index
         self.numbers = torch.arange(steps, device=learners.device)
         self.tables = learners.tables("samples")
+        augmentation, (_, height, width) = learners.recipe.augmentation, (1, 1, *learners.streams[0].shape)[-3:]
+        self.grid = augmentation.grid(height, width, learners.device)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
         self.noted: set[str] = set()
@@ -106,7 +108,7 @@ class Program:
         key = replace(task.key, seed=context.seed, step=self.at, path="step/", pool=context.pool, wanted=self.wanted)
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
-            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), self.index))
+            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), self.index, self.grid))
         return replace(task, samples=samples, key=key)
 
     def _forward(

@@ -21,15 +21,19 @@ GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Shown:
-    """How a step of task ``index`` shows images: by an augmentation, at random from the step's key."""
+    """How a step of task ``index`` shows images: by an augmentation, at random from the step's key.
+
+    ``grid`` is that of :meth:`Augmentation.grid`, which is the same in every step.
+    """
 
     augmentation: Augmentation
     key: Key
     index: int
+    grid: Tensor | None = None
 
     def moved(self, pixels: Tensor, tasks: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as they are stored, of samples of ``tasks`` (B,), in other places."""
-        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.index), self.key)
+        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.index), self.key, self.grid)
 
     def coloured(self, x: Tensor, tasks: Tensor, most: float) -> Tensor:
         """Images in [0, most] in other colours."""
@@ -58,19 +62,23 @@ class Augmentation(Configured):
             raise BadOption(f"augment: it is for images (C, H, W), and the samples of {name} are "
                             f"{tuple(pixels.shape[1:])}; leave it out")  # fmt: skip
 
-    def free(self, tasks: Tensor, index: int) -> Tensor:
-        """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,)."""
-        return torch.ones_like(tasks, dtype=torch.bool)
+    def free(self, tasks: Tensor, index: int) -> Tensor | None:
+        """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,); None: all."""
+        return None
 
-    def moved(self, pixels: Tensor, free: Tensor, key: Key) -> Tensor:
+    def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """What :meth:`moved` would else make anew at every step, for images of that size; None if that is nothing."""
+        return None
+
+    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, grid: Tensor | None = None) -> Tensor:
         """Pixels in other places."""
         return pixels
 
-    def coloured(self, x: Tensor, free: Tensor, key: Key, most: float) -> Tensor:
+    def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
         """Images in other colours."""
         return x
 
-    def covered(self, x: Tensor, free: Tensor, key: Key) -> Tensor:
+    def covered(self, x: Tensor, free: Tensor | None, key: Key) -> Tensor:
         """Images with a part covered."""
         return x
 
@@ -116,38 +124,46 @@ class Images(Augmentation):
                                 f"of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
                                 "with normalize=standard")  # fmt: skip
 
-    def free(self, tasks: Tensor, index: int) -> Tensor:
+    def free(self, tasks: Tensor, index: int) -> Tensor | None:
         """See :class:`Augmentation`."""
-        return torch.ones_like(tasks, dtype=torch.bool) if self.replayed else tasks == index
+        return None if self.replayed else tasks == index
 
-    def moved(self, pixels: Tensor, free: Tensor, key: Key) -> Tensor:
-        """See :class:`Augmentation`: crop and flip, as one gather."""
+    def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """See :class:`Augmentation`: (2, H·W), where in an image with its border the crop in the first corner lies.
+
+        In the first line as it is, in the second mirrored.
+        """
         if not (self.crop or self.flip):
+            return None
+        across = torch.arange(width, device=device)
+        down = torch.arange(height, device=device)[:, None] * (width + 2 * self.crop)
+        return torch.stack([(down + across).flatten(), (down + across.flip(0)).flatten()])
+
+    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, grid: Tensor | None = None) -> Tensor:
+        """See :class:`Augmentation`: crop and flip, as one gather."""
+        n, channels, height, width = pixels.shape
+        grid = self.grid(height, width, pixels.device) if grid is None else grid
+        if grid is None:
             return pixels
-        n, _, height, width = pixels.shape
-        down = across = torch.zeros_like(free, dtype=torch.int64)
+        place = grid[:1]
+        if self.flip:
+            place = grid.index_select(0, _of(free, key.integers("flip", n, 2), 0))
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
-            down, across = torch.where(free, drawn, self.crop)  # in the middle they are as they were
-        columns = torch.arange(width, device=pixels.device)
-        x = columns + across[:, None]
-        if self.flip:
-            mirrored = free & (key.integers("flip", n, 2) == 1)
-            x = torch.where(mirrored[:, None], x.flip(1), x)
-        y = torch.arange(height, device=pixels.device) + down[:, None]
-        place = (y * (width + 2 * self.crop))[:, :, None] + x[:, None]
-        padded = torch.nn.functional.pad(pixels, (self.crop,) * 4)
-        taken = padded.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
-        return taken.reshape(pixels.shape)
+            down, across = _of(free, drawn, self.crop)  # in the middle they are as they were
+            place = place + torch.add(across, down, alpha=width + 2 * self.crop)[:, None]
+            pixels = torch.nn.functional.pad(pixels, (self.crop,) * 4)
+        taken = pixels.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
+        return taken.reshape(n, channels, height, width)
 
-    def coloured(self, x: Tensor, free: Tensor, key: Key, most: float) -> Tensor:
+    def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
         """See :class:`Augmentation`: brightness, contrast and saturation, in this order."""
         for name in ("brightness", "contrast", "saturation"):
             amount = getattr(self, name)
             if not amount:
                 continue
             factor = 1 + amount * (2 * key.uniform(name, len(x)).to(x.dtype) - 1)
-            factor = torch.where(free, factor, 1.0)[:, None, None, None]
+            factor = _of(free, factor, 1.0)[:, None, None, None]
             if name == "brightness":
                 x = (x * factor).clamp(0, most)
                 continue
@@ -155,7 +171,7 @@ class Images(Augmentation):
             x = torch.lerp(grey.mean((2, 3), keepdim=True) if name == "contrast" else grey, x, factor).clamp(0, most)
         return x
 
-    def covered(self, x: Tensor, free: Tensor, key: Key) -> Tensor:
+    def covered(self, x: Tensor, free: Tensor | None, key: Key) -> Tensor:
         """See :class:`Augmentation`: cutout, whose square may reach over the edge."""
         if not self.cutout:
             return x
@@ -166,7 +182,8 @@ class Images(Augmentation):
             first = (part * side).floor() - self.cutout // 2
             place = torch.arange(side, device=x.device) - first[:, None]
             hidden.append((place >= 0) & (place < self.cutout))
-        square = hidden[0][:, :, None] & hidden[1][:, None] & free[:, None, None]
+        square = hidden[0][:, :, None] & hidden[1][:, None]
+        square = square if free is None else square & free[:, None, None]
         return x.masked_fill(square[:, None], 0.0)
 
     def views(self, x: Tensor) -> list[Tensor]:
@@ -180,3 +197,8 @@ class Images(Augmentation):
             return x.mean(1, keepdim=True)
         red, green, blue = (weight * channel for weight, channel in zip(GREY, x.unbind(1), strict=True))
         return (red + green + blue)[:, None]
+
+
+def _of(free: Tensor | None, drawn: Tensor, otherwise: float) -> Tensor:
+    """What was drawn for those that are free, (..., B); for the others what leaves them as they are."""
+    return drawn if free is None else torch.where(free, drawn, otherwise)

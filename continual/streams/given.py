@@ -12,7 +12,6 @@ import torch
 from continual.errors import BadOption, BadStream
 from continual.streams.data import Data, content
 from continual.streams.stream import Samples, StreamOptions, set_aside, units_of
-from continual.streams.transforms import Normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,19 +65,15 @@ class Given(StreamOptions):
             for t, labels in enumerate(groups):
                 units[t, [position[label] for label in labels]] = True
             positions = [position] * len(groups)
-        shown = self._shown(data, len(groups))
+        channel = None
+        if self.levels is not None:
+            channel = (self.levels * torch.tensor([[data.top], [1.0]]))[:, :, None, None].float()
+        shown = (1.0 / data.top, 0.0, data.top, channel)
         train = _table(data.x, data.y, self.task, positions, groups, shown)
         test = _table(data.x_test, data.y_test, self.task_test, positions, groups, shown)
         names = [tuple(data.classes[label] for label in labels) for labels in groups]
         return self.divided(data, train, test, units, names, set_aside(data.y, self.validation, self.validation_seed),
                             seed)  # fmt: skip
-
-    def _shown(self, data: Data, tasks: int) -> tuple[Any, ...]:
-        scale = 1.0 / data.top
-        if self.levels is None:
-            return scale, 0.0, data.top, ()
-        table = self.levels[:, :, None, None] * torch.tensor([data.top, 1.0])[:, None, None, None]
-        return scale, 0.0, data.top, (Normalise(table.float().expand(tasks, *table.shape)),)
 
 
 def _groups(y: Tensor, task: Tensor) -> list[list[int]]:

@@ -79,7 +79,9 @@ def place(streams: Sequence[Stream], device: torch.device | str, where: Where = 
         if id(old.pixels) not in moved:
             moved[id(old.pixels)] = _placed(old.pixels, device, where)
         tables = tuple(table.to(device) for table in old.tables)
-        return dataclasses.replace(old, pixels=moved[id(old.pixels)], mapped=where == "mapped").with_tables(tables)
+        channel = None if old.channel is None else old.channel.to(device)
+        pixels, mapped = moved[id(old.pixels)], where == "mapped"
+        return dataclasses.replace(old, pixels=pixels, channel=channel, mapped=mapped).with_tables(tables)
 
     def one(stream: Stream) -> Stream:
         train, outputs = samples(stream.samples), stream.tasks[0].outputs.to(device)

@@ -37,15 +37,6 @@ class Permute(Transform):
         return x.flatten(1).gather(1, self.table[tasks]).reshape(x.shape)
 
 
-class Normalise(Transform):
-    """Each channel times a factor plus a term; ``table`` (T, 2, C, 1, 1) holds both for each task."""
-
-    def __call__(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """See :class:`Transform`."""
-        factor, term = self.table.to(x.dtype).unbind(1)
-        return (x * factor[tasks]).add_(term[tasks])  # on a CPU several times faster than addcmul
-
-
 class Rotate(Transform):
     """Images turned about their centre; ``table`` (T, H, W, 2) holds the sampling grids (bilinear, black outside)."""
 
