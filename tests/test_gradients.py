@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from typing import Any
@@ -14,12 +15,13 @@ from scipy.optimize import minimize, nnls
 from continual.config import make_strategy
 from continual.conformance import check, small_stream
 from continual.errors import BadChain, BadOption
-from continual.learning.models import MLP, Net
+from continual.learning.models import MLP, Gated, Net
 from continual.learning.optimizers import SGD, Adam, Constant, Optimizer
-from continual.learning.projection import ITERATIONS, drawn, nonnegative, unopposed
+from continual.learning.projection import BLOCK, FEW, ITERATIONS, drawn, nonnegative, stored_gradients, unopposed
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
+from continual.learning.vision import CNN
 from continual.strategies.a_gem import AGEM
 from continual.strategies.gem import GEM
 from continual.strategies.owm import OWM
@@ -30,6 +32,14 @@ from continual.streams.stream import Stream, Task
 STREAM = small_stream(0)  # six classes of 12 images, two in each of three tasks, class scenario
 NET = MLP(layers=(6,)).build(STREAM.shape, STREAM.units)
 PER_TASK = 24
+
+
+class Halves(Gated):
+    """Even tasks have the first half of the hidden units, odd ones the second."""
+
+    def gates(self, p: dict[str, torch.Tensor], tasks: torch.Tensor) -> list[torch.Tensor]:
+        first = torch.arange(6) < 3
+        return [torch.where((tasks % 2 == 0)[:, None], first, ~first).double()]
 
 
 def vector(seed: int, size: int = NET.size) -> torch.Tensor:
@@ -101,11 +111,12 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 10, 20])
-def test_the_programme_is_solved(tasks: int, kind: str) -> None:
+@pytest.mark.parametrize("few", [FEW, 0])
+def test_the_programme_is_solved(few: int, tasks: int, kind: str) -> None:
     """No constraint is broken and Karush, Kuhn and Tucker's conditions hold, which make it the one solution."""
     for seed in range(10):
         G, g = problem(kind, tasks, seed)
-        u = nonnegative(G @ G.T, G @ g)
+        u = nonnegative(G @ G.T, G @ g, few)
         projected = G.T @ u + g
         assert bool(u.isfinite().all()) and float(u.min()) >= 0
         products = G @ projected
@@ -124,7 +135,7 @@ def test_so_many_iterations_are_needed_and_no_more() -> None:
         G, g = problem(kind, tasks, seed)
         exact = G.T @ torch.from_numpy(nnls(G.T.numpy(), -g.numpy(), maxiter=1000)[0]) + g
         for count in worst:
-            off = float((G.T @ nonnegative(G @ G.T, G @ g, count) + g - exact).norm() / g.norm())
+            off = float((G.T @ nonnegative(G @ G.T, G @ g, 0, count) + g - exact).norm() / g.norm())
             worst[count] = max(worst[count], off)
     assert worst[15] > 1e-5 and worst[ITERATIONS] < 1e-6 and worst[ITERATIONS] < 2 * worst[60] + 1e-12
 
@@ -278,6 +289,46 @@ def test_hsus_gem_has_the_memory_of_rehearsal() -> None:
     theirs = GEM(capacity=13, rehearse=True, divide="seen", fill="random")
     for tasks in (1, 2, 3):
         assert torch.equal(learnt(theirs, tasks)["rows"], learnt(Rehearsal(capacity=13), tasks)["rows"])
+
+
+# ---- gradients of stored samples
+
+
+LINES = torch.tensor([[0, 5, 9, 23], [30, -1, 26, -1], [-1, -1, -1, -1]])  # of the first task, the second, and none
+NETS = {
+    "linear": NET,
+    "two tasks' gates": Halves(NET),
+    "convolutions": CNN(channels=(2,), units=3).build(STREAM.shape, STREAM.units),
+}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", NETS)
+def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bool) -> None:
+    """Of what there is in a line, over the outputs that are active; of a line without anything, zero."""
+    net, task, samples = copy.copy(NETS[kind]), STREAM.tasks[2], STREAM.samples
+    net.mapped = mapped
+    theta, batch = vector(7, 2 * net.size).reshape(2, -1), batch_of(task)
+
+    def found(theta: torch.Tensor) -> torch.Tensor:
+        return stored_gradients(net, theta, LINES, batch, task)
+
+    got = torch.vmap(found)(theta) if mapped else torch.stack([found(one) for one in theta])
+    for r, line in itertools.product(range(2), range(3)):
+        rows = LINES[line][LINES[line] >= 0]
+        live = theta[r].clone().requires_grad_()
+        logits = net.logits(live, samples.images(rows, torch.float64), samples.task[rows])[:, :6]
+        loss = -logits.log_softmax(1)[torch.arange(len(rows)), samples.y[rows]].sum() / max(len(rows), 1)
+        torch.testing.assert_close(got[r, line], torch.autograd.grad(loss, live)[0], rtol=1e-9, atol=1e-12)
+    assert int((got.abs().sum(-1) > 0).sum()) == 4
+
+
+@pytest.mark.parametrize("size", [50, BLOCK, 2 * BLOCK + 7])
+def test_long_gradients_are_multiplied_in_blocks(size: int) -> None:
+    """The projection of vectors of any length is that of the same problem in few dimensions."""
+    G, g = problem("plain", 4, 0)
+    turn = torch.linalg.qr(torch.randn(size, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    torch.testing.assert_close(unopposed(turn @ g, G @ turn.T), turn @ unopposed(g, G))
 
 
 # ---- GEM's steps
