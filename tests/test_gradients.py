@@ -15,7 +15,7 @@ from scipy.optimize import minimize, nnls
 from continual.config import make_strategy
 from continual.conformance import check, small_stream
 from continual.errors import BadChain, BadOption
-from continual.learning.models import MLP, Gated, Net
+from continual.learning.models import MLP, Gated, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Optimizer
 from continual.learning.projection import BLOCK, FEW, ITERATIONS, drawn, nonnegative, stored_gradients, unopposed
 from continual.learning.seeds import Learners, Recipe
@@ -40,6 +40,14 @@ class Halves(Gated):
     def gates(self, p: dict[str, torch.Tensor], tasks: torch.Tensor) -> list[torch.Tensor]:
         first = torch.arange(6) < 3
         return [torch.where((tasks % 2 == 0)[:, None], first, ~first).double()]
+
+
+class Colder(LinearNet):
+    """A forward pass of its own around linear layers."""
+
+    def apply(self, p: dict[str, torch.Tensor], x: torch.Tensor, gates: Any = None) -> Out:
+        logits, features = super().apply(p, x, gates)
+        return Out(3 * logits, features)
 
 
 def vector(seed: int, size: int = NET.size) -> torch.Tensor:
@@ -298,6 +306,8 @@ LINES = torch.tensor([[0, 5, 9, 23], [30, -1, 26, -1], [-1, -1, -1, -1]])  # of 
 NETS = {
     "linear": NET,
     "two tasks' gates": Halves(NET),
+    "its own forward pass": Colder((9, 6, 6)),
+    "gates around it": Halves(Colder((9, 6, 6))),
     "convolutions": CNN(channels=(2,), units=3).build(STREAM.shape, STREAM.units),
 }
 
@@ -321,6 +331,12 @@ def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bo
         loss = -logits.log_softmax(1)[torch.arange(len(rows)), samples.y[rows]].sum() / max(len(rows), 1)
         torch.testing.assert_close(got[r, line], torch.autograd.grad(loss, live)[0], rtol=1e-9, atol=1e-12)
     assert int((got.abs().sum(-1) > 0).sum()) == 4
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_stored_gradient_that_is_no_number_opposes_nothing(broken: float) -> None:
+    g, G = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[broken, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert torch.equal(unopposed(g, G), g)
 
 
 @pytest.mark.parametrize("size", [50, BLOCK, 2 * BLOCK + 7])

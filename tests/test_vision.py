@@ -26,8 +26,9 @@ from continual.learning.strategy import Strategy
 from continual.learning.train import Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.streams.augment import Augmentation
+from continual.streams.data import Data
 from continual.streams.rng import key
-from continual.streams.stream import Stream
+from continual.streams.stream import Split, Stream
 
 SMALL = ReducedResNet18(width=2)
 TASKS = torch.tensor([0, 0, 1, 0, 1, 1, 1, 0])
@@ -600,6 +601,17 @@ def test_features_are_those_of_the_images_that_are_used(weights: Path, monkeypat
                 torch.testing.assert_close(few.samples.images(rows, torch.float32), given)
             given = net.features(theta, whole.test_samples.images(task.test, torch.float32))
             torch.testing.assert_close(few.test_samples.images(task.test, torch.float32), given)
+
+
+def test_features_are_shared_where_images_are_shown_alike(weights: Path) -> None:
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (2, 8, 3, 32, 32), dtype=np.uint8), np.repeat(np.arange(2), 4)
+    net = Torchvision(weights=str(weights), train="head").build((3, 32, 32), 2)
+    data = Data.from_arrays(x[0], y, x[1], y)
+    one, other, again = (Split(tasks=2, normalize=given).build(data) for given in ("channel", "imagenet", "channel"))
+    _, found = frozen.features_once(net, [one, other, again], torch.float32)
+    first, second, third = (stream.samples.pixels for stream in found)
+    assert first is third and not torch.allclose(first, second)
 
 
 def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,5 +93,9 @@ def _features(net: ModuleNet, theta: Tensor, samples: Samples, dtype: torch.dtyp
 
 
 def _same(a: Samples, b: Samples) -> bool:
-    return a.pixels is b.pixels and all(one.shape == two.shape and torch.equal(one, two)
-                                        for one, two in zip(a.tables, b.tables, strict=True))  # fmt: skip
+    def shown(samples: Samples) -> list[Tensor]:
+        scaled = torch.tensor([samples.scale, samples.shift], dtype=torch.float64)
+        return [*samples.tables, scaled, *([] if samples.channel is None else [samples.channel])]
+
+    pairs = list(itertools.zip_longest(shown(a), shown(b), fillvalue=torch.empty(0)))
+    return a.pixels is b.pixels and all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs)

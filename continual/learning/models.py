@@ -135,9 +135,14 @@ class Net:
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """For networks made of linear layers alone: (name, input, output) of each, for exact sums over samples.
 
-        None where the network has other layers with parameters.
+        The last output are the logits, and the layers' weights and biases are all that θ has. None where that is not
+        so; a subclass with a forward pass of its own has to say it anew, or there is none.
         """
         return None
+
+    def _goes_as(self, cls: type[Net]) -> bool:
+        """Whether a batch goes through this network as through one of that class, of which it may be a subclass."""
+        return all(getattr(type(self), name) is getattr(cls, name) for name in ("apply", "forward", "logits"))
 
     def layered(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
@@ -188,7 +193,7 @@ class LinearNet(Net):
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """See :meth:`Net.linear_layers`."""
-        return self.layers(self.parameters(theta), x, None)
+        return self.layers(self.parameters(theta), x, None) if self._goes_as(LinearNet) else None
 
     def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
         """See :meth:`Net.apply`."""
@@ -230,10 +235,11 @@ class Gated(Net):
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """See :meth:`Net.linear_layers`: behind its gates a linear layer is still linear in what it is given."""
-        if self.extra or not isinstance(self.inner, LinearNet):
+        inner = self.inner
+        if self.extra or not (isinstance(inner, LinearNet) and inner._goes_as(LinearNet) and self._goes_as(Gated)):
             return None
         p = self.parameters(theta)
-        return self.inner.layers(p, x, self.gates(p, self._given(tasks)))
+        return inner.layers(p, x, self.gates(p, self._given(tasks)))
 
     @staticmethod
     def _given(tasks: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from continual.streams.stream import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-FEW, ITERATIONS = 10, 22
+FEW, ITERATIONS = 9, 22
 BLOCK = 4096
 
 
@@ -53,7 +53,7 @@ def stored_gradients(net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: 
 def _by_layers(
     net: Net, theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor, task: Task
 ) -> Tensor | None:
-    """The same of all lines at once, for a network of linear layers; None for others.
+    """The gradients of :func:`stored_gradients`, of all lines at once, for a network of linear layers; else None.
 
     The gradient of a layer is what came in times the gradient of what went out, summed over the samples of a line.
     """
@@ -86,7 +86,7 @@ def unopposed(gradient: Tensor, others: Tensor, bound: float = 0.0, added: float
     products = G @ g
     A = _gram(G) + ridge * torch.eye(len(G), dtype=wide, device=g.device)
     v = nonnegative(A, products + bound * A.sum(1)) + bound + added
-    return torch.addmv(g, G.T, torch.where((products < 0).any(), v, 0.0)).to(gradient.dtype)
+    return torch.where((products < 0).any(), torch.addmv(g, G.T, v).to(gradient.dtype), gradient)
 
 
 def _gram(G: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def nonnegative(A: Tensor, q: Tensor, few: int = FEW, iterations: int = ITERATIO
     Of up to ``few`` constraints by trying which of them are tight, all sets of them at once; of more by a primal-dual
     interior-point method with a fixed number of iterations.
     """
-    # with a diagonal of ones and a solution of order one, the same start is good for every problem
+    # with a diagonal of ones and a solution of order one, all problems are of one size
     diagonal, tiny = A.diagonal(), torch.finfo(A.dtype).tiny
     scale = torch.where(diagonal > 0, diagonal.clamp_min(tiny).rsqrt(), 1.0)
     # a little more on the diagonal makes the solution unique, and finite, where constraints contradict each other

@@ -46,7 +46,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Augmentation(Configured):
-    """Images as they are."""
+    """Images as they are.
+
+    In the methods of a step ``free`` (B,) says which samples are augmented; None: all.
+    """
 
     @property
     def active(self) -> bool:
@@ -147,10 +150,10 @@ class Images(Augmentation):
             return pixels
         place = grid[:1]
         if self.flip:
-            place = grid.index_select(0, _of(free, key.integers("flip", n, 2), 0))
+            place = grid.index_select(0, _where(free, key.integers("flip", n, 2), 0))
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
-            down, across = _of(free, drawn, self.crop)  # in the middle they are as they were
+            down, across = _where(free, drawn, self.crop)  # in the middle they are as they were
             place = place + torch.add(across, down, alpha=width + 2 * self.crop)[:, None]
             pixels = torch.nn.functional.pad(pixels, (self.crop,) * 4)
         taken = pixels.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
@@ -163,7 +166,7 @@ class Images(Augmentation):
             if not amount:
                 continue
             factor = 1 + amount * (2 * key.uniform(name, len(x)).to(x.dtype) - 1)
-            factor = _of(free, factor, 1.0)[:, None, None, None]
+            factor = _where(free, factor, 1.0)[:, None, None, None]
             if name == "brightness":
                 x = (x * factor).clamp(0, most)
                 continue
@@ -199,6 +202,6 @@ class Images(Augmentation):
         return (red + green + blue)[:, None]
 
 
-def _of(free: Tensor | None, drawn: Tensor, otherwise: float) -> Tensor:
-    """What was drawn for those that are free, (..., B); for the others what leaves them as they are."""
+def _where(free: Tensor | None, drawn: Tensor, otherwise: float) -> Tensor:
+    """What was drawn for the samples that are free (None: all), (..., B); for the others what leaves them alone."""
     return drawn if free is None else torch.where(free, drawn, otherwise)

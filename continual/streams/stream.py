@@ -38,7 +38,7 @@ class Samples:
     ``pixels`` (M, C, H, W), which may lie in the host's memory while the rest is on a GPU; for each of N rows ``image``
     (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel value v is shown as ``v * scale +
     shift``; ``top`` is the value that stands for 1. ``channel`` (2, C, 1, 1) has a factor and a term for each channel
-    of what is shown so. ``mapped`` pixels are read from their file as they are needed.
+    of what transforms make of that. ``mapped`` pixels are read from their file as they are needed.
     """
 
     pixels: Tensor
@@ -71,10 +71,10 @@ class Samples:
             x = shown.coloured(x, tasks, self.scale * self.top)
         for transform in self.transforms:
             x = transform(x, tasks)
-        x = x.add_(self.shift) if self.shift else x
+        x = x + self.shift if self.shift else x
         if self.channel is not None:
             factor, term = self.channel
-            x = x.mul_(factor).add_(term)  # on a CPU several times faster than addcmul
+            x = (x * factor).add_(term)  # on a CPU several times faster than addcmul
         x = x if shown is None else shown.covered(x, tasks)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
