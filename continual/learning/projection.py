@@ -37,8 +37,8 @@ def stored_gradients(net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: 
     """
     weight = (rows >= 0).to(theta.dtype)
     rows = batch.readable(rows)
-    x = task.samples.images(rows.flatten(), theta.dtype).unflatten(0, rows.shape)
-    y, tasks = task.samples.y[rows], task.samples.task[rows]
+    of_all = (task.samples.images(rows.flatten(), theta.dtype), *task.samples.labels(rows.flatten()))
+    x, y, tasks = (part.unflatten(0, rows.shape) for part in of_all)
 
     def loss(theta: Tensor, line: int) -> Tensor:
         logits = task.outputs.apply(net.logits(theta, x[line], tasks[line]), task.index, tasks[line])

@@ -118,7 +118,7 @@ class Program:
         recipe = self.learners.recipe
         net, strategy = self.learners.network(memory), recipe.strategy
         task, theta = self._task(context), net.attach(flat, parts)
-        batch = Batch(rows, task.samples.y[rows], task.samples.task[rows], task.key, own=rows.shape[-1])
+        batch = Batch(rows, *task.samples.labels(rows), task.key, own=rows.shape[-1])
         if "batch" in self.hooks:
             with torch.no_grad():
                 batch = strategy.batch(net, theta, memory, batch, task)

@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 
     def join(self, row: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
-        y, tasks = task.samples.y[row], task.samples.task[row]
+        y, tasks = task.samples.labels(row)
         rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
         x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
         return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row))

@@ -78,6 +78,10 @@ class Samples:
         x = x if shown is None else shown.covered(x, tasks)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
+    def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The output units and the tasks of the rows (B,): (B,) each."""
+        return self.y.index_select(0, rows), self.task.index_select(0, rows)
+
     @property
     def tables(self) -> tuple[Tensor, ...]:
         """What may differ between the streams of two seeds."""
