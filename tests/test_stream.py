@@ -21,7 +21,8 @@ from continual.streams.benchmark import Benchmark, Sequence
 from continual.streams.data import Data, joined
 from continual.streams.placement import place
 from continual.streams.rng import key
-from continual.streams.stream import Stream, Task, _first, permuted, rotated, set_aside, split
+from continual.streams.stream import Split, Stream, Task, _first, permuted, rotated, set_aside, split
+from continual.streams.transforms import Transform
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
 COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)
@@ -607,3 +608,21 @@ def test_a_benchmark_gives_a_stream_from_the_usual_root(tmp_path: Path, monkeypa
     monkeypatch.setenv("CONTINUAL_DATA", str(tmp_path / "usual"))
     stream = cl.benchmarks.SplitDigits().stream(0)
     assert len(stream.tasks) == 5 and (tmp_path / "usual").exists()
+
+
+class Kept(Transform):
+    """Shows the images that lie in its table, all alike in their channels, without copying any."""
+
+    def __call__(self, x: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+        return self.table[: len(x)].to(x.dtype).expand_as(x)
+
+
+@pytest.mark.parametrize("normalize", ["unit", "standard", "channel"])
+def test_what_a_transform_returns_is_not_written_over(normalize: str) -> None:
+    numbers = np.random.default_rng(0)
+    x, y = numbers.integers(0, 256, (12, 3, 4, 4), dtype=np.uint8), np.repeat(np.arange(2), 6)
+    stream = Split(tasks=2, normalize=normalize).build(Data.from_arrays(x, y, x, y))
+    table = torch.rand(12, 1, 4, 4)
+    samples, before = dataclasses.replace(stream.samples, transforms=(Kept(table),)), table.clone()
+    first, again = (samples.images(torch.arange(5), torch.float32) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(table, before)
