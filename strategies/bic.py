@@ -135,7 +135,7 @@ class BiC(Strategy):
 
     def fitted(self, net: Net, theta: Tensor, memory: Memory, task: Task, rows: Tensor) -> Tensor:
         """α and β (2,) of least cross-entropy on rows."""
-        tasks, y = task.samples.task[rows], task.samples.y[rows]
+        y, tasks = task.samples.labels(rows)
         with torch.no_grad():
             logits = net.logits(theta, task.samples.images(rows, theta.dtype), tasks).double()
         before = memory["correction"].double()

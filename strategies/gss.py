@@ -72,7 +72,7 @@ class GSS(Online):
 def cosines(net: Net, theta: Tensor, rows: Tensor, others: Tensor, task: Task) -> Tensor:
     """The cosines (B, n) between the gradients of rows (B,) and those of ``others`` (n,), each of its cross-entropy."""
     asked, count = torch.cat([rows, others]), len(rows)
-    x, tasks, y = task.samples.images(asked, theta.dtype), task.samples.task[asked], task.samples.y[asked]
+    x, (y, tasks) = task.samples.images(asked, theta.dtype), task.samples.labels(asked)
 
     def loss(theta: Tensor, image: Tensor, of: Tensor, label: Tensor) -> Tensor:
         logits = task.outputs.apply(net.logits(theta, image[None], of[None]), task.index, of[None])

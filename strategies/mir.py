@@ -76,7 +76,7 @@ class MIR(Online):
 
         foreseen = theta - self.rate * gradient_of(net, incoming, theta)
         rows = batch.readable(rows)
-        images, y, of = task.samples.images(rows, theta.dtype), task.samples.y[rows], task.samples.task[rows]
+        images, (y, of) = task.samples.images(rows, theta.dtype), task.samples.labels(rows)
 
         def losses(theta: Tensor) -> Tensor:
             logits = task.outputs.apply(net.logits(theta, images, of), task.index, of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,9 +92,8 @@ def _features(net: ModuleNet, theta: Tensor, samples: Samples, dtype: torch.dtyp
 
 
 def _same(a: Samples, b: Samples) -> bool:
-    def shown(samples: Samples) -> list[Tensor]:
-        scaled = torch.tensor([samples.scale, samples.shift], dtype=torch.float64)
-        return [*samples.tables, scaled, *([] if samples.channel is None else [samples.channel])]
-
-    pairs = list(itertools.zip_longest(shown(a), shown(b), fillvalue=torch.empty(0)))
-    return a.pixels is b.pixels and all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs)
+    """Whether rows show the same images alike."""
+    of_a, of_b = ([*one.tables, *([] if one.channel is None else [one.channel])] for one in (a, b))
+    if a.pixels is not b.pixels or (a.scale, a.shift, len(of_a)) != (b.scale, b.shift, len(of_b)):
+        return False
+    return all(torch.equal(*pair) for pair in zip(of_a, of_b, strict=True))
