@@ -24,6 +24,7 @@ from continual.learning.train import Training, not_captured, schedule, steps_of
 from continual.products import fast_products, used
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
+from continual.workers import cores
 
 if TYPE_CHECKING:
     from continual.learning.models import Net
@@ -137,11 +138,6 @@ def helps(net: Net, device: torch.device, precision: str) -> bool:
     A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
     """
     return net.convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers(seeds: int, shared: int | None = None) -> int:

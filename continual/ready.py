@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from continual import execution, resume
+from continual import execution, resume, workers
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.execution import Way
@@ -68,7 +68,8 @@ def prepare(
     training = plan.training
     if training.precision == "tf32" and device.type != "cuda":
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
-    streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
+    with execution.threads(training.threads, 0):  # they are soon built, but not by threads that wait for other runs'
+        streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
     for rows in {len(task.train) for stream in streams for task in stream.tasks}:
         training.steps(rows)
     net: Net = plan.model.build(  # type: ignore[attr-defined]
@@ -92,7 +93,7 @@ def prepare(
             choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
         if choice.why:
             told.note(choice.why)
-        way = Way(choice.how, choice.inner, where, execution.cores(), torch.get_num_threads())
+        way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads())
     return Ready(plan, root, device, streams, net, way).done(way)
 
 

@@ -8,7 +8,6 @@ it (such as ``benchmark``) are merged option by option. So another paper is anot
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,7 +164,7 @@ class Place:
     @property
     def threads(self) -> int | None:
         """The processor threads of one job; one job alone decides for itself."""
-        return max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
+        return max(1, workers.cores() // self.jobs) if self.jobs > 1 else None
 
     def groups(self, seeds: Sequence[int]) -> list[list[int]]:
         """Which seeds are one run: on a GPU all, side by side; on a processor each alone, so that less can be lost."""

@@ -22,6 +22,7 @@ def each(
 ) -> None:  # fmt: skip
     """Do every call in one of ``count`` processes; ``done`` is told of the number and the outcome of each, as it comes.
 
+    The processor's cores are shared among them: threads of PyTorch's that are more than cores wait for each other.
     Where a call raises, or this process is interrupted, the others are ended at once.
 
     Raises:
@@ -29,7 +30,7 @@ def each(
             ``help`` says what to do then.
     """
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (max(1, cores() // count),))
     try:
         with _unsignalled():
             futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
@@ -61,8 +62,13 @@ def _unsignalled() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
-    """A process ends when the one that started it is no more: nobody would take what it does."""
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin(threads: int) -> None:
+    """A process ends when the one that started it is no more, since nobody would take what it does; its threads."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -70,3 +76,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)

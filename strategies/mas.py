@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from continual.learning.importance import pull
+from continual.learning.importance import batch_gradients, pull
 from continual.learning.strategy import Batch, Memory, Strategy
 from continual.options import option
 
@@ -44,15 +44,14 @@ class MAS(Strategy):
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Ω takes up the task's."""
-        total = torch.zeros_like(theta)
-        for rows in task.train.split(self.batch_size):
-            x, tasks = task.samples.images(rows, theta.dtype), task.samples.task[rows]
-            live = theta.detach().requires_grad_()
-            mask = task.outputs.mask(task.index, tasks)
-            outputs = net.logits(live, x, tasks)
+
+        def norm(theta: Tensor, x: Tensor, tasks: Tensor) -> Tensor:
+            mask, outputs = task.outputs.mask(task.index, tasks), net.logits(theta, x, tasks)
             squares = outputs.square() if mask is None else outputs.square() * mask
             count = outputs.shape[1] if mask is None else mask.sum(-1)
-            norms = squares.sum(1) / count if self.mean else squares.sum(1)
-            (gradient,) = torch.autograd.grad(norms.mean(), live)
-            total += gradient.abs() * len(rows)
+            return (squares.sum(1) / count if self.mean else squares.sum(1)).mean()
+
+        total = torch.zeros_like(theta)
+        for gradients, count in batch_gradients(net, theta, task, task.train, self.batch_size, norm):
+            total += gradients.abs_().sum(0) * count
         return theta, {"importance": memory["importance"] + total / len(task.train), "anchor": theta}

@@ -19,8 +19,9 @@ from continual.errors import BadChain, BadOption
 from continual.learning.seeds import Recipe
 from continual.learning.train import Training
 from continual.progress import Progress
-from continual.ready import recipe_of
+from continual.ready import prepare, recipe_of
 from continual.results.store import Result
+from continual.streams.benchmark import Benchmark
 from continual.streams.sets import data_root
 from continual.streams.stream import Stream
 
@@ -138,6 +139,28 @@ def test_a_step_is_timed_as_it_will_be_done() -> None:
     assert 0 < execution.step_seconds(recipe, training, streams[:1]) < 1
     assert 0 < execution.step_seconds(recipe, training, streams, fixed=1) < 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(None, 1), (3, 3)])
+def test_streams_are_built_without_waiting_for_the_threads_of_other_runs(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, wanted: int
+) -> None:
+    threads, stream = [], Benchmark.stream
+
+    def counted(*given: Any) -> Stream:
+        threads.append(torch.get_num_threads())
+        return stream(*given)
+
+    monkeypatch.setattr(Benchmark, "stream", counted)
+    plan = config.plan({"benchmark": "split-digits:limit=10", "strategies": ["finetune"], "seeds": 2, "threads": asked})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        prepare(plan, plan.strategies, data_root(None), torch.device("cpu"), Progress())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [wanted, wanted]
 
 
 def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:

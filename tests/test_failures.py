@@ -308,6 +308,16 @@ def test_work_in_processes(tmp_path: Path) -> None:
     assert done == {0: 16, 1: 25}
 
 
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that are more than cores wait for each other: four jobs on sixteen cores took a minute, not a second."""
+    monkeypatch.setattr(workers, "cores", lambda: 7)
+    done: dict[int, int] = {}
+    workers.each(2, torch.get_num_threads, [(), ()], done.__setitem__, "")
+    assert done == {0: 3, 1: 3}
+    workers.each(9, torch.get_num_threads, [()], done.__setitem__, "")
+    assert done[0] == 1
+
+
 @pytest.mark.parametrize(("number", "error", "said"), [
     (1, Mistake, "a mistake in a process"),
     (2, OutOfMemory, "one of 2 processes was killed from outside.*; do less"),

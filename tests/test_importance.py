@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from continual import config
 from continual.conformance import small_stream
 from continual.learning import importance
 from continual.learning.models import LinearNet, Out
@@ -231,6 +232,36 @@ def test_one_batch_of_everything_is_the_squared_gradient_of_the_loss() -> None:
     (gradient,) = torch.autograd.grad(cross_entropy(logits, task.samples.y[task.train]), theta)
     got = importance.fisher(net, theta.detach(), task, task.train, "true", len(task.train))
     torch.testing.assert_close(got, gradient.square())
+
+
+# ---- gradients of batches
+
+
+@pytest.mark.parametrize("model", ["mlp:layers=5", "cnn:channels=2-3,units=4"])
+@pytest.mark.parametrize(("size", "wanted"), [(1, 24), (5, 5), (24, 1), (30, 1)])
+def test_batches_have_the_gradients_that_each_has_alone(
+    monkeypatch: pytest.MonkeyPatch, model: str, size: int, wanted: int
+) -> None:
+    stream = small_stream(0, "task")
+    net, task = config.make("models", model).build((1, 8, 8), 6, 3), stream.tasks[1]
+    grown = replace(task.samples, pixels=torch.arange(72 * 64).remainder(251).to(torch.uint8).view(72, 1, 8, 8))
+    task, theta = replace(task, samples=grown), net.initial(key(3), torch.float64)
+    monkeypatch.setattr(importance, "BATCHES", 2 * net.size)
+
+    def value(theta: torch.Tensor, x: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+        return (net.logits(theta, x, tasks).square().sum(1) * (1 + tasks)).mean()
+
+    found, rows = [], torch.cat([task.train[::2], stream.tasks[2].train[::2]])
+    for gradients, count in importance.batch_gradients(net, theta, task, rows, size, value):
+        assert len(gradients) == 1 or (len(gradients) == 2 and not net.convolves)
+        found += [(one, count) for one in gradients]
+    assert len(found) == wanted
+    for (got, count), part in zip(found, rows.split(size), strict=True):
+        live = theta.clone().requires_grad_()
+        images = task.samples.images(part, torch.float64)
+        (gradient,) = torch.autograd.grad(value(live, images, task.samples.task[part]), live)
+        torch.testing.assert_close(got, gradient, rtol=1e-9, atol=1e-12)
+        assert count == len(part)
 
 
 # ---- drawn labels

@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
-from continual.streams.rng import LOW32, Key, draw, key, philox
+from continual.streams import rng
+from continual.streams.rng import LOW32, Key, alike, draw, key, philox
 
 VECTORS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -104,6 +105,23 @@ def test_a_pool_changes_no_number(kind: str) -> None:
     pooled = dataclasses.replace(asked, pool={name: drawn[1, 2] for name, drawn in block.items()}, wanted=set())
     assert torch.equal(KINDS[kind](pooled), wanted)
     assert not pooled.wanted, "what the pool has is drawn once"
+
+
+@pytest.mark.parametrize("words", [1, 70, 2**17])
+def test_keys_that_are_alike_draw_what_each_draws_by_itself(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
+    monkeypatch.setattr(rng, "AT_ONCE", words)  # one key at a time, two, all
+    drawn: list[int] = []
+    monkeypatch.setattr(rng, "draw", lambda seed, *rest: drawn.append(seed.numel()) or draw(seed, *rest))
+
+    def numbers(one: Key) -> torch.Tensor:
+        return torch.cat([one.uniform("a", 3, 4), one.child("x").normal("a", 6).expand(3, 6)], dim=1)
+
+    seeds = [5, 3, 2**31 - 1, 0, 5]
+    found = [numbers(one) for one in alike([key(seed, 2).child("θ") for seed in seeds])]
+    monkeypatch.undo()
+    assert torch.equal(torch.stack(found), torch.stack([numbers(key(seed, 2).child("θ")) for seed in seeds]))
+    assert max(drawn) == {1: 1, 70: 2, 2**17: 4}[words]
+    assert len(list(alike([key(1)]))) == 1
 
 
 def test_what_the_pool_lacks_is_drawn_and_noted() -> None:

@@ -20,7 +20,7 @@ from continual.learning import seeds, step
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import MLP, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
-from continual.learning.seeds import Learners, Recipe, tensor_float
+from continual.learning.seeds import Learners, Recipe, all_equal, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
 from continual.learning.train import Stopped, Training, Watch, schedule, some, train
@@ -448,6 +448,15 @@ def test_random_numbers_drawn_in_bulk_change_nothing(monkeypatch: pytest.MonkeyP
     compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "with another pool")
     monkeypatch.setattr(Program, "_pool", lambda self, number: {})
     compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "without a pool")
+
+
+def test_lists_of_tensors_are_equal_where_all_of_them_are() -> None:
+    a, b = torch.arange(4), torch.ones(2, 3)
+    assert all_equal([[a, b]]) and all_equal([[a, b], [a, b.clone()], [a.clone(), b]])
+    other = b.clone()
+    other[1, 2] = 0
+    assert not all_equal([[a, b], [a, b.clone()], [a.clone(), other]])
+    assert not all_equal([[a, b], [a[:3], b]]) and not all_equal([[a, b], [a, b[:1]]])
 
 
 def test_seeds_with_tasks_of_other_sizes_cannot_be_mapped() -> None:

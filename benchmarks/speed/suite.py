@@ -188,11 +188,14 @@ def processes(root: str, quick: bool) -> Iterator[Row]:
 
 def gpu(place: Place, quick: bool) -> Iterator[Row]:
     """What is wanted of one GPU."""
-    train = Piece.of("ours", "train", method="finetune", model=layers(WIDE))
-    many = Piece.of("ours", "train", method="finetune", model=layers(WIDE), seeds=20, seeds_as="map")
-    yield Row(f"20 seeds of fine-tuning, {network(WIDE)}", {
-        "one seed": Contender(train), "20 seeds": Contender(many, Target("times", 2.0, most=True)),
-    })  # fmt: skip
+    for precision, name in (("float32", ""), ("tf32", ", TF32")):
+        one, many = (
+            Piece.of("ours", "train", method="finetune", model=layers(WIDE), precision=precision, **seeds)
+            for seeds in ({}, {"seeds": 20, "seeds_as": "map"})
+        )
+        yield Row(f"20 seeds of fine-tuning, {network(WIDE)}{name}", {
+            "one seed": Contender(one), "20 seeds": Contender(many, Target("times", 2.0, most=True)),
+        })  # fmt: skip
     step, together = (Piece.of("ours", "steps", **REPLAY, seeds=seeds, count=100) for seeds in (1, 20))
     yield Row(f"a step of 20 seeds, replay, {network(WIDE)}", {
         "one seed": Contender(step), "20 seeds": Contender(together, Target("times")),

@@ -69,8 +69,9 @@ class Captured:
         device = self.learners.device
         self.sizes = [rows.shape[-1] for rows in batches]
         most = max(self.sizes, default=0)
-        padded = [torch.nn.functional.pad(rows, (0, most - rows.shape[-1])) for rows in batches]
-        self.table = torch.stack(padded) if padded else torch.empty(0, device=device)
+        pad = torch.nn.functional.pad
+        whole = [rows if rows.shape[-1] == most else pad(rows, (0, most - rows.shape[-1])) for rows in batches]
+        self.table = torch.stack(whole) if whole else torch.empty(0, device=device)
         self.rates = torch.tensor(rates, dtype=torch.float64).to(device)
         self.at = torch.full((), done, dtype=torch.int64, device=device)
         self.block: Pool = {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from continual.learning.seeds import Learners
+from continual.learning.seeds import Learners, all_equal
 from continual.learning.strategy import Memory
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Evaluation:
     def __init__(self, learners: Learners, samples: str, rows: list[list[Tensor]]) -> None:
         self.learners, self.samples, self.index = learners, samples, -2
         self.tables = learners.tables(samples)
-        self.shared = learners.shared and all(_equal(own, rows[0]) for own in rows)
+        self.shared = learners.shared and all_equal(rows)
         alone = self.shared or not learners.mapped
         self.parts = list(rows[0]) if alone else [torch.stack(parts) for parts in zip(*rows, strict=True)]
         counts = [len(part) for part in rows[0]]
@@ -54,11 +54,11 @@ class Evaluation:
         self.index, self.latest = index, max(index, 0)
         active = self.outputs.mask(self.latest, torch.arange(len(self.parts)))
         possible = self.outputs.units if active is None else self.outputs.units & active
-        chosen = possible.any(-1).nonzero().squeeze(1)
-        self.rows = torch.cat([self.parts[j] for j in chosen], dim=-1)
-        task = torch.repeat_interleave(chosen, torch.tensor([self.parts[j].shape[-1] for j in chosen]))
-        member = torch.nn.functional.one_hot(task, len(self.parts)).to(self.learners.recipe.dtype)
-        self.member = member.to(self.learners.device)
+        chosen = possible.any(-1).nonzero().squeeze(1).tolist()
+        parts, device = [self.parts[j] for j in chosen], self.learners.device
+        self.rows = torch.cat(parts, dim=-1)
+        every = torch.eye(len(self.parts), device=device, dtype=self.learners.recipe.dtype)
+        self.member = torch.cat([every[j].expand(part.shape[-1], -1) for j, part in zip(chosen, parts, strict=True)])
 
     def _correct(self, rows: Tensor) -> Tensor:
         """Which of the rows are answered rightly, (B,) or (R, B), as 0 and 1."""
@@ -82,7 +82,3 @@ class Evaluation:
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
         return right.to(learners.recipe.dtype)
-
-
-def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(x is y or (len(x) == len(y) and bool((x == y).all())) for x, y in zip(a, b, strict=True))

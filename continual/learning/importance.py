@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
     from continual.learning.layers import Layer
 
+Value = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 Label = Literal["expected", "sampled", "true", "argmax"]
 CHUNK, IMAGES = 512, 64  # rows at a time; of a network with convolutions, whose activations are many
 WIDER = 16  # times as many on a GPU, which waits for the host where it has little to do at a time
 HELD = 2**26  # numbers
+BATCHES, ROWS = 2**23, 2**13  # numbers of the gradients of batches at a time, and of their rows
 
 
 def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
@@ -29,6 +32,26 @@ def pull(theta: Tensor, anchor: Tensor, weight: Tensor | float) -> Tensor:
     away = theta - anchor
     line = (weight * away.detach() * away).sum()
     return 2 * line - line.detach()
+
+
+def batch_gradients(
+    net: Net, theta: Tensor, task: Task, rows: Tensor, size: int, value: Value
+) -> Iterator[tuple[Tensor, int]]:
+    """The gradient of ``value(θ, x, tasks)`` of each batch of ``size`` rows, and how many rows each has.
+
+    The gradients (G, P) of some batches come at a time; the last batch comes by itself, and may have fewer rows. Those
+    of networks with convolutions come one by one, as mapped convolutions are slow. For plain Python between tasks.
+    """
+    held = 1 if net.convolves else max(1, min(BATCHES * (WIDER if theta.is_cuda else 1) // theta.numel(), ROWS // size))
+    gradient, whole = torch.func.grad(value), len(rows) // size
+    parts = [*rows[: whole * size].reshape(whole, size).split(held), rows[whole * size :][None]]
+    for part in parts:
+        if part.numel():
+            x = task.samples.images(part.flatten(), theta.dtype).unflatten(0, part.shape)
+            tasks = task.samples.task[part]
+            many = len(part) > 1
+            found = torch.vmap(gradient, (None, 0, 0))(theta, x, tasks) if many else gradient(theta, x[0], tasks[0])
+            yield found if many else found[None], part.shape[1]
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:

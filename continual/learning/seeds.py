@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from continual.learning.models import Net
 from continual.learning.optimizers import Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
 from continual.streams.augment import Augmentation
-from continual.streams.rng import key
-from continual.streams.stream import Samples, Stream
+from continual.streams.rng import alike, key
+from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,10 +110,10 @@ class Learners:
             self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
-        self.shared = all(_same_tables(stream, streams[0]) for stream in streams)
+        self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
         self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])
         keys = [key(seed, device=self.device).child("initial θ") for seed in seeds]
-        starts = [self.net.initial(one, recipe.dtype) for one in keys]
+        starts = [self.net.initial(one, recipe.dtype) for one in alike(keys)]
         self.memory = self._stack_memory(
             [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
         )
@@ -291,11 +291,13 @@ def within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _same_tables(a: Stream, b: Stream) -> bool:
-    """Whether two streams have the same samples in the same tasks."""
-
-    def same(x: Samples, y: Samples) -> bool:
-        pairs = zip(x.tables, y.tables, strict=True)
-        return all(one is two or (one.shape == two.shape and bool((one == two).all())) for one, two in pairs)
-
-    return a is b or (same(a.samples, b.samples) and same(a.test_samples, b.test_samples))
+def all_equal(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether lists of tensors are equal, tensor by tensor; a device is asked once."""
+    found = []
+    for first, *rest in zip(*lists, strict=True):
+        others = [one for one in rest if one is not first]
+        if any(one.shape != first.shape for one in others):
+            return False
+        if others:
+            found.append((torch.stack(others) == first).all())
+    return not found or bool(torch.stack(found).all())

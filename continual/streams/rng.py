@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ LOW32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+AT_ONCE, AT_ONCE_ON_GPU = 2**17, 2**24
+"""Words that are drawn at once for several keys: those that a processor keeps near, or that keep a GPU at work."""
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -96,3 +99,19 @@ class Key:
 def key(seed: int | Tensor, task: int = 0, step: int | Tensor = 0, device: torch.device | str | None = None) -> Key:
     """A key from plain numbers."""
     return Key(torch.as_tensor(seed, device=device), task, torch.as_tensor(step, device=device))
+
+
+def alike(keys: Sequence[Key]) -> Iterator[Key]:
+    """Keys that differ in their seeds alone, each to be drawn from before the next is taken.
+
+    What the first is asked for is drawn for the others together, which costs less where a draw is small.
+    """
+    first, *others = keys
+    yield first
+    words = sum(n for _, n in first.wanted)
+    size = max(1, (AT_ONCE_ON_GPU if first.seed.is_cuda else AT_ONCE) // max(1, words))
+    for group in (others[start : start + size] for start in range(0, len(others), size)):
+        seeds = torch.stack([one.seed for one in group])
+        drawn = {(name, n): draw(seeds, name, first.task, first.step, n) for name, n in sorted(first.wanted)}
+        for number, one in enumerate(group):
+            yield replace(one, pool={name: words[number] for name, words in drawn.items()})
