@@ -183,6 +183,22 @@ def mapped_equals_looped(strategy: Strategy) -> None:
         compare(got, alone, f"seed {r} should be the same in a group and alone")
 
 
+class Passing(Chain):
+    """A strategy whose ``batch`` hook spares the step no pass."""
+
+    def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        """See :meth:`Strategy.batch`."""
+        return super().batch(net, theta, memory, batch, task)._replace(passed=None)
+
+
+def spares_what_it_has(strategy: Strategy) -> None:
+    """What a ``batch`` hook has of a pass of the step's own samples is what the step would have found."""
+    if strategy.has("batch"):
+        stream = suited_stream(strategy, 0)
+        spared, whole = (outcome(learners_of(kind(strategy.parts), [0], [stream])) for kind in (Chain, Passing))
+        compare(spared, whole, "without what its batch hook has 'passed' it should end the same")
+
+
 def asks_nothing(strategy: Strategy) -> None:
     """A step never asks the device for a value."""
     learners = learners_of(strategy, [0])
@@ -269,6 +285,7 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
     "reads only its task and its memory": reads_its_own,
     "first task as under fine-tuning, if it says so": first_task_like_finetuning,
     "seeds side by side as one by one": mapped_equals_looped,
+    "a pass before the step is as one in it": spares_what_it_has,
     "a step asks the device for nothing": asks_nothing,
     "a step does not grow with the tasks, unless it says so": does_not_grow,
     "differs from fine-tuning": not_inert,

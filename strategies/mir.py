@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual.learning.models import Out
 from continual.learning.projection import drawn
-from continual.learning.strategy import Batch, Memory, cross_entropy, gradient_of
+from continual.learning.strategy import Batch, Memory, Passed, cross_entropy, gradient_and_more
 from continual.options import option
 from continual.strategies.er_ace import Online
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.learning.models import Net, Out
+    from continual.learning.models import Net
     from continual.streams.stream import Task
 
 
@@ -62,27 +63,35 @@ class MIR(Online):
         if self.past:
             rows = torch.where(task.samples.task[rows] < task.index, rows, -1)
         candidates = drawn(rows[None], self.candidates or 5 * count, batch.key)[0]
-        scores = torch.where(candidates >= 0, self.interference(net, theta, candidates, batch, task), -torch.inf)
+        passed = self.incoming(net, theta, batch, task)
+        scores = self.interference(net, theta, batch.readable(candidates), passed.gradient, task)
+        scores = torch.where(candidates >= 0, scores, -torch.inf)
+        if task.samples.shown is None:  # else the step shows the batch's images anew
+            batch = batch._replace(passed=passed)
         return self.joined(batch, candidates[scores.topk(min(count, len(scores))).indices], theta, task)
 
-    def interference(self, net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: Task) -> Tensor:
-        """s_MI-1 of the rows (n,); any number for -1."""
+    def incoming(self, net: Net, theta: Tensor, batch: Batch, task: Task) -> Passed:
+        """The gradient of the batch's own samples, and what came out of their pass."""
         own, weight = slice(batch.own), None if batch.weight is None else batch.weight[: batch.own]
         x, tasks = task.samples.images(batch.row[own], theta.dtype), batch.task[own]
 
-        def incoming(theta: Tensor) -> Tensor:
-            logits = task.outputs.apply(net.logits(theta, x, tasks), task.index, tasks)
-            return cross_entropy(logits, batch.y[own], weight)
+        def loss(theta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            out = net.forward(theta, x, tasks)
+            logits = task.outputs.apply(out.logits, task.index, tasks)
+            return cross_entropy(logits, batch.y[own], weight), (out.logits.detach(), out.features.detach())
 
-        foreseen = theta - self.rate * gradient_of(net, incoming, theta)
-        rows = batch.readable(rows)
+        gradient, (logits, features) = gradient_and_more(net, loss, theta)
+        return Passed(Out(logits, features), gradient)
+
+    def interference(self, net: Net, theta: Tensor, rows: Tensor, gradient: Tensor, task: Task) -> Tensor:
+        """s_MI-1 of the rows (n,), by the gradient (P,) of the batch's own samples."""
         images, (y, of) = task.samples.images(rows, theta.dtype), task.samples.labels(rows)
 
         def losses(theta: Tensor) -> Tensor:
             logits = task.outputs.apply(net.logits(theta, images, of), task.index, of)
             return torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
-        return losses(foreseen) - losses(theta)
+        return losses(torch.sub(theta, gradient, alpha=self.rate)) - losses(theta)
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Of all samples alike, or that of the batch and that of the stored ones added."""

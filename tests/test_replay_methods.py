@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,18 +17,20 @@ import pytest
 import torch
 
 from continual import config
-from continual.conformance import check, small_stream
+from continual.conformance import TRAINING, check, learners_of, small_stream
 from continual.errors import BadChain
 from continual.learning.models import MLP, Gated, LinearNet, Out
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Step, Strategy
+from continual.learning.train import Watch, train
 from continual.strategies import gss
 from continual.strategies.er_ace import ERACE
 from continual.strategies.gdumb import GDumb, greedily
 from continual.strategies.gss import GSS
 from continual.strategies.mir import MIR
+from continual.streams.augment import Shown
 from continual.streams.rng import Key, key
 from continual.streams.stream import Stream, Task
 
@@ -385,6 +390,10 @@ def memory_of(*rows: int, capacity: int = 12) -> Memory:
 STORED = (0, 3, 13, 14, 20, 24, 30, 47)  # five rows of the first task and three of the second
 
 
+def interference(strategy: MIR, theta: torch.Tensor, rows: torch.Tensor, batch: Batch, task: Task) -> torch.Tensor:
+    return strategy.interference(NET, theta, rows, strategy.incoming(NET, theta, batch, task).gradient, task)
+
+
 @pytest.mark.parametrize("rate", [0.1, 3.0])
 @pytest.mark.parametrize("samples", [1, 4, 8])
 def test_mir_takes_what_a_step_on_the_batch_would_harm_most(samples: int, rate: float) -> None:
@@ -396,7 +405,7 @@ def test_mir_takes_what_a_step_on_the_batch_would_harm_most(samples: int, rate: 
         wanted = [row for _, row in sorted(zip(harm, STORED, strict=True), reverse=True)]
         assert batch.row[5:].tolist() == wanted[:samples]
         assert torch.equal(batch.row[:5], given.row) and batch.own == 5
-        scores = strategy.interference(NET, theta, torch.tensor(STORED), given, task)
+        scores = interference(strategy, theta, torch.tensor(STORED), given, task)
         torch.testing.assert_close(scores, torch.tensor(harm, dtype=torch.float64))
 
 
@@ -406,9 +415,55 @@ def test_mir_foresees_the_weights_of_the_batch() -> None:
     given = batch_of(task, start=9)
     weighted = given._replace(weight=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
     first = batch_of(task, start=9, size=3)
-    got, wanted = (MIR().interference(NET, theta, stored, one, task) for one in (weighted, first))
+    got, wanted = (interference(MIR(), theta, stored, one, task) for one in (weighted, first))
     close(got, wanted)
-    assert not torch.allclose(wanted, MIR().interference(NET, theta, stored, given, task))
+    assert not torch.allclose(wanted, interference(MIR(), theta, stored, given, task))
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
+@pytest.mark.parametrize(("text", "spared"), [
+    ("mir", True), ("mir:past=true,rate=1", True), ("mir+replay:capacity=9", True), ("replay:capacity=9+mir", True),
+    ("mir+a-gem", True), ("mir:combine=sum", False), ("mir+ewc", False), ("mir+si", False),
+])  # fmt: skip
+def test_samples_that_have_passed_in_a_hook_need_not_pass_again(
+    monkeypatch: pytest.MonkeyPatch, text: str, spared: bool, seeds: list[int]
+) -> None:
+    """The step passes the joined ones alone, and comes to the same."""
+    passed, learn = [], LinearNet.learn
+
+    def counted(self: LinearNet, theta: torch.Tensor, x: torch.Tensor, *rest: Any) -> Any:
+        passed.append(len(x))
+        return learn(self, theta, x, *rest)
+
+    def outcome() -> dict[str, torch.Tensor]:
+        alone = learners_of(config.make_strategy(text), seeds)
+        arrays, _ = train(alone, replace(TRAINING, batch=5, last="drop"), Watch())
+        return {"θ": alone.theta, "loss": arrays["loss"]} | alone.memory
+
+    monkeypatch.setattr(LinearNet, "learn", counted)
+    found, most = outcome(), max(passed)
+    joined = {"mir+replay:capacity=9": 10, "replay:capacity=9+mir": 10}.get(text, 5)
+    assert (most == joined) if spared else (most >= joined + 5)
+    monkeypatch.setattr(Program, "_forward", functools.partialmethod(unspared, Program._forward))
+    passed.clear()
+    wanted = outcome()
+    assert max(passed) == joined + 5
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def unspared(self: Program, forward: Callable[..., Any], *given: Any) -> Any:
+    self.spares = False
+    return forward(self, *given)
+
+
+def test_images_that_are_augmented_pass_as_the_step_shows_them() -> None:
+    task, theta = STREAM.tasks[1], vector(0)
+    shown = Shown(config.make("augmentations", "images:flip=true"), task.key, task.index)
+    augmented = replace(task, samples=replace(task.samples, shown=shown))
+    for one, there in ((task, True), (augmented, False)):
+        batch = MIR().batch(NET, theta, memory_of(*STORED), batch_of(task), one)
+        assert (batch.passed is not None) is there
 
 
 def test_mir_draws_its_candidates_without_replacement() -> None:

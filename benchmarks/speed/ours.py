@@ -33,7 +33,7 @@ STRATEGIES = {
     "ewc-all": "ewc:strength=100", "replay": "replay:capacity=500", "si": "si:strength=1.0,damping=0.1",
     "a-gem": "a-gem:capacity=1000,samples=256", "gem": "gem:capacity=1000,margin=0.5",
     "mas": "mas:strength=1.0", "lwf": "lwf:strength=1.0,temperature=2.0", "der": "der:capacity=500,alpha=0.1",
-    "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=500,past=true",
+    "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=240,past=true",
     "gdumb": "gdumb:capacity=500,passes=1", "cumulative": "cumulative",
 }  # fmt: skip
 """What each method is here, with the options of the other contenders."""

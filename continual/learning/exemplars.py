@@ -65,8 +65,8 @@ def reservoir_slots(capacity: int, seen: Tensor, count: int, key: Key) -> Tensor
 
 def last_writes(capacity: int, slots: Tensor) -> Tensor:
     """The slots (B,), with ``capacity`` where a later sample of the batch has the same slot, or the slot is no slot."""
-    later = torch.ones(len(slots), len(slots), dtype=torch.bool, device=slots.device).triu(1)
-    lost = ((slots[:, None] == slots[None, :]) & later).any(1) | (slots >= capacity)
+    later = (slots[:, None] == slots).triu(1).any(1)
+    lost = later | (slots >= capacity)
     return torch.where(lost, capacity, slots)
 
 

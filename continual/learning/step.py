@@ -54,6 +54,9 @@ class Program:
         self.grid = augmentation.grid(height, width, learners.device)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
+        # what a hook has of its own samples stands for their pass where that would come to the same
+        rounds, net = learners.recipe.precision == "bfloat16", learners.net
+        self.spares = not ("penalty" in self.hooks or learners.strategy.has("loss") or net.statistics or rounds)
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
@@ -124,13 +127,20 @@ class Program:
                 batch = strategy.batch(net, theta, memory, batch, task)
         if batch.x is None:
             batch = batch._replace(x=task.samples.images(batch.row, recipe.dtype))
+        passed = batch.passed if self.spares else None
+        done = 0 if passed is None else batch.own
         with self.learners.autocast():
-            out, statistics = net.learn(theta, batch.images, batch.task, self.index)
+            out, statistics = net.learn(theta, batch.images[done:], batch.task[done:], self.index)
+            if passed is not None:
+                out = Out(*(torch.cat(pair) for pair in zip(passed.out, out, strict=True)))
             found: dict[str, Any] = {"loss": strategy.loss(net, theta, memory, batch, out, task), "out": out}
             if statistics is not None:
                 found["statistics"] = statistics
             if "penalty" in self.hooks:
                 found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
+        if passed is not None:
+            weights = batch.weights(passed.gradient)
+            found["passed"], found["share"] = passed.gradient, weights[:done].sum() / weights.sum()
         found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
         self.places = batch.places
         return found
@@ -144,11 +154,20 @@ class Program:
         """The gradient of the whole loss; that of the data term alone if it is read."""
         loss, penalty = found["loss"].sum(), found["penalty"].sum() if "penalty" in found else None
         if "gradient" not in self.read:
-            return self._gradient(loss if penalty is None else loss + penalty), None
-        data = self._gradient(loss, retain_graph=penalty is not None)
+            return self._whole(loss if penalty is None else loss + penalty, found), None
+        data = self._whole(loss, found, retain_graph=penalty is not None)
         if penalty is None:
             return data, data.whole
         return self.learners.cut(self._gradient(penalty).whole + data.whole), data.whole
+
+    def _whole(self, loss: Tensor, found: dict[str, Any], retain_graph: bool = False) -> Gradient:
+        """The gradient, with that of the samples that had passed before, by their share in the loss."""
+        gradient = self._gradient(loss, retain_graph)
+        if "passed" not in found:
+            return gradient
+        pairs, share = zip(gradient.parts, self.learners.cut(found["passed"]).parts, strict=True), found["share"]
+        sums = [torch.addcmul(a, b, share.view(*share.shape, *[1] * (a.dim() - share.dim()))) for a, b in pairs]
+        return Gradient(sums, None, self.learners.mapped)
 
     def _gradient(self, loss: Tensor, retain_graph: bool = False) -> Gradient:
         """The gradient with respect to θ, through the vector and through its parts."""

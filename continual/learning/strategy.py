@@ -38,6 +38,16 @@ HOOKS = (
 )  # fmt: skip
 
 
+class Passed(NamedTuple):
+    """What a ``batch`` hook has of the step's own samples already, by a pass of theirs at the step's θ.
+
+    ``out`` is what came out, ``gradient`` (P,) that of their usual loss, :meth:`Strategy.loss` of them alone.
+    """
+
+    out: Out
+    gradient: Tensor
+
+
 class Batch(NamedTuple):
     """The samples of one step: (B,) each, but for ``x`` (B, C, H, W).
 
@@ -45,6 +55,7 @@ class Batch(NamedTuple):
     share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x``
     is None until the batch is complete: the images are then fetched all at once, unless a hook has put them there.
     ``key`` is where a hook draws this step's random numbers from, and under its path ``places`` has who joined which.
+    ``passed`` spares the step a pass of its own samples, where nothing but the usual loss is made of what comes out.
     """
 
     row: Tensor
@@ -55,6 +66,7 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
     x: Tensor | None = None
     places: tuple[tuple[str, int, int], ...] = ()
+    passed: Passed | None = None
 
     @property
     def joined(self) -> slice:
@@ -79,14 +91,15 @@ class Batch(NamedTuple):
         y, tasks = task.samples.labels(row)
         rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
         x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row))
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row), self.passed)
 
     def join_images(self, x: Tensor, y: Tensor, tasks: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with made-up images ``x`` (n, C, H, W) behind it, their labels and tasks (n,); row -1 each."""
         own = task.samples.images(self.row, x.dtype) if self.x is None else self.x
         rows = torch.cat([self.row, torch.full_like(y, -1)])
         ys, all_tasks = torch.cat([self.y, y]), torch.cat([self.task, tasks])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]), self._grown(y))
+        images, places = torch.cat([own, x]), self._grown(y)
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, images, places, self.passed)
 
     @property
     def images(self) -> Tensor:
@@ -242,12 +255,18 @@ def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Te
 
 def gradient_of(net: Net, function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     """The gradient (P,) of a function of θ (P,), within a hook, whether its learners are mapped or there is one."""
+    return gradient_and_more(net, lambda theta: (function(theta), ()), theta)[0]
+
+
+def gradient_and_more(net: Net, function: Callable[[Tensor], tuple[Tensor, Any]], theta: Tensor) -> tuple[Tensor, Any]:
+    """The same of the first of two things that a function gives, and the second, which must be detached."""
     if net.mapped:
-        found: Tensor = torch.func.grad(function)(theta)
+        found: tuple[Tensor, Any] = torch.func.grad(function, has_aux=True)(theta)
         return found
     with torch.enable_grad():  # the same, without what mapping costs: a fifth with a small network
         live = theta.detach().requires_grad_()
-        return torch.autograd.grad(function(live), live, materialize_grads=True)[0]
+        value, more = function(live)
+        return torch.autograd.grad(value, live, materialize_grads=True)[0], more
 
 
 class Chain(Strategy):
