@@ -9,7 +9,7 @@ import torch
 
 from continual.learning.models import Out
 from continual.learning.projection import drawn
-from continual.learning.strategy import Batch, Memory, Passed, cross_entropy, gradient_and_more
+from continual.learning.strategy import Batch, Memory, cross_entropy, gradient_and_more
 from continual.options import option
 from continual.strategies.er_ace import Online
 
@@ -63,15 +63,15 @@ class MIR(Online):
         if self.past:
             rows = torch.where(task.samples.task[rows] < task.index, rows, -1)
         candidates = drawn(rows[None], self.candidates or 5 * count, batch.key)[0]
-        passed = self.incoming(net, theta, batch, task)
-        scores = self.interference(net, theta, batch.readable(candidates), passed.gradient, task)
+        out, gradient = self.incoming(net, theta, batch, task)
+        scores = self.interference(net, theta, batch.readable(candidates), gradient, task)
         scores = torch.where(candidates >= 0, scores, -torch.inf)
         if task.samples.shown is None:  # else the step shows the batch's images anew
-            batch = batch._replace(passed=passed)
+            batch = batch.spare(out, gradient)
         return self.joined(batch, candidates[scores.topk(min(count, len(scores))).indices], theta, task)
 
-    def incoming(self, net: Net, theta: Tensor, batch: Batch, task: Task) -> Passed:
-        """The gradient of the batch's own samples, and what came out of their pass."""
+    def incoming(self, net: Net, theta: Tensor, batch: Batch, task: Task) -> tuple[Out, Tensor]:
+        """What comes out of the batch's own samples, and the gradient (P,) of their loss."""
         own, weight = slice(batch.own), None if batch.weight is None else batch.weight[: batch.own]
         x, tasks = task.samples.images(batch.row[own], theta.dtype), batch.task[own]
 
@@ -81,7 +81,7 @@ class MIR(Online):
             return cross_entropy(logits, batch.y[own], weight), (out.logits.detach(), out.features.detach())
 
         gradient, (logits, features) = gradient_and_more(net, loss, theta)
-        return Passed(Out(logits, features), gradient)
+        return Out(logits, features), gradient
 
     def interference(self, net: Net, theta: Tensor, rows: Tensor, gradient: Tensor, task: Task) -> Tensor:
         """s_MI-1 of the rows (n,), by the gradient (P,) of the batch's own samples."""

@@ -14,7 +14,7 @@ from continual import config, conformance, plugins
 from continual.conformance import CHECKS, Asked, check, checks
 from continual.errors import BadChain, Mistake
 from continual.learning.models import Net, Out
-from continual.learning.strategy import Batch, Chain, Memory, Passed, Step, Strategy
+from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
 from continual.options import option
 from continual.strategies import L2, MIR, Finetune, Replay
 from continual.streams.stream import Stream, Task
@@ -105,9 +105,9 @@ class GradientInPlace(L2):
 class PassesTooMuch(MIR):
     """Gives the step another gradient than that of its own samples; MIR, as L2 has nothing in a batch."""
 
-    def incoming(self, net: Net, theta: torch.Tensor, batch: Batch, task: Task) -> Passed:
-        passed = super().incoming(net, theta, batch, task)
-        return passed._replace(gradient=1.1 * passed.gradient)
+    def incoming(self, net: Net, theta: torch.Tensor, batch: Batch, task: Task) -> tuple[Out, torch.Tensor]:
+        out, gradient = super().incoming(net, theta, batch, task)
+        return out, 1.1 * gradient
 
 
 @dataclass(frozen=True)

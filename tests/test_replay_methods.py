@@ -391,7 +391,7 @@ STORED = (0, 3, 13, 14, 20, 24, 30, 47)  # five rows of the first task and three
 
 
 def interference(strategy: MIR, theta: torch.Tensor, rows: torch.Tensor, batch: Batch, task: Task) -> torch.Tensor:
-    return strategy.interference(NET, theta, rows, strategy.incoming(NET, theta, batch, task).gradient, task)
+    return strategy.interference(NET, theta, rows, strategy.incoming(NET, theta, batch, task)[1], task)
 
 
 @pytest.mark.parametrize("rate", [0.1, 3.0])

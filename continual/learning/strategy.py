@@ -101,6 +101,10 @@ class Batch(NamedTuple):
         images, places = torch.cat([own, x]), self._grown(y)
         return Batch(rows, ys, all_tasks, self.key, self.own, weight, images, places, self.passed)
 
+    def spare(self, out: Out, gradient: Tensor) -> Batch:
+        """This batch, of whose own samples a hook has what came ``out``, and the gradient (P,) of their usual loss."""
+        return self._replace(passed=Passed(out, gradient))
+
     @property
     def images(self) -> Tensor:
         """``x``, which is there in every hook after ``batch``."""
