@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from continual.errors import BadData, choices, nearest
-from continual.workers import cores
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -84,7 +83,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
                 raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
 
     # decoding releases the interpreter's lock; Pillow's warnings (of an EXIF, a palette) are nothing to a user
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         done = pool.map(one, range(len(files)))
         try:
