@@ -78,4 +78,4 @@ def _begin(threads: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # of which the user may have asked for fewer

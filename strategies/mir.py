@@ -66,14 +66,14 @@ class MIR(Online):
         out, gradient = self.incoming(net, theta, batch, task)
         scores = self.interference(net, theta, batch.readable(candidates), gradient, task)
         scores = torch.where(candidates >= 0, scores, -torch.inf)
-        if task.samples.shown is None:  # else the step shows the batch's images anew
-            batch = batch.spare(out, gradient)
+        batch = batch.spare(out, gradient)
         return self.joined(batch, candidates[scores.topk(min(count, len(scores))).indices], theta, task)
 
     def incoming(self, net: Net, theta: Tensor, batch: Batch, task: Task) -> tuple[Out, Tensor]:
         """What comes out of the batch's own samples, and the gradient (P,) of their loss."""
         own, weight = slice(batch.own), None if batch.weight is None else batch.weight[: batch.own]
-        x, tasks = task.samples.images(batch.row[own], theta.dtype), batch.task[own]
+        x = task.samples.images(batch.row[own], theta.dtype) if batch.x is None else batch.x[own]
+        tasks = batch.task[own]
 
         def loss(theta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             out = net.forward(theta, x, tasks)

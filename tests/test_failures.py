@@ -310,12 +310,15 @@ def test_work_in_processes(tmp_path: Path) -> None:
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that are more than cores wait for each other: four jobs on sixteen cores took a minute, not a second."""
-    monkeypatch.setattr(workers, "cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     done: dict[int, int] = {}
-    workers.each(2, torch.get_num_threads, [(), ()], done.__setitem__, "")
-    assert done == {0: 3, 1: 3}
-    workers.each(9, torch.get_num_threads, [()], done.__setitem__, "")
-    assert done[0] == 1
+    for cores, asked, wanted in ((2, None, 1), (1, None, 1), (8, "1", 1)):
+        monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)
+        if asked:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        workers.each(2, torch.get_num_threads, [(), ()], done.__setitem__, "")
+        assert done == {0: wanted, 1: wanted}
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.mark.parametrize(("number", "error", "said"), [

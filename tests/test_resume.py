@@ -271,7 +271,8 @@ def test_a_run_is_done_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Killed):
         runner.run_plan(plan, out=tmp_path, progress=Dies(7))
     speed[2] = 50.0
-    monkeypatch.setattr(workers, "cores", lambda: 64)
+    for module in (workers, execution):
+        monkeypatch.setattr(module, "cores", lambda: 64)
     results = runner.run_plan(plan, out=tmp_path)
     assert [result.record["seeds_as"] for result in results] == ["map", "map"]
     assert equal(results[1], cl.run(STREAM, "ewc", **SMALL | {"seeds_as": "map"}))
@@ -454,7 +455,8 @@ def test_checkpoints_of_a_run_that_was_done_in_another_way_are_not_used(
     (how,) = tmp_path.glob("*/.checkpoints-*/*/how.json")
     before = json.loads(how.read_text())["how"]["cores"]
     how.unlink()
-    monkeypatch.setattr(workers, "cores", lambda: 64)
+    for module in (workers, execution):
+        monkeypatch.setattr(module, "cores", lambda: 64)
     result, said, steps = gone_on(tmp_path)
     assert f"are not used, being of another way of doing it (cores {before}, not 64); it starts" in said[0]
     assert equal(result, whole) and steps == ALL

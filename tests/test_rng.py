@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from continual.streams import rng
-from continual.streams.rng import LOW32, Key, alike, draw, key, philox
+from continual.streams.rng import LOW32, Key, draw, drawn_together, key, philox
 
 VECTORS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -117,11 +117,11 @@ def test_keys_that_are_alike_draw_what_each_draws_by_itself(monkeypatch: pytest.
         return torch.cat([one.uniform("a", 3, 4), one.child("x").normal("a", 6).expand(3, 6)], dim=1)
 
     seeds = [5, 3, 2**31 - 1, 0, 5]
-    found = [numbers(one) for one in alike([key(seed, 2).child("θ") for seed in seeds])]
+    found = [numbers(one) for one in drawn_together([key(seed, 2).child("θ") for seed in seeds])]
     monkeypatch.undo()
     assert torch.equal(torch.stack(found), torch.stack([numbers(key(seed, 2).child("θ")) for seed in seeds]))
     assert max(drawn) == {1: 1, 70: 2, 2**17: 4}[words]
-    assert len(list(alike([key(1)]))) == 1
+    assert len(list(drawn_together([key(1)]))) == 1
 
 
 def test_what_the_pool_lacks_is_drawn_and_noted() -> None:

@@ -100,6 +100,11 @@ class Net:
         """
         return self.forward(theta, x, tasks), None
 
+    @property
+    def mixes(self) -> bool:
+        """Whether what comes out for an image may depend, in :meth:`learn`, on the others of its batch."""
+        return type(self).learn is not Net.learn
+
     def work(self, shape: tuple[int, ...]) -> int:
         """The multiplications of a forward pass of one image (C, H, W); in linear layers one for each parameter."""
         return self.size

@@ -95,6 +95,11 @@ class ModuleNet(Net):
             one.fresh = None
         return out, torch.cat(parts)
 
+    @property
+    def mixes(self) -> bool:
+        """See :meth:`Net.mixes`: where it normalises by the batch."""
+        return type(self).learn is not ModuleNet.learn or bool(self.statistics)
+
     def layered(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> tuple[Tensor, list[layers.Layer]] | None:

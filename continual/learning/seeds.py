@@ -20,7 +20,7 @@ from continual.learning.models import Net
 from continual.learning.optimizers import Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
 from continual.streams.augment import Augmentation
-from continual.streams.rng import alike, key
+from continual.streams.rng import drawn_together, key
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Learners:
         self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
         self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])
         keys = [key(seed, device=self.device).child("initial θ") for seed in seeds]
-        starts = [self.net.initial(one, recipe.dtype) for one in alike(keys)]
+        starts = [self.net.initial(one, recipe.dtype) for one in drawn_together(keys)]
         self.memory = self._stack_memory(
             [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
         )

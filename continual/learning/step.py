@@ -54,14 +54,22 @@ class Program:
         self.grid = augmentation.grid(height, width, learners.device)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
-        # what a hook has of its own samples stands for their pass where that would come to the same
-        rounds, net = learners.recipe.precision == "bfloat16", learners.net
-        self.spares = not ("penalty" in self.hooks or learners.strategy.has("loss") or net.statistics or rounds)
+        self.spares = self._spares()
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
         self.drawn = 0
         self.compiled: Callable[..., dict[str, Any]] | None = None
+
+    def _spares(self) -> bool:
+        """Whether what a hook has of the step's own samples (``Batch.passed``) comes to the same as their pass.
+
+        Not where more than the usual loss is made of them, where the step shows or rounds them otherwise, where the
+        network mixes a batch, or where another strategy of a chain may change them.
+        """
+        recipe, strategy = self.learners.recipe, self.learners.strategy
+        more = "penalty" in self.hooks or strategy.has("loss") or len(strategy.parts) > 1
+        return not (more or recipe.augmentation.active or recipe.precision == "bfloat16" or self.learners.net.mixes)
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
@@ -140,7 +148,7 @@ class Program:
                 found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
         if passed is not None:
             weights = batch.weights(passed.gradient)
-            found["passed"], found["share"] = passed.gradient, weights[:done].sum() / weights.sum()
+            found["passed"], found["share"] = passed.gradient, weights[:done].sum() / weights.sum().clamp_min(1e-12)
         found["batch"] = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
         self.places = batch.places
         return found

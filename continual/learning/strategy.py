@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     share in the loss (None: all alike). The first ``own`` samples are the step's own, the others have joined. ``x``
     is None until the batch is complete: the images are then fetched all at once, unless a hook has put them there.
     ``key`` is where a hook draws this step's random numbers from, and under its path ``places`` has who joined which.
-    ``passed`` spares the step a pass of its own samples, where nothing but the usual loss is made of what comes out.
+    ``passed`` spares the step a pass of its own samples where that comes to the same; see :meth:`spare`.
     """
 
     row: Tensor
@@ -102,7 +102,12 @@ class Batch(NamedTuple):
         return Batch(rows, ys, all_tasks, self.key, self.own, weight, images, places, self.passed)
 
     def spare(self, out: Out, gradient: Tensor) -> Batch:
-        """This batch, of whose own samples a hook has what came ``out``, and the gradient (P,) of their usual loss."""
+        """This batch, of whose own samples a hook has what came ``out``, and the gradient (P,) of their usual loss.
+
+        Both at the step's θ and detached. The step makes use of it where nothing else is made of these samples: not in
+        a chain, with a loss or a penalty of the strategy's, with augmentation, with a forward pass in bfloat16, nor
+        where the network normalises by the batch.
+        """
         return self._replace(passed=Passed(out, gradient))
 
     @property

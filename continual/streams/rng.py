@@ -101,7 +101,7 @@ def key(seed: int | Tensor, task: int = 0, step: int | Tensor = 0, device: torch
     return Key(torch.as_tensor(seed, device=device), task, torch.as_tensor(step, device=device))
 
 
-def alike(keys: Sequence[Key]) -> Iterator[Key]:
+def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:
     """Keys that differ in their seeds alone, each to be drawn from before the next is taken.
 
     What the first is asked for is drawn for the others together, which costs less where a draw is small.
