@@ -9,7 +9,6 @@ import torch
 
 from continual.learning.models import LinearNet, Net
 from continual.learning.modules import ModuleNet
-from continual.learning.seeds import all_equal
 from continual.streams.data import PATIENCE
 
 if TYPE_CHECKING:
@@ -97,4 +96,4 @@ def _same(a: Samples, b: Samples) -> bool:
     of_a, of_b = ([*one.tables, *([] if one.channel is None else [one.channel])] for one in (a, b))
     if a.pixels is not b.pixels or (a.scale, a.shift, len(of_a)) != (b.scale, b.shift, len(of_b)):
         return False
-    return all_equal([of_a, of_b])
+    return all(torch.equal(*pair) for pair in zip(of_a, of_b, strict=True))
