@@ -66,8 +66,8 @@ class MIR(Online):
         out, gradient = self.incoming(net, theta, batch, task)
         scores = self.interference(net, theta, batch.readable(candidates), gradient, task)
         scores = torch.where(candidates >= 0, scores, -torch.inf)
-        batch = batch.spare(out, gradient)
-        return self.joined(batch, candidates[scores.topk(min(count, len(scores))).indices], theta, task)
+        chosen = candidates[scores.topk(min(count, len(scores))).indices]
+        return self.joined(batch, chosen, theta, task).spare(out, gradient)
 
     def incoming(self, net: Net, theta: Tensor, batch: Batch, task: Task) -> tuple[Out, Tensor]:
         """What comes out of the batch's own samples, and the gradient (P,) of their loss."""

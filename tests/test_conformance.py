@@ -415,7 +415,7 @@ def test_a_mistake_is_seen_by_the_check_that_is_there_for_it(cls: type[Strategy]
     ids=["first", "last"],
 )
 def test_a_mistake_is_seen_in_a_chain(cls: type[Strategy], around: Callable[[Strategy], tuple[Strategy, ...]]) -> None:
-    """All but what the other part makes up for: a chain is inert only if both parts are, a penalty has all pass."""
+    """All but what the other part makes up for: a chain is inert only if both parts are, and has all pass."""
     found, wanted = problems_of(Chain(around(cls()))), set(BAD[cls]) - {INERT, SPARES}
     assert set(found) == wanted, found
 

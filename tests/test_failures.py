@@ -309,7 +309,7 @@ def test_work_in_processes(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that are more than cores wait for each other: four jobs on sixteen cores took a minute, not a second."""
+    """Threads that are more than cores wait for each other: four jobs on sixteen cores hardly moved."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     done: dict[int, int] = {}
     for cores, asked, wanted in ((2, None, 1), (1, None, 1), (8, "1", 1)):

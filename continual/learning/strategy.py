@@ -91,22 +91,21 @@ class Batch(NamedTuple):
         y, tasks = task.samples.labels(row)
         rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
         x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row), self.passed)
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row))
 
     def join_images(self, x: Tensor, y: Tensor, tasks: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with made-up images ``x`` (n, C, H, W) behind it, their labels and tasks (n,); row -1 each."""
         own = task.samples.images(self.row, x.dtype) if self.x is None else self.x
         rows = torch.cat([self.row, torch.full_like(y, -1)])
         ys, all_tasks = torch.cat([self.y, y]), torch.cat([self.task, tasks])
-        images, places = torch.cat([own, x]), self._grown(y)
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, images, places, self.passed)
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]), self._grown(y))
 
     def spare(self, out: Out, gradient: Tensor) -> Batch:
         """This batch, of whose own samples a hook has what came ``out``, and the gradient (P,) of their usual loss.
 
-        Both at the step's θ and detached. The step makes use of it where nothing else is made of these samples: not in
-        a chain, with a loss or a penalty of the strategy's, with augmentation, with a forward pass in bfloat16, nor
-        where the network normalises by the batch.
+        Both at the step's θ and detached; to be said when all others have joined. The step makes use of it where
+        nothing else is made of these samples: not in a chain, with a loss or a penalty of the strategy's, with
+        augmentation, with a forward pass in bfloat16, nor where the network normalises by the batch.
         """
         return self._replace(passed=Passed(out, gradient))
 
