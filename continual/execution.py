@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from continual import failures
+from continual import failures, workers
 from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
@@ -24,7 +24,6 @@ from continual.learning.train import Training, not_captured, schedule, steps_of
 from continual.products import fast_products, used
 from continual.streams.placement import Where, laid_out
 from continual.streams.stream import Stream
-from continual.workers import cores
 
 if TYPE_CHECKING:
     from continual.learning.models import Net
@@ -86,9 +85,11 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
             if not failures.is_memory(error):
                 raise
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
-    if processes and device.type == "cpu" and cores() > 1 and most * min(seconds.values()) > START:
-        turns = math.ceil(len(streams) / workers(len(streams)))
-        alone = step_seconds(recipe, training, streams[:1], threads_each(len(streams)))
+    count = min(len(streams), workers.cores())
+    if processes and device.type == "cpu" and count > 1 and most * min(seconds.values()) > START:
+        turns = math.ceil(len(streams) / count)
+        usual = min(torch.get_num_threads(), workers.share(count))
+        alone = step_seconds(recipe, training, streams[:1], usual)
         seconds["processes"] = turns * alone + START / most
     told = {"loop": "one after the other", "map": "side by side", "processes": "in processes"}
     ordered = sorted(seconds, key=lambda one: seconds[one])
@@ -111,13 +112,11 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
     return False
 
 
-def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], fixed: int | None = None) -> float:
-    """The seconds of a step of some seeds together, of the first task, as it will be done."""
+def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], usual: int | None = None) -> float:
+    """The seconds of a step of some seeds together, of the first task, as it will be done; ``usual`` threads."""
     recipe = replace(recipe, compiled=False)
-    of_one, device = training.batch * recipe.net.work(streams[0].shape), streams[0].samples.image.device
-    last = len(streams) == 1 and helps(recipe.net, device, recipe.precision)
-    fast = used(of_one, device, recipe.precision)
-    with threads(fixed or training.threads, len(streams) * of_one), prepared(fast):
+    last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
+    with at_speed(training, recipe.net, streams, usual):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
@@ -140,14 +139,16 @@ def helps(net: Net, device: torch.device, precision: str) -> bool:
     return net.convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
 
 
-def workers(seeds: int, shared: int | None = None) -> int:
-    """How many processes share so many seeds, and so many cores (none: those that there are)."""
-    return max(1, min(seeds, shared or cores()))
+@contextlib.contextmanager
+def at_speed(training: Training, net: Net, streams: Sequence[Stream], usual: int | None = None) -> Iterator[str]:
+    """Within it, steps of these seeds together are done as fast as they can; gives by whose products of matrices.
 
-
-def threads_each(seeds: int, shared: int | None = None) -> int:
-    """The processor threads of each of these processes."""
-    return max(1, (shared or cores()) // workers(seeds, shared))
+    ``usual`` as in :func:`threads`.
+    """
+    of_one = training.batch * net.work(streams[0].shape)
+    fast = used(of_one, streams[0].samples.image.device, training.precision)
+    with threads(training.threads, len(streams) * of_one, usual), prepared(fast):
+        yield "oneDNN" if fast else "PyTorch"
 
 
 @contextlib.contextmanager

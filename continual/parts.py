@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from continual import execution, products, resume, workers
+from continual import execution, resume, workers
 from continual.config import Plan
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
@@ -47,11 +47,9 @@ def in_groups(
     training, seeds = ready.plan.training, ready.plan.training.seed_list
     mapped = ready.way.how == "map" and not strategy.trains_itself
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
-    parts, tasks = [], len(ready.streams[0].tasks)
-    of_one = _multiplications(ready)
+    parts, tasks, together = [], len(ready.streams[0].tasks), ready.streams if mapped else ready.streams[:1]
     with (
-        execution.threads(training.threads, len(groups[0]) * of_one, ready.way.threads),
-        execution.prepared(_fast(ready)),
+        execution.at_speed(training, ready.net, together, ready.way.threads) as products,
         tensor_float(training.precision == "tf32"),
         _blamed(record),
     ):
@@ -60,22 +58,12 @@ def in_groups(
             told.begin(record["title"], number, len(groups), tasks, training.batch * len(group))
             part, fed = _finished(own), False
             if part is None:
-                part, fed = _trained(ready, strategy, group, told, own, follow), not strategy.trains_itself
+                part, fed = _trained(ready, strategy, group, told, own, follow, products), not strategy.trains_itself
             if not fed:  # nobody told of single tasks
                 follow.feed(part.seeds, -1, part.arrays)
             parts.append(part)
             told.end()
     return parts
-
-
-def _multiplications(ready: Ready) -> int:
-    """Those of a step's forward pass of one seed."""
-    return ready.plan.training.batch * ready.net.work(ready.streams[0].shape)
-
-
-def _fast(ready: Ready) -> bool:
-    """Whether matrices are multiplied by oneDNN."""
-    return products.used(_multiplications(ready), ready.device, ready.plan.training.precision)
 
 
 def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
@@ -104,8 +92,9 @@ def _finished(kept: resume.Group | None) -> Part | None:
 
 
 def _trained(
-    ready: Ready, strategy: Strategy, group: list[int], told: Progress, kept: resume.Group | None, follow: Follow
-) -> Part:
+    ready: Ready, strategy: Strategy, group: list[int], told: Progress, kept: resume.Group | None, follow: Follow,
+    products: str,
+) -> Part:  # fmt: skip
     """Train the seeds of a group, which are known by their places in the list of all."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
     learners = Learners(ready.recipe(strategy), [ready.streams[r] for r in group], [seeds[r] for r in group])
@@ -118,7 +107,7 @@ def _trained(
     facts = {
         "program": f"eager: {eager}" if eager else "captured",
         "threads": torch.get_num_threads(),
-        "products": "oneDNN" if _fast(ready) else "PyTorch",
+        "products": products,
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),
     }
     stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
@@ -132,15 +121,14 @@ def in_processes(
 ) -> list[Part]:
     """The seeds dealt out to as many processes as there are processor cores."""
     training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
-    count, parts = execution.workers(len(seeds), way.cores), list[Part]()
-    threads = training.threads or execution.threads_each(len(seeds), way.cores)
+    count, parts = max(1, min(len(seeds), way.cores)), list[Part]()
+    threads = min(way.threads, workers.share(count, way.cores))
     calls = []
     for first in range(count):
         own = tuple(seeds[first::count])
         inner: execution.How = way.inner if len(own) > 1 else "loop"
-        share = replace(training, seeds=own, threads=threads)
-        plan = replace(ready.plan, strategies=(strategy,), training=share, trackers=())
-        calls.append((plan, ready.root, ready.device, replace(way, how=inner), record, kept))
+        plan = replace(ready.plan, strategies=(strategy,), training=replace(training, seeds=own), trackers=())
+        calls.append((plan, ready.root, ready.device, replace(way, how=inner, threads=threads), record, kept))
     through = itertools.count(1)
 
     def wait(number: int) -> None:

@@ -40,9 +40,9 @@ class Cell:
     settings: dict[str, Any]
     note: str = ""
 
-    def plan(self, seeds: Sequence[int], **more: Any) -> config.Plan:
+    def plan(self, seeds: Sequence[int]) -> config.Plan:
         """The run of these seeds."""
-        return config.plan(self.settings | {"seeds": list(seeds)} | more)
+        return config.plan(self.settings | {"seeds": list(seeds)})
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,6 @@ class Place:
     device: str = "auto"
     jobs: int = 1
 
-    @property
-    def threads(self) -> int | None:
-        """The processor threads of one job; one job alone decides for itself."""
-        return max(1, workers.cores() // self.jobs) if self.jobs > 1 else None
-
     def groups(self, seeds: Sequence[int]) -> list[list[int]]:
         """Which seeds are one run: on a GPU all, side by side; on a processor each alone, so that less can be lost."""
         from continual.runner import choose_device
@@ -203,7 +198,7 @@ def run_cell(cell: Cell, seeds: list[int], place: Place) -> None:
     from continual.runner import run_plan
 
     with _told(f"{cell.row}, {cell.column}"):
-        plan = cell.plan(seeds, threads=place.threads)
+        plan = cell.plan(seeds)
         run_plan(plan, out=place.out, data=place.data, device=place.device)
 
 

@@ -30,7 +30,7 @@ def each(
             ``help`` says what to do then.
     """
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (max(1, cores() // count),))
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (share(count),))
     try:
         with _unsignalled():
             futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
@@ -65,6 +65,11 @@ def _unsignalled() -> Iterator[None]:
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(count: int, among: int | None = None) -> int:
+    """The cores that each of ``count`` processes has ``among`` so many (none: those that there are), one at least."""
+    return max(1, (among or cores()) // count)
 
 
 def _begin(threads: int) -> None:

@@ -642,7 +642,7 @@ MINE = """
 
 def in_folder(folder: Path, *arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command line, or a benchmark's script, started in a folder of the user's own."""
-    start = ["-c", "from continual.cli import main; main()"] if script is None else [str(BENCHMARKS / script)]
+    start = ["-m", "continual"] if script is None else [str(BENCHMARKS / script)]
     return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, check=False, cwd=folder)
 
 

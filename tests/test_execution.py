@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import continual as cl
-from continual import cli, config, execution, plugins
+from continual import cli, config, execution, plugins, workers
 from continual.errors import BadChain, BadOption
 from continual.learning.seeds import Recipe
 from continual.learning.train import Training
@@ -106,11 +106,11 @@ def test_what_takes_least_is_chosen(
     """Four seeds on four cores; seconds of a step of one, of all mapped, and of one on its share of the cores."""
     recipe, training, streams = ready(4)
 
-    def seconds(recipe: Recipe, training: Training, streams: list[Stream], fixed: int | None = None) -> float:
-        return together if len(streams) == 4 else alone if fixed else loop
+    def seconds(recipe: Recipe, training: Training, streams: list[Stream], usual: int | None = None) -> float:
+        return together if len(streams) == 4 else alone if usual else loop
 
     monkeypatch.setattr(execution, "step_seconds", seconds)
-    monkeypatch.setattr(execution, "cores", lambda: 4)
+    monkeypatch.setattr(workers, "cores", lambda: 4)
     found = execution.choose(recipe, training, streams, processes)
     assert (found.how, found.inner) == (chosen, inner)
     assert found.why.startswith("4 seeds ") and f"one after the other {4000 * loop:.1f}" in found.why
@@ -137,7 +137,7 @@ def test_a_step_is_timed_as_it_will_be_done() -> None:
     recipe, training, streams = ready(3)
     before = torch.get_num_threads()
     assert 0 < execution.step_seconds(recipe, training, streams[:1]) < 1
-    assert 0 < execution.step_seconds(recipe, training, streams, fixed=1) < 1
+    assert 0 < execution.step_seconds(recipe, training, streams, usual=1) < 1
     assert torch.get_num_threads() == before
 
 

@@ -25,7 +25,7 @@ from continual.cli import main
 from continual.errors import Mistake, OutOfMemory
 from continual.results import store
 
-COMMAND = (sys.executable, "-P", "-c", "from continual.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-m", "continual")
 TINY = ("--seeds", "1", "--model", "mlp:layers=4", "--iterations", "1", "--quiet")
 TWO = ("run", "split-digits:limit=5", "finetune", "ewc", *TINY)
 root_only = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="for root alone")

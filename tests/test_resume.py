@@ -271,8 +271,7 @@ def test_a_run_is_done_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Killed):
         runner.run_plan(plan, out=tmp_path, progress=Dies(7))
     speed[2] = 50.0
-    for module in (workers, execution):
-        monkeypatch.setattr(module, "cores", lambda: 64)
+    monkeypatch.setattr(workers, "cores", lambda: 64)
     results = runner.run_plan(plan, out=tmp_path)
     assert [result.record["seeds_as"] for result in results] == ["map", "map"]
     assert equal(results[1], cl.run(STREAM, "ewc", **SMALL | {"seeds_as": "map"}))
@@ -455,8 +454,7 @@ def test_checkpoints_of_a_run_that_was_done_in_another_way_are_not_used(
     (how,) = tmp_path.glob("*/.checkpoints-*/*/how.json")
     before = json.loads(how.read_text())["how"]["cores"]
     how.unlink()
-    for module in (workers, execution):
-        monkeypatch.setattr(module, "cores", lambda: 64)
+    monkeypatch.setattr(workers, "cores", lambda: 64)
     result, said, steps = gone_on(tmp_path)
     assert f"are not used, being of another way of doing it (cores {before}, not 64); it starts" in said[0]
     assert equal(result, whole) and steps == ALL
@@ -650,9 +648,8 @@ def test_kill_minus_nine_at_random_moments(strategies: str) -> None:
 
 @contextlib.contextmanager
 def typed(out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    code = "from continual.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "run", STREAM, *words, "--out", str(out)], text=True, stderr=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "continual", "run", STREAM, *words, "--out", str(out)], text=True, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         yield process

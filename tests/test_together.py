@@ -17,7 +17,7 @@ from continual.results import store
 from continual.streams import sets
 
 RELIABILITY = Path(__file__).resolve().parent.parent / "benchmarks" / "reliability"
-COMMAND = (sys.executable, "-P", "-c", "from continual.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-m", "continual")
 
 
 @pytest.fixture

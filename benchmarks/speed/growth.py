@@ -65,17 +65,16 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     import torch
 
     from continual.conformance import Work, Works
-    from continual.execution import prepared
+    from continual.execution import at_speed
     from continual.learning.step import Program
     from continual.learning.train import Training, not_captured, schedule, steps_of
-    from continual.products import used
 
     training = Training(batch=batch, iterations=count + timed, last="drop")
     batches = schedule(learners.begin(index), training, learners.seed, index)
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
     program = Program(learners, index, len(batches))
-    with prepared(used(batch * learners.net.work(learners.streams[0].shape), learners.device, "float32")):
+    with at_speed(training, learners.net, learners.streams):
         for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []
