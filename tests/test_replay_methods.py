@@ -479,6 +479,31 @@ def test_mir_foresees_by_the_images_that_a_hook_has_put_there() -> None:
     assert not torch.allclose(plain, flipped)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_difference_candidates_of_avalanche_are_not_of_the_last_batch_s_classes() -> None:
+    """Its memory has samples of the task that was learnt last, none of which is looked at in the next one."""
+    avalanche()
+    from avalanche.benchmarks import tensors_benchmark
+    from avalanche.training.plugins import MIRPlugin
+    from avalanche.training.supervised import Naive
+
+    net, plugin = torch.nn.Linear(9, 6).double(), MIRPlugin(batch_size_mem=3, mem_size=24, subsample=24)
+    tensors = [(images(task.train).flatten(1), STREAM.samples.y[task.train]) for task in STREAM.tasks]
+    their = Naive(
+        model=net, optimizer=torch.optim.SGD(net.parameters(), 0.1), criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=24, plugins=[plugin], evaluator=None,
+    )  # fmt: skip
+    seen = []
+    for experience in tensors_benchmark(train_tensors=tensors, test_tensors=tensors, task_labels=[0] * 3).train_stream:
+        their.train(experience)
+        looked_at = set() if plugin.replay_loader is None else set(next(plugin.replay_loader)[1].tolist())
+        seen.append((set(plugin.storage_policy.buffer_groups), looked_at))
+    assert seen == [({0, 1}, set()), ({0, 1, 2, 3}, {0, 1}), ({0, 1, 2, 3, 4, 5}, {0, 1, 2, 3})]
+    task, theta = STREAM.tasks[1], vector(0)
+    ours = MIR(samples=9, candidates=9).batch(NET, theta, memory_of(*STORED), batch_of(task), task)
+    assert STREAM.samples.y[ours.row[5:]].max() >= 2, "ours are of the whole memory"
+
+
 def test_mir_draws_its_candidates_without_replacement() -> None:
     """As many as asked for, five for each that joins by default; all of them where fewer are stored."""
     theta, task, counts = vector(0), STREAM.tasks[1], Counter[int]()
@@ -632,6 +657,76 @@ def test_gss_of_single_samples_is_its_algorithm(seed: int, compare: int) -> None
         assert memory["rows"].tolist() == rows + [-1] * (capacity - len(rows))
         close(memory["scores"][: len(rows)], scores)
     assert replaced
+
+
+def gss_of_avalanche(theta: torch.Tensor, capacity: int, compare: int) -> tuple[Any, Any]:
+    """Its plug-in, and a strategy whose current batch is of the rows given."""
+    avalanche()
+    from avalanche.training.plugins import GSS_greedyPlugin
+
+    net, criterion = module_of(theta).float(), torch.nn.CrossEntropyLoss()
+    plugin = GSS_greedyPlugin(capacity, compare, [9])
+
+    def batch(rows: torch.Tensor) -> Any:
+        x, y = images(rows).flatten(1).float(), STREAM.samples.y[rows]
+        return SimpleNamespace(model=net, device="cpu", _criterion=criterion, mb_x=x, mb_y=y)
+
+    return plugin, batch
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_of_single_samples_are_those_of_the_plugin_of_avalanche(seed: int) -> None:
+    """In batches of one sample, compared with all that is stored, until that is full; its are cosines, ours 1 more."""
+    task, theta = STREAM.tasks[2], vector(seed, 1.0)  # all six outputs are active
+    strategy, (plugin, of) = GSS(capacity=9, compare=9), gss_of_avalanche(theta, 9, 9)
+    memory = strategy.init(NET, theta, STREAM)
+    for start in range(9):
+        batch = batch_of(task, start, size=1, step=start)
+        memory = stepped(strategy, memory, batch, task, theta)
+        plugin.after_forward(of(batch.row))
+    assert memory["rows"].tolist() == task.train[:9].tolist() and plugin.ext_mem_list_current_index == 9
+    scores = plugin.buffer_score.double() + 1
+    torch.testing.assert_close(memory["scores"], scores, rtol=1e-5, atol=1e-6)
+    assert scores.std() > 0.1
+
+
+def test_difference_gss_of_avalanche_compares_with_gradients_of_batches() -> None:
+    """Batches of four: what comes is compared with the mean gradient of four stored samples, and not with theirs."""
+    task, theta = STREAM.tasks[2], vector(0, 1.0)
+    strategy, (plugin, of) = GSS(capacity=8, compare=8), gss_of_avalanche(theta, 8, 1)
+    memory, batches = strategy.init(NET, theta, STREAM), task.train[[0, 12, 1, 13, 2, 14, 3, 15]].split(4)
+    for step, rows in enumerate(batches):
+        batch = batch_of(task, size=4, step=step)._replace(row=rows, y=STREAM.samples.y[rows])
+        memory = stepped(strategy, memory, batch, task, theta)
+        plugin.after_forward(of(rows))
+    stored, came = ([gradient_of(theta, int(row), 6) for row in rows] for rows in batches)
+    mean = torch.stack(stored).mean(0)
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    theirs = torch.tensor([cosine(g, mean) for g in came])
+    ours = torch.tensor([max(cosine(g, h) for h in stored) for g in came])
+    torch.testing.assert_close(plugin.buffer_score[4:], theirs, **near)
+    torch.testing.assert_close(memory["scores"][4:].float() - 1, ours, **near)
+    assert (ours - theirs).abs().max() > 0.1
+
+
+def test_difference_gss_of_avalanche_leaves_a_batch_out_whose_own_cosine_is_positive() -> None:
+    """The memory is full, and the batch mostly like it; the one sample that is not would find a place alone."""
+    task, theta = STREAM.tasks[2], vector(0, 1.0)
+    plugin, of = gss_of_avalanche(theta, 4, 1)
+    plugin.after_forward(of(task.train[:4]))
+    before = plugin.ext_mem_list_x.clone()
+    cosines = gss.cosines(NET, theta, task.train, task.train[:4], task).amax(1)
+    apart, alike = task.train[cosines < 0], task.train[:3]
+    assert len(apart)
+    for _ in range(20):
+        plugin.after_forward(of(torch.cat([alike, apart[:1]])))
+        assert plugin.ext_mem_list_x.equal(before)
+    batch = batch_of(task)._replace(row=apart[:1], y=STREAM.samples.y[apart[:1]], own=1)
+    memory = scores_of(GSS(capacity=4), *[(int(row), 1.9) for row in task.train[:4]])
+    stored = [
+        stepped(GSS(capacity=4), memory, batch._replace(key=key(0, 2, step)), task, theta)["rows"] for step in range(20)
+    ]
+    assert sum(int(apart[0]) in rows.tolist() for rows in stored) > 5
 
 
 def test_gss_stores_with_the_probability_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:

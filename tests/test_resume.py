@@ -649,8 +649,8 @@ def test_kill_minus_nine_at_random_moments(strategies: str) -> None:
 @contextlib.contextmanager
 def typed(out: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "continual", "run", STREAM, *words, "--out", str(out)], text=True, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", "continual", "run", STREAM, *words, "--out", str(out)], text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         yield process
 
