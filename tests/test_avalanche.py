@@ -197,7 +197,7 @@ def test_a_network_as_a_module_is_the_same_network(model: Any) -> None:
         module.eval()
         torch.testing.assert_close(module(x), net.logits(theta, x, tasks))
         module.train()
-        out, statistics = net.learn(theta, x, tasks, 0)
+        out, statistics = net.learn(theta, x, tasks)
         torch.testing.assert_close(module(x), out.logits)
         kept = [b.flatten() for name, b in module.named_buffers() if not name.endswith("num_batches_tracked")]
         if statistics is not None:

@@ -437,7 +437,7 @@ def test_samples_that_have_passed_in_a_hook_need_not_pass_again(
         passed.append(len(x))
         return forward(self, theta, x, *rest)
 
-    monkeypatch.setattr(Net, "learn", lambda self, theta, x, tasks, index: (counted(self, theta, x, tasks), None))
+    monkeypatch.setattr(Net, "learn", lambda self, theta, x, tasks, fixed: (counted(self, theta, x, tasks), None))
     found, joined = outcome(), 10 if "replay" in text else 5
     assert max(passed) == (joined if spared else joined + 5)
     monkeypatch.setattr(Program, "_spares", lambda self: False)
@@ -451,7 +451,7 @@ def test_samples_that_have_passed_in_a_hook_need_not_pass_again(
 class Centred(LinearNet):
     """Centres what comes out by its batch while it learns."""
 
-    def learn(self, theta: torch.Tensor, x: torch.Tensor, tasks: torch.Tensor, index: int) -> tuple[Out, None]:
+    def learn(self, theta: torch.Tensor, x: torch.Tensor, tasks: torch.Tensor, fixed: bool = False) -> tuple[Out, None]:
         out = self.forward(theta, x, tasks)
         return Out(out.logits - out.logits.mean(0), out.features), None
 

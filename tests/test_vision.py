@@ -23,7 +23,7 @@ from continual.learning.models import MLP, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
-from continual.learning.train import Training, Watch, train
+from continual.learning.train import Course, Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
@@ -158,7 +158,7 @@ def test_torchvisions_network_is_torchvisions(training: bool) -> None:
     if not training:
         torch.testing.assert_close(net.logits(theta, x), wanted)
         return
-    out, statistics = net.learn(theta, x, torch.zeros(8, dtype=torch.int64), 0)
+    out, statistics = net.learn(theta, x, torch.zeros(8, dtype=torch.int64))
     torch.testing.assert_close(out.logits, wanted)
     after = torch.cat([value.flatten() for name, value in theirs.state_dict().items() if "running" in name])
     torch.testing.assert_close(statistics, after)
@@ -354,6 +354,28 @@ def test_frozen_statistics_stay_as_the_first_task_left_them() -> None:
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[1], seen[3])
 
 
+@pytest.mark.parametrize("text", ["joint", "joint:every=false", "from-scratch", "gdumb:capacity=30", "cumulative",
+                                  "cumulative:every=false"])  # fmt: skip
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_frozen_statistics_are_those_of_the_first_task_that_a_new_network_learns(text: str, seeds: int) -> None:
+    """Who begins each task with a new network learns its statistics in each, as with running ones."""
+    stream, seen = photographs(tasks=3), dict[str, torch.Tensor]()
+    for name in ("running", "frozen"):
+        group = learners(config.make_strategy(text), replace(SMALL, statistics=name), stream, seeds)
+        course, found = Course(group, TRAINING, Watch()), []
+        for _ in range(3):
+            course.learn()
+            found.append(statistics(group.net, group.theta))
+        seen[name] = torch.stack(found)
+    if text == "cumulative":
+        assert torch.equal(seen["frozen"][0], seen["running"][0])
+        assert torch.equal(seen["frozen"], seen["frozen"][:1].expand_as(seen["frozen"]))
+        assert not torch.equal(seen["running"][1], seen["running"][0])
+    else:
+        assert torch.equal(seen["frozen"], seen["running"])
+        assert not torch.equal(seen["running"][2], seen["running"][1])
+
+
 def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
     stream = photographs(tasks=3, scenario="task")
     group = learners(Strategy(), replace(SMALL, width=4, statistics="task"), stream)
@@ -418,7 +440,8 @@ def test_weights_from_a_file_are_the_networks(weights: Path) -> None:
 def test_statistics_of_given_weights_are_frozen_from_the_start(weights: Path) -> None:
     net = Torchvision(weights=str(weights), statistics="frozen").build((3, 32, 32), 5)
     theta = net.initial(key(0), torch.float32)
-    out, after = net.learn(theta, images(side=32).float(), torch.zeros(8, dtype=torch.int64), 0)
+    assert net.fixed(theta) and not Torchvision(weights=str(weights)).build((3, 32, 32), 5).fixed(theta)
+    out, after = net.learn(theta, images(side=32).float(), torch.zeros(8, dtype=torch.int64), fixed=True)
     assert after is not None and torch.equal(after, theta[-net.statistics :])
     torch.testing.assert_close(out.logits, net.logits(theta, images(side=32).float()))
 
@@ -630,7 +653,7 @@ def test_batch_norm_by_task_that_is_not_trained_has_the_given_statistics_in_each
     one, other = (net.initial(key(0), torch.float32) for net in (by_task, running))
     torch.testing.assert_close(by_task.logits(one, x, tasks), running.logits(other, x, tasks))
     assert isinstance(by_task, modules.ModuleNet)
-    _, fresh = by_task.learn(one, x, tasks, 0)
+    _, fresh = by_task.learn(one, x, tasks)
     assert fresh is not None and len(fresh) == 2 * 512 * 5 * 3, "those of the last block, in each task"
 
 

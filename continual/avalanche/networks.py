@@ -37,7 +37,7 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """
     if isinstance(net, LinearNet):
         return _linear(net, theta)
-    if not isinstance(net, ModuleNet) or net.fixed_from is not None or any(one.count for one in net.norms):
+    if not isinstance(net, ModuleNet) or net.frozen or any(one.count for one in net.norms):
         raise BadChain("a strategy of avalanche-lib trains an ordinary network; give statistics=running, or another "
                        "model")  # fmt: skip
     whole = copy.deepcopy(net.module)
@@ -84,14 +84,15 @@ def _usual(module: nn.Module, trained: set[str], path: str) -> nn.Module:
 class Functional(nn.Module):
     """Any of our networks as a module: θ cut into parameters, and the running statistics behind them as buffers.
 
-    ``tasks`` (B,) and ``index`` are told before a forward pass by who looks after the strategy; ``out`` is the last.
+    ``tasks`` (B,) are told before a forward pass by who looks after the strategy, ``index`` and ``fixed`` (whether
+    running statistics stay as they are) before a task; ``out`` is the last.
     """
 
     def __init__(self, net: Net, theta: Tensor) -> None:
         super().__init__()
         self.net: Net = net
         self.tasks: Tensor | None = None
-        self.index = 0
+        self.index, self.fixed = 0, False
         self.out: Out | None = None
         self.names = [name.replace(".", "_") for name in net.shapes]
         size = 0
@@ -124,7 +125,7 @@ class Functional(nn.Module):
         if not self.training:
             self.out = self.net.forward(theta, x, tasks)
             return self.out.logits
-        self.out, statistics = self.net.learn(theta, x, tasks, self.index)
+        self.out, statistics = self.net.learn(theta, x, tasks, self.fixed)
         if statistics is not None:
             moved = [part for part in self.parts() if not isinstance(part, nn.Parameter)]
             for part, value in zip(moved, statistics.detach().split([part.numel() for part in moved]), strict=True):

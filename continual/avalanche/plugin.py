@@ -100,6 +100,7 @@ class Hooks:
             theirs.optimizer.state.clear()
         if self.strategy.has("before_task"):
             self._between(self.strategy.before_task)
+        self.model.fixed = self.net.fixed(self.theta())
 
     def after_training_exp(self, theirs: Any) -> None:
         """``after_task``."""

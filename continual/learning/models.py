@@ -92,13 +92,17 @@ class Net:
         """Logits and features of images ``x`` (B, C, H, W); ``tasks`` (B,) for networks that differ by task."""
         return self.apply(self.parameters(theta), x)
 
-    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, index: int) -> tuple[Out, Tensor | None]:
-        """The forward pass of a step of task ``index``, and the running statistics after it, if there are any.
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        """The forward pass of a step, and the running statistics after it, if there are any; ``fixed``: as they were.
 
         It differs from :meth:`forward` where a network normalises by the batch that it learns from. Only the step
         itself calls it: a strategy's own passes never move the statistics.
         """
         return self.forward(theta, x, tasks), None
+
+    def fixed(self, theta: Tensor) -> bool:
+        """Whether running statistics stay as they are in a task that begins with θ, (P,) or (R, P)."""
+        return False
 
     @property
     def mixes(self) -> bool:

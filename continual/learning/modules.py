@@ -42,12 +42,12 @@ class ModuleNet(Net):
     those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, and
     so do the statistics of a BatchNorm that is not trained.
     ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`); with ``frozen`` they
-    stay as the first task left them, or if ``frozen_from`` is 0 as they were given.
+    stay as the first task left them that was learnt from a new network, or as they were ``given``, learnt elsewhere.
     """
 
     def __init__(
         self, make: Callable[[], Headed], trained: Callable[[str], bool] = lambda name: True,
-        statistics: Statistics = "running", frozen_from: int = 1,
+        statistics: Statistics = "running", given: bool = False,
     ) -> None:  # fmt: skip
         with torch.device("meta"):  # its size, before any of it is made
             check_size(sum(one.numel() for one in make().parameters()))
@@ -67,7 +67,7 @@ class ModuleNet(Net):
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
         self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
-        self.fixed_from = frozen_from if statistics == "frozen" else None
+        self.frozen, self.given = statistics == "frozen", given
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """See :meth:`Net.initial`."""
@@ -82,11 +82,11 @@ class ModuleNet(Net):
         """See :meth:`Net.forward`: by the running statistics, through which no gradient goes."""
         return self._called(theta, x, tasks, batch_statistics=False)
 
-    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, index: int) -> tuple[Out, Tensor | None]:
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         """See :meth:`Net.learn`."""
         if not self.statistics:
             return self.forward(theta, x, tasks), None
-        if self.fixed_from is not None and index >= self.fixed_from:
+        if fixed:
             # a copy: the optimiser changes θ before they are put back
             return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach().clone()
         out = self._called(theta, x, tasks, batch_statistics=True)
@@ -94,6 +94,13 @@ class ModuleNet(Net):
         for one in self.norms:
             one.fresh = None
         return out, torch.cat(parts)
+
+    def fixed(self, theta: Tensor) -> bool:
+        """See :meth:`Net.fixed`: frozen ones, once they were learnt; of a new network all means are 0."""
+        if not (self.frozen and self.statistics):
+            return False
+        means = [part for name, part in self.parameters(theta).items() if name.endswith(".running_mean")]
+        return self.given or bool(torch.stack([mean.any() for mean in means]).any())
 
     @property
     def mixes(self) -> bool:

@@ -55,6 +55,7 @@ class Program:
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
         self.spares = self._spares()
+        self.fixed = learners.net.fixed(learners.theta)  # as the task begins
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
@@ -84,12 +85,13 @@ class Program:
             self.compiled = compiled(self._forward)
 
     def notes(self) -> dict[str, Any]:
-        """What the first step noted, as JSON has it."""
-        return {"read": sorted(self.noted), "wanted": [list(one) for one in sorted(self.wanted)]}
+        """What was found as the task began, and what the first step noted, as JSON has it."""
+        wanted = [list(one) for one in sorted(self.wanted)]
+        return {"read": sorted(self.noted), "wanted": wanted, "fixed": self.fixed}
 
     def go_on(self, notes: dict[str, Any]) -> None:
-        """Take the :meth:`notes` of the same task's first step, which was done elsewhere."""
-        self.noted |= set(notes["read"])
+        """Take the :meth:`notes` of the same task, whose first step was done elsewhere."""
+        self.noted, self.fixed = self.noted | set(notes["read"]), bool(notes["fixed"])
         self.wanted |= {(purpose, n) for purpose, n in notes["wanted"]}
         self._has_noted()
 
@@ -138,7 +140,7 @@ class Program:
         passed = batch.passed if self.spares else None
         done = 0 if passed is None else batch.own
         with self.learners.autocast():
-            out, statistics = net.learn(theta, batch.images[done:], batch.task[done:], self.index)
+            out, statistics = net.learn(theta, batch.images[done:], batch.task[done:], self.fixed)
             if passed is not None:
                 out = Out(*(torch.cat(pair) for pair in zip(passed.out, out, strict=True)))
             found: dict[str, Any] = {"loss": strategy.loss(net, theta, memory, batch, out, task), "out": out}

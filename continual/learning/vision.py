@@ -145,7 +145,7 @@ class Torchvision(Normalised):
             in_head = name.startswith("head.")
             return self.train == "all" or in_head or (self.train == "block" and name.startswith(f"body.{last}"))
 
-        return modules.ModuleNet(made, trained, self.statistics, frozen_from=0 if given is not None else 1)
+        return modules.ModuleNet(made, trained, self.statistics, given=given is not None)
 
     def facts(self) -> dict[str, Any]:
         """The checksum of the weights' file, by which a run is recognised: other weights are another run."""
