@@ -39,7 +39,7 @@ class CIFAR10ImageNet(Sequence):
         """See :meth:`Sequence.parts`."""
         first, second = self.tasks
         return (
-            SplitCIFAR10(tasks=first, skip=self.skip),
+            SplitCIFAR10(tasks=first, size=self.size, skip=self.skip),
             SplitImageNet(tasks=second, folder=self.folder, subset=self.subset, size=self.size, skip=self.skip),
         )
 

@@ -14,7 +14,8 @@ class SplitCIFAR10(ImageBenchmark):
     """Photographs of ten kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
 
     data: ClassVar[str] = "cifar10"
-    pixels: ClassVar[int | None] = 32
+
+    size: int | None = option(32, "pixels of the images' sides; none: as they are", ge=1, le=1024)
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class SplitCIFAR100(ImageBenchmark):
     """Photographs of a hundred kinds of things, 32x32 in colour (Krizhevsky 2009), divided by class."""
 
     data: ClassVar[str] = "cifar100"
-    pixels: ClassVar[int | None] = 32
 
+    size: int | None = option(32, "pixels of the images' sides; none: as they are", ge=1, le=1024)
     tasks: int = option(10, "number of tasks", ge=1)
 
 

@@ -216,8 +216,12 @@ def make_benchmark(given: Any) -> Any:
     from continual.streams.benchmark import Sequence
 
     listed = given["sequence"]
+    if given.get("name", "sequence") != "sequence":
+        raise BadOption(f"benchmark: it takes a name or a sequence, and was given both ({brief(given['name'])})")
     if not isinstance(listed, list):
         raise BadOption(f"sequence: it takes a list of benchmarks, not {brief(listed)}")
+    if any(isinstance(one, dict) and "sequence" in one for one in listed):
+        raise BadOption("sequence: there is one within it; write its benchmarks into the outer one")
     options = {str(name): value for name, value in given.items() if name not in ("sequence", "name")}
     return Sequence.of([make("benchmarks", one) for one in listed], **options)
 
@@ -241,8 +245,8 @@ def plan(given: dict[str, Any]) -> Plan:
     for name in merged:
         if name not in allowed:
             if isinstance(made, Configured) and name in options_of(type(made)):
-                raise BadOption(f"a run has no option '{name}', but its benchmark has: write it there, as in "
-                                f"NAME:{name}=VALUE")  # fmt: skip
+                where = "beside 'sequence'" if _members(made) else f"there, as in NAME:{name}=VALUE"
+                raise BadOption(f"a run has no option '{name}', but its benchmark has: write it {where}")
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
     strategies = merged.get("strategies") or ["finetune"]
     listed = strategies if isinstance(strategies, list | tuple) else [strategies]

@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     content = read_bytes(path) if path.stat().st_size <= LARGEST_TEXT else None
     if content is None:
         raise OSError(errno.EFBIG, f"it has more than {LARGEST_TEXT} bytes", str(path))
-    return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextlib.contextmanager

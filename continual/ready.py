@@ -78,8 +78,9 @@ def prepare(
     data, samples = streams[0].data, streams[0].samples
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     if skipped := data.skipped:
-        told.note(f"{data.name}: {len(skipped)} files were left out, as they cannot be decoded "
-                  f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record names them")  # fmt: skip
+        files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
+        told.note(f"{data.name}: {files} left out, as not to be decoded "
+                  f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     if not plan.augment.active:  # type: ignore[attr-defined]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.synchronize import Event
 from typing import Any
 
-from continual.errors import OutOfMemory
+from continual.errors import Mistake, OutOfMemory
 
 
 def each(
@@ -26,17 +27,22 @@ def each(
     Where a call raises, or this process is interrupted, the others are ended at once.
 
     Raises:
+        Mistake: where a process could not begin.
         OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
             ``help`` says what to do then.
     """
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (share(count),))
+    before, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
+    began = context.Event()
+    pool = ProcessPoolExecutor(count, context, _begin, (share(count), began))
     try:
         with _unsignalled():
             futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
         for future in as_completed(futures):
             done(futures[future], future.result())
     except BrokenProcessPool as error:
+        if not began.is_set():  # each begins by reading the script that was started
+            raise Mistake("no process could begin; in a script, what starts them is written under "
+                          "if __name__ == '__main__':, as each of them reads the script again") from error  # fmt: skip
         raise OutOfMemory(f"one of {count} processes was killed from outside, as the system does when its memory is "
                           f"full; {help}") from error  # fmt: skip
     except BaseException:
@@ -72,8 +78,9 @@ def share(count: int, among: int | None = None) -> int:
     return max(1, (among or cores()) // count)
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, began: Event) -> None:
     """A process ends when the one that started it is no more, since nobody would take what it does; its threads."""
+    began.set()
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

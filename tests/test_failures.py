@@ -321,6 +321,17 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
+def test_a_script_that_starts_processes_as_it_is_read_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import continual as cl\ncl.run('split-digits:limit=5', 'finetune', seeds=2, iterations=2, "
+        "seeds_as='processes')\n"
+    )
+    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.endswith("as each of them reads the script again"), done.stderr
+    assert "under if __name__ == '__main__':" in last
+
+
 @pytest.mark.parametrize(("number", "error", "said"), [
     (1, Mistake, "a mistake in a process"),
     (2, OutOfMemory, "one of 2 processes was killed from outside.*; do less"),

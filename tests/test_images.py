@@ -21,7 +21,7 @@ from continual.cli import main
 from continual.errors import BadData, BadOption, Mistake, Notice, UnknownName
 from continual.results import store
 from continual.streams import images, sets
-from continual.streams.benchmark import Sequence, _load, class_list
+from continual.streams.benchmark import Sequence, _joined, _load, class_list
 from continual.streams.data import Data, joined
 from continual.streams.sets import Wanted, load
 
@@ -90,7 +90,9 @@ def test_some_classes_in_another_order(tmp_path: Path) -> None:
     assert np.array_equal(data.x[0].numpy(), array(8)) and np.array_equal(data.x[4].numpy(), array(0))
     whole = load("animals", tmp_path)
     assert len(list((tmp_path / "packed" / "animals").iterdir())) == 2 and whole.only(("emu",)).x.shape[0] == 4
-    with pytest.raises(BadData, match="no class folder 'emi'; did you mean 'emu'"):
+    with pytest.raises(
+        BadData, match=r"no class folder 'emi'; put it there, or leave the class out \(it has 3: cat, dog, emu"
+    ):
         load("animals", tmp_path, wanted=Wanted(classes=("emi",)))
 
 
@@ -131,8 +133,10 @@ def test_odd_images_are_taken_without_a_warning_of_the_decoder(tmp_path: Path) -
 def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     folders(tmp_path)
     picture(3, (9, 8)).save(tmp_path / "animals" / "train" / "emu" / "03.png")
-    with pytest.raises(BadData, match=r"emu/03\.png cannot be used: it has 9x8 pixels, the first has 8x8; give size=N"):
-        load("animals", tmp_path)
+    for skip in (False, True):  # nothing is wrong with it
+        with pytest.raises(BadData, match=r"emu/03\.png has 9x8 pixels and the first image 8x8; give size=N"):
+            load("animals", tmp_path, wanted=Wanted(skip=skip))
+    assert not (tmp_path / "packed").exists()
     assert load("animals", tmp_path, wanted=Wanted(size=8)).x.shape == (12, 3, 8, 8)
 
 
@@ -279,10 +283,62 @@ def test_a_list_from_a_file_is_recorded_by_its_hash(tmp_path: Path) -> None:
     ({"subset": "imagenete"}, "subset=imagenete: it takes all, imagenet-100, imagenette, or a file"),
     ({"folder": "../up"}, r"folder=\.\./up: it takes the name of a folder"),
     ({"size": 0}, "size was given 0"),
+    ({"subset": "EMPTY"}, "EMPTY lists no class; it takes one a line"),
+    ({"subset": "TWICE"}, "TWICE lists cat twice; name it once"),
 ])  # fmt: skip
-def test_lists_and_folders_that_are_refused(given: dict[str, Any], told: str) -> None:
+def test_lists_and_folders_that_are_refused(
+    given: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").write_text("# none\n")
+    Path("TWICE").write_text("cat\ndog\ncat\n")
+    class_list.cache_clear()
     with pytest.raises(BadOption, match=told):
         SplitImageNet(**given)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("emu\ncat\n", encoding="utf-8-sig")
+    assert class_list(str(tmp_path / "mine.txt")) == ("emu", "cat")
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_a_folder_that_is_called_like_another_set_is_not_taken_for_it(tmp_path: Path, name: str) -> None:
+    folders(tmp_path, name=name)
+    with pytest.raises(BadOption, match=f"folder={name}: a data set has this name .* give the folder another name"):
+        SplitImageNet(folder=name, tasks=3).stream(0, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    folders(tmp_path)
+    with pytest.raises(UnknownName, match=r"'animal'; did you mean 'animals'\? \(known: animals, cifar10"):
+        SplitImageNet(folder="animal").stream(0, tmp_path)
+
+
+def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
+    """Training images lie one folder deeper, and a list has the classes of the tests."""
+    folders(tmp_path)
+    here, lines = tmp_path / "animals", []
+    (here / "val" / "images").mkdir()
+    for number, name in enumerate(NAMES):
+        (here / "train" / name / "images").mkdir()
+        for file in sorted((here / "train" / name).glob("*.png")):
+            file.rename(file.parent / "images" / file.name)
+        for file in sorted((here / "val" / name).glob("*.png")):
+            file.rename(here / "val" / "images" / f"{file.stem}{number}.png")
+            lines.append(f"{file.stem}{number}.png\t{name}\t0\t0\t7\t7\n")
+        (here / "train" / name / f"{name}_boxes.txt").write_text("00.png\t0\t0\t7\t7\n")
+        (here / "val" / name).rmdir()
+    (here / "val" / "val_annotations.txt").write_text("".join(lines[::-1]))
+    (here / "test" / "images").mkdir(parents=True)
+    data = load("animals", tmp_path)
+    assert data.classes == NAMES and data.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.y_test.tolist() == [0, 0, 1, 1, 2, 2]
+    for number, image in enumerate([*data.x.numpy(), *data.x_test.numpy()]):
+        assert np.array_equal(image, array(number))
+    picture(77).save(here / "val" / "images" / "001.png")
+    with pytest.warns(Notice, match="packed anew"):
+        assert np.array_equal(load("animals", tmp_path).x_test[2].numpy(), array(77))
 
 
 # ---- sequences
@@ -352,6 +408,9 @@ def test_a_sequence_in_a_run_file(tmp_path: Path) -> None:
     ({"sequence": ["split-digits"]}, "takes two or more benchmarks, not 1"),
     ({"sequence": ["split-digits", "permuted-mnist"]}, "takes benchmarks that divide classes"),
     ({"sequence": ["split-digits", "split-mnist"], "sizes": 3}, "has no option 'sizes'; did you mean 'size'"),
+    ({"sequence": ["split-digits", "cifar10-imagenet"]}, "such as split-mnist, not CIFAR10ImageNet$"),
+    ({"sequence": ["split-digits", {"sequence": ["mnist"]}]}, "sequence: there is one within it; write its benchmarks"),
+    ({"sequence": ["split-digits", "split-mnist"], "name": "mnist"}, "a name or a sequence, and was given both"),
 ])  # fmt: skip
 def test_sequences_that_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(BadOption, match=told):
@@ -373,9 +432,13 @@ def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:
 
 def test_a_sequences_members_have_no_options_of_the_whole() -> None:
     for given, name in (("split-digits:limit=5", "limit"), ("split-cifar10:scenario=task", "scenario"),
-                        ("split-imagenet:size=32", "size"), ("split-digits:validation=0.1", "validation")):  # fmt: skip
+                        ("split-imagenet:size=48", "size"), ("split-digits:validation=0.1", "validation")):  # fmt: skip
         with pytest.raises(BadOption, match=f"was given {name}=.*: write {name} beside 'sequence'"):
             config.plan({"benchmark": {"sequence": ["split-mnist", given]}})
+    whole = {"size": 48, "validation": 0.1}
+    made = config.make_benchmark({"sequence": ["mnist", "split-imagenet:size=48"], **whole})
+    assert [(part.validation, getattr(part, "size", None)) for part in made.parts()] == [(0.1, None), (0.1, 48)]
+    assert config.make_benchmark({"sequence": ["mnist", "split-digits"]}).parts()[0].validation == 0.0, "as it is done"
 
 
 def test_images_of_a_sequence_are_decoded_at_its_size_and_packed_together(
@@ -384,20 +447,75 @@ def test_images_of_a_sequence_are_decoded_at_its_size_and_packed_together(
     folders(tmp_path, size=(16, 16))
     monkeypatch.setitem(sets.SETS, "digits", lambda *given: small("digits", tuple("0123456789"), (1, 8, 8), 16))
     members = [cl.benchmarks.SplitDigits(), SplitImageNet(folder="animals", tasks=3)]
-    data = Sequence.of(members, size=10).load(tmp_path)
+    made = Sequence.of(members, size=10)
+    data, record = made.load(tmp_path), config.benchmark_record(made, tmp_path)
     alone = load("animals", tmp_path, wanted=Wanted(10))
     assert torch.equal(data.x[-12:], alone.x) and data.packed and data.joined == (10, 3)
     assert [file.name for file in (tmp_path / "packed" / "animals").iterdir()] == ["10.safetensors"], "no other size"
+    assert record["sequence"][1]["size"] == 10 and record["sequence"][1]["sha256"] == alone.sha256
     monkeypatch.setattr("continual.streams.sets.joined", lambda *given: pytest.fail("joined again"))
     again = sets.load_joined([load("digits", tmp_path), alone], 10, tmp_path)
     assert torch.equal(again.x, data.x) and again.joined == data.joined
 
 
-def test_images_that_have_the_size_are_not_packed_twice(tmp_path: Path) -> None:
-    folders(tmp_path, name="cifar10", size=(32, 32))
+def test_the_options_of_the_whole_are_named_as_such() -> None:
+    with pytest.raises(BadOption, match="no option 'limit', but its benchmark has: write it beside 'sequence'"):
+        config.plan({"benchmark": {"sequence": ["split-digits", "split-mnist"]}, "limit": 3})
+
+
+def test_many_sets_in_sequence_are_read_once_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(18):
+        folders(tmp_path, name=f"set{number}")
+    made = Sequence.of([SplitImageNet(folder=f"set{number}", tasks=1) for number in range(18)], size=8)
+    first = made.stream(0, tmp_path)
+    monkeypatch.setattr(sets, "load", lambda *given, **more: pytest.fail("read again"))
+    assert made.stream(1, tmp_path).samples.pixels is first.samples.pixels and len(first.tasks) == 18
+
+
+def test_what_is_said_of_sets_in_sequence_is_said_anew(tmp_path: Path) -> None:
+    """Of the same images: files that were left out, and what classes are called."""
+    folders(tmp_path)
+
+    def said() -> tuple[Any, Any]:
+        _load.cache_clear()
+        _joined.cache_clear()  # as another process would begin
+        data = Sequence.of([cl.benchmarks.SplitDigits(), animals], size=8).load(tmp_path)
+        return data.skipped, data.classes[-3:]
+
+    animals = SplitImageNet(folder="animals", tasks=3, skip=True)
+    assert said() == ((), NAMES)
+    (tmp_path / "animals" / "train" / "cat" / "zzz.png").write_bytes(b"no picture")
+    with pytest.warns(Notice, match="packed anew"):
+        assert said() == (("train/cat/zzz.png",), NAMES)
+    for part in ("train", "val"):
+        (tmp_path / "animals" / part / "dog").rename(tmp_path / "animals" / part / "dot")
+    with pytest.warns(Notice, match="packed anew"):
+        assert said() == (("train/cat/zzz.png",), ("cat", "dot", "emu"))
+
+
+def test_lists_of_classes_in_sequence_are_all_recorded_and_no_two_classes_have_one_name(tmp_path: Path) -> None:
+    folders(tmp_path)
+    members, hashes = [], []
+    for number, names in enumerate(("cat\ndog", "dog\nemu")):
+        (tmp_path / f"{number}.txt").write_text(names)
+        members.append(SplitImageNet(folder="animals", subset=str(tmp_path / f"{number}.txt"), tasks=1))
+        hashes.append(hashlib.sha256(names.encode()).hexdigest())
+    made = Sequence.of(members, size=8)
+    assert made.load(tmp_path).classes == ("cat", "animals/dog", "animals-2/dog", "emu")
+    record = config.benchmark_record(made, tmp_path)
+    assert record["subset_sha256"] == "+".join(hashes)
+    assert [part["subset_sha256"] for part in record["sequence"]] == hashes
+
+
+def test_cifar_s_images_are_packed_once_at_their_size_or_as_they_are(tmp_path: Path) -> None:
+    folders(tmp_path, name="cifar10", size=(48, 32))
     assert SplitCIFAR10(tasks=3).load(tmp_path).sha256 == SplitCIFAR10(tasks=3, size=32).load(tmp_path).sha256
+    assert CIFAR10ImageNet(folder="animals").parts()[0].load(tmp_path).x.shape[-2:] == (32, 32)
     assert len(list((tmp_path / "packed" / "cifar10").iterdir())) == 1
-    assert SplitCIFAR10(tasks=3, size=16).load(tmp_path).x.shape[-1] == 16
+    middle = array(0, (48, 32))[:, :, 8:40]
+    assert np.array_equal(SplitCIFAR10(tasks=3).load(tmp_path).x[0].numpy(), middle), "cut, and not squashed"
+    assert SplitCIFAR10(tasks=3, size=16).load(tmp_path).x.shape[-2:] == (16, 16)
+    assert SplitCIFAR10(tasks=3, size=None).load(tmp_path).x.shape[-2:] == (32, 48)
 
 
 # ---- what changes

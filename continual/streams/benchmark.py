@@ -20,19 +20,18 @@ if TYPE_CHECKING:
     from continual.streams.stream import Stream
 
 
-@functools.lru_cache(maxsize=4)
-def _load(name: str, root: Path, wanted: Wanted | None = None, size: int | None = None) -> Data:
+@functools.lru_cache(maxsize=16)
+def _load(name: str, root: Path, wanted: Wanted | None = None) -> Data:
     from continual.streams.sets import load
 
-    data = load(name, root, wanted=wanted)
-    return data if size is None else data.resized(size)
+    return load(name, root, wanted=wanted)
 
 
-@functools.lru_cache(maxsize=1)
-def _joined(parts: tuple[Data, ...], size: int, root: Path) -> Data:
+@functools.lru_cache(maxsize=1)  # the seeds of a run share it
+def _joined(parts: tuple[Benchmark, ...], size: int, root: Path) -> Data:
     from continual.streams.sets import load_joined
 
-    return load_joined(parts, size, root)
+    return load_joined([part.load(root) for part in parts], size, root)
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,22 @@ class RotatedBenchmark(Rotated, Benchmark):
 class ImageBenchmark(SplitBenchmark):
     """Tasks that divide the classes of images, which may be resized when they are packed."""
 
-    pixels: ClassVar[int | None] = None
-    """The side of its images, where that is always the same."""
-
     size: int | None = option(None, "pixels of the images' sides; none: as they are", ge=1, le=1024)
     skip: bool = option(False, "leave out image files that cannot be decoded, instead of stopping")
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        return _load(self.source(), root, self.wanted(), self.size)
+        return _load(self.source(), root, self.wanted())
 
     def source(self) -> str:
         """The name of the data set, or of a folder of the data root."""
         return self.data
 
     def wanted(self) -> Wanted:
-        """What is packed of it: images that have the size already are packed as they are."""
+        """What is packed of it."""
         from continual.streams.sets import Wanted
 
-        return Wanted(None if self.size == self.pixels else self.size, self.classes(), self.skip)
+        return Wanted(self.size, self.classes(), self.skip)
 
     def classes(self) -> tuple[str, ...] | None:
         """The classes that are wanted; none: all."""
@@ -118,7 +114,12 @@ class FolderBenchmark(ImageBenchmark):
         self.classes()
 
     def source(self) -> str:
-        """See :meth:`ImageBenchmark.source`."""
+        """See :meth:`ImageBenchmark.source`; a folder that is called like another data set would not be read."""
+        from continual.streams.sets import PUBLISHED
+
+        if self.folder in PUBLISHED:
+            raise BadOption(f"folder={self.folder}: a data set has this name that is not read from such a folder; give "
+                            "the folder another name")  # fmt: skip
         return self.folder
 
     def classes(self) -> tuple[str, ...] | None:
@@ -149,8 +150,11 @@ def class_list(name: str) -> tuple[str, ...]:
     for one in found:
         if not is_text(one) or one != Path(one).name or one.startswith("."):
             raise BadOption(f"subset={name}: {path} lists {brief(one)}, which is no name of a folder")
-    if not found or len(set(found)) < len(found):
-        raise BadOption(f"subset={name}: {path} lists no class, or one of them twice")
+    if not found:
+        raise BadOption(f"subset={name}: {path} lists no class; it takes one a line")
+    for one in found:
+        if found.count(one) > 1:
+            raise BadOption(f"subset={name}: {path} lists {one} twice; name it once")
     return found
 
 
@@ -169,29 +173,40 @@ class Sequence(Benchmark):
 
     @classmethod
     def of(cls, members: Iterable[Any], **options: Any) -> Self:
-        """The sequence of benchmarks whose tasks divide classes; ``options`` are those of the whole."""
-        made, given = cls.read(options, "a sequence"), tuple(members)
-        for one in given:
-            if not isinstance(one, SplitBenchmark):
-                raise BadOption(f"a sequence takes benchmarks that divide classes, such as split-mnist, not {one!r}")
-            for name in cls.OF_THE_WHOLE:
-                if name in options_of(type(one)) and getattr(one, name) != options_of(type(one))[name].default:
-                    raise BadOption(f"a sequence's {one.data} was given {name}={getattr(one, name)}, which is one for "
-                                    f"the whole sequence: write {name} beside 'sequence'")  # fmt: skip
-        object.__setattr__(made, "members", given)
+        """The sequence of benchmarks whose tasks divide classes; ``options`` are those of the whole.
+
+        What is the whole's, the members have from it; they may say the same, but nothing else.
+        """
+        made = cls.read(options, "a sequence")
+        object.__setattr__(made, "members", tuple(made._member(one) for one in members))
         made.parts()
         return made
 
+    def _member(self, one: Any) -> SplitBenchmark:
+        """A benchmark as it is in this sequence."""
+        if not isinstance(one, SplitBenchmark):
+            raise BadOption("a sequence takes benchmarks that divide classes, such as split-mnist, not "
+                            f"{type(one).__name__}")  # fmt: skip
+        own = options_of(type(one))
+        whole = {name: getattr(self, name) for name in self.OF_THE_WHOLE if name in own}
+        for name, value in whole.items():
+            if getattr(one, name) not in (own[name].default, value):
+                raise BadOption(f"a sequence's {one.data} was given {name}={getattr(one, name)}, which is one for the "
+                                f"whole sequence: write {name} beside 'sequence'")  # fmt: skip
+        return replace(one, **whole)
+
     def parts(self) -> tuple[SplitBenchmark, ...]:
-        """The benchmarks whose tasks follow each other; :class:`BadOption` where they are not two or more."""
+        """The benchmarks whose tasks follow each other, with images of the sequence's size.
+
+        :class:`~continual.errors.BadOption` where they are not two or more.
+        """
         if len(self.members) < 2:
             raise BadOption(f"a sequence takes two or more benchmarks, not {len(self.members)}")
         return self.members
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        sized = (replace(part, size=self.size) if isinstance(part, ImageBenchmark) else part for part in self.parts())
-        return _joined(tuple(part.load(root) for part in sized), self.size, root)
+        return _joined(self.parts(), self.size, root)
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
@@ -203,6 +218,8 @@ class Sequence(Benchmark):
         return self.assemble(data, groups, seed)
 
     def facts(self, root: Path) -> dict[str, Any]:
-        """See :meth:`ImageBenchmark.facts`; and the hash of each list of classes."""
-        listed = {name: fact for part in self.parts() for name, fact in part.facts(root).items()}
+        """See :meth:`ImageBenchmark.facts`; and the hashes of the lists of classes, as ``a+b``."""
+        found = [part.facts(root) for part in self.parts()]
+        names = dict.fromkeys(name for one in found for name in one)
+        listed = {name: "+".join(str(one[name]) for one in found if name in one) for name in names}
         return listed | {"sha256": self.load(root).sha256}

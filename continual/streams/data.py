@@ -213,10 +213,12 @@ class Data:
 def joined(parts: Sequence[Data], size: int) -> Data:
     """Several data sets as one, in colour at ``size`` x ``size`` pixels, their classes one after the other.
 
-    A class whose name two sets have is named with its set, ``mnist/3``.
+    A class whose name two sets have is named with its set, ``mnist/3``; where a set comes twice, ``mnist-2/3``.
     """
     alike = [part.in_colour().resized(size) for part in parts]
     names = [name for part in parts for name in part.classes]
+    before = [sum(other.name == part.name for other in parts[:number]) for number, part in enumerate(parts)]
+    sets = [f"{part.name}-{count + 1}" if count else part.name for part, count in zip(parts, before, strict=True)]
     starts = [sum(len(part.classes) for part in parts[:number]) for number in range(len(parts))]
     return Data(
         name="+".join(part.name for part in parts),
@@ -225,7 +227,9 @@ def joined(parts: Sequence[Data], size: int) -> Data:
         x_test=torch.cat([part.x_test for part in alike]),
         y_test=torch.cat([part.y_test + start for part, start in zip(alike, starts, strict=True)]),
         classes=tuple(
-            name if names.count(name) == 1 else f"{part.name}/{name}" for part in parts for name in part.classes
+            name if names.count(name) == 1 else f"{of}/{name}"
+            for of, part in zip(sets, parts, strict=True)
+            for name in part.classes
         ),
         skipped=tuple(file for part in parts for file in part.skipped),
         joined=tuple(len(part.classes) for part in parts),

@@ -1,4 +1,8 @@
-"""Images in class folders, ``FOLDER/<class>/*.jpg``, decoded in parallel into one array of ``uint8``."""
+"""Images in class folders, ``FOLDER/<class>/*.jpg``, decoded in parallel into one array of ``uint8``.
+
+They may lie deeper in a class's folder. Or they lie anywhere in the folder, with a class for each in a file
+``<folder>_annotations.txt``: so are Tiny-ImageNet's tests.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from continual.errors import BadData, choices, nearest
+from continual.errors import BadData, choices
+from continual.files import read_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,7 +37,9 @@ class Images:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; none where it is not there or cannot be read."""
+    """The names of the folders in a folder, or of the classes of its list, sorted; none where it cannot be read."""
+    if listed := _annotated(folder):
+        return sorted(listed)
     with contextlib.suppress(OSError):
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     return []
@@ -48,7 +55,8 @@ def class_names(folder: Path) -> list[str]:
 
 def listing(folder: Path, classes: Sequence[str]) -> str:
     """The name, size and time of each image file of the classes: what tells whether they have changed."""
-    files = [Path(path) for name in classes for path in _paths(folder / name)]
+    paths = _paths(folder, classes)
+    files = [Path(path) for name in classes for path in paths[name]]
     return "\n".join(f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
@@ -63,9 +71,13 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     known = class_names(folder)
     for name in classes:
         if name not in known:
-            raise BadData(f"{folder} has no class folder '{name}'{nearest(name, known)} (it has {len(known)}: "
-                          f"{choices(known[:10])}{', ...' if len(known) > 10 else ''})")  # fmt: skip
-    files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
+            raise BadData(f"{folder} has no class folder '{name}'; put it there, or leave the class out (it has "
+                          f"{len(known)}: {choices(known[:10])}{', ...' if len(known) > 10 else ''})")  # fmt: skip
+    paths = _paths(folder, classes)
+    for name in classes:
+        if not paths[name]:
+            raise BadData(f"{folder / name} has no images that can be read ({', '.join(ENDINGS)})")
+    files = [(Path(path), label) for label, name in enumerate(classes) for path in paths[name]]
     first = _first(files, size)
     x = room((len(files), *first))
     bad: dict[int, str] = {}
@@ -73,14 +85,15 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     def one(number: int) -> None:
         try:
             image = _decode(files[number][0], size)
-            if image.shape != first:
-                shape = "x".join(map(str, image.shape[:0:-1]))
-                raise ValueError(f"it has {shape} pixels, the first has {first[2]}x{first[1]}; give size=N")
-            x[number] = image
         except Exception as error:  # a decoder may raise anything for a damaged file, which is then named
             bad[number] = f"{files[number][0]} cannot be used: {error}"
             if not skip:
                 raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
+            return
+        if image.shape != first:
+            raise BadData(f"{files[number][0]} has {image.shape[2]}x{image.shape[1]} pixels and the first image "
+                          f"{first[2]}x{first[1]}; give size=N, and all are brought to it")  # fmt: skip
+        x[number] = image
 
     # decoding releases the interpreter's lock; Pillow's warnings (of an EXIF, a palette) are nothing to a user
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,19 +117,39 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     return Images(x[: len(kept)], y, skipped)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The image files of a class, by name; :class:`~continual.errors.BadData` where there are none."""
-    found = _paths(folder)
-    if not found:
-        raise BadData(f"{folder} has no images that can be read ({', '.join(ENDINGS)})")
-    return [Path(path) for path in found]
+def _paths(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The image files of some classes, by name."""
+    listed = _annotated(folder)
+    return {name: listed.get(name, []) if listed else _within(str(folder / name)) for name in classes}
 
 
-def _paths(folder: Path) -> list[str]:
+def _within(folder: str) -> list[str]:
+    """The image files in a folder and in those in it; hidden ones are left out."""
+    found: list[str] = []
     with contextlib.suppress(OSError):
-        shown = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
-        return sorted(entry.path for entry in shown if entry.name.lower().endswith(ENDINGS))
-    return []
+        for entry in os.scandir(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _within(entry.path)
+            elif entry.name.lower().endswith(ENDINGS):
+                found.append(entry.path)
+    return sorted(found)
+
+
+def _annotated(folder: Path) -> dict[str, list[str]]:
+    """The image files of each class, where a list in the folder says so: lines that begin with a file and its class."""
+    try:
+        lines = read_text(folder / f"{folder.name}_annotations.txt").splitlines()
+    except (OSError, ValueError):
+        return {}
+    there = {Path(path).name: path for path in _within(str(folder))}
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        file, _, rest = line.partition("\t")
+        if file in there and rest:
+            found.setdefault(rest.split("\t")[0], []).append(there[file])
+    return {name: sorted(paths) for name, paths in found.items()}
 
 
 def _first(files: list[tuple[Path, int]], size: int | None) -> tuple[int, int, int]:

@@ -109,9 +109,10 @@ def load(
     """
     root, wanted = data_root(root), wanted or Wanted()
     if name not in SETS and _parts(root / name) is None:
-        raise UnknownName(f"no data set is named '{name}'{nearest(name, SETS)} (known: {choices(SETS)}), and there are "
-                          f"no class folders {root / name}/train/<class>/ with val/<class>/ or test/<class>/"
-                          )  # fmt: skip
+        there = [folder for folder in images.class_folders(root) if folder not in SETS and _parts(root / folder)]
+        raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
+                          f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
+                          "with val/<class>/ or test/<class>/")  # fmt: skip
     file, source = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
         data, packed = _unpack(name, file)
@@ -129,7 +130,8 @@ def load(
 
 def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
     """Several data sets as one, see :func:`~continual.streams.data.joined`; packed, as :func:`load` does it."""
-    key = hashlib.sha256(json.dumps([size, *((part.name, part.sha256) for part in parts)]).encode()).hexdigest()[:16]
+    said = [(part.name, part.sha256, part.classes, part.skipped) for part in parts]
+    key = hashlib.sha256(json.dumps([size, *said]).encode()).hexdigest()[:16]
     name = "+".join(part.name for part in parts)
     file = data_root(root) / "packed" / "joined" / f"{key}.safetensors"
     return _unpack(name, file)[0] if os.path.exists(file) else _packed(joined(parts, size), file, "")
@@ -461,3 +463,5 @@ SETS: dict[str, Callable[[str, Path, Wanted, bool, bool], Data]] = {
     "imagenet": _folders,
 }
 """Each registered set's reader, called as ``reader(name, root, wanted, download, progress)`` if nothing is packed."""
+PUBLISHED = tuple(name for name, reader in SETS.items() if reader is not _folders)
+"""Those that are not just class folders of their name."""
