@@ -111,7 +111,7 @@ def _strategy(cls: Any) -> Card:
         "memory_grows_with": None if cls.trains_itself else cls.memory_grows_with,
         "scenarios": list(cls.scenarios),
         "needs_task_at_test": list(cls.scenarios) == ["task"],
-        "seeds_can_be_mapped": not cls.trains_itself,
+        "seeds_can_be_mapped": made.can_be_captured,
         "steps_can_be_captured": made.can_be_captured,
         "can_be_chained": not (cls.starts_over or cls.trains_itself),
         "first_task_like_finetuning": made.first_task_like_finetuning,

@@ -176,6 +176,8 @@ def first_task_like_finetuning(strategy: Strategy) -> None:
 
 def mapped_equals_looped(strategy: Strategy) -> None:
     """Seeds side by side give what they give one after the other."""
+    if not strategy.can_be_captured:
+        return  # they are never mapped
     group = outcome(learners_of(strategy, [0, 1, 2]))
     for r in range(3):
         alone = outcome(learners_of(strategy, [r]))
@@ -200,7 +202,9 @@ def spares_what_it_has(strategy: Strategy) -> None:
 
 
 def asks_nothing(strategy: Strategy) -> None:
-    """A step never asks the device for a value."""
+    """A step never asks the device for a value, unless the strategy says that it cannot be captured."""
+    if not strategy.can_be_captured:
+        return
     learners = learners_of(strategy, [0])
     for index in range(2):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
@@ -286,7 +290,7 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
     "first task as under fine-tuning, if it says so": first_task_like_finetuning,
     "seeds side by side as one by one": mapped_equals_looped,
     "a pass before the step is as one in it": spares_what_it_has,
-    "a step asks the device for nothing": asks_nothing,
+    "a step asks the device for nothing, unless it says so": asks_nothing,
     "a step does not grow with the tasks, unless it says so": does_not_grow,
     "differs from fine-tuning": not_inert,
     "goes on from a checkpoint": goes_on,

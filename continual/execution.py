@@ -74,7 +74,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     if training.seeds_as != "auto":
         return Choice("loop" if len(streams) == 1 else training.seeds_as)
     # a clock's choice may differ from time to time, and with it the last bits
-    if len(streams) == 1 or recipe.strategy.trains_itself or training.deterministic:
+    if len(streams) == 1 or not recipe.strategy.can_be_captured or training.deterministic:
         return Choice("loop")
     device = streams[0].samples.image.device
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}

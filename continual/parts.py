@@ -17,7 +17,7 @@ from continual import execution, resume, workers
 from continual.config import Plan
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
-from continual.learning.train import Watch, not_captured, train
+from continual.learning.train import Watch, program_of, train
 from continual.progress import Progress
 from continual.ready import Ready, prepare
 from continual.streams.stream import Stream
@@ -45,7 +45,7 @@ def in_groups(
 ) -> list[Part]:
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    mapped = ready.way.how == "map" and not strategy.trains_itself
+    mapped = ready.way.how == "map" and strategy.can_be_captured
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     parts, tasks, together = [], len(ready.streams[0].tasks), ready.streams if mapped else ready.streams[:1]
     with (
@@ -103,9 +103,9 @@ def _trained(
         watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())
     found, lost = train(learners, training, watch)
     arrays = _by_seed(learners, found)
-    eager = not_captured(learners, training)
     facts = {
-        "program": f"eager: {eager}" if eager else "captured",
+        "program": program_of(learners, training),
+        "seeds_as": "map" if learners.mapped else "loop",
         "threads": torch.get_num_threads(),
         "products": products,
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),

@@ -89,7 +89,7 @@ def prepare(
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
     if way is None:
-        ours = next((strategy for strategy in strategies if not strategy.trains_itself), strategies[0])
+        ours = next((strategy for strategy in strategies if strategy.can_be_captured), strategies[0])
         with tensor_float(training.precision == "tf32"):
             choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
         if choice.why:

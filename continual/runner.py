@@ -187,8 +187,8 @@ def run_strategy(
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
         told.say(f"{record['title']}: {describe_stop(one)}{others}")
     seconds = time.perf_counter() - clock + (kept.before if kept else 0)
-    full = record | parts[0].facts | {
-        "seeds_as": ready.way.how,
+    processes = {"seeds_as": "processes"} if ready.way.how == "processes" else {}
+    full = record | parts[0].facts | processes | {
         "deterministic": ready.plan.training.deterministic,
         "pixels": ready.way.where,
         "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},

@@ -17,7 +17,7 @@ from continual.learning.models import Net
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Chain, Memory, Step, Strategy
-from continual.learning.train import Training, Watch, not_captured, train
+from continual.learning.train import Training, Watch, not_captured, program_of, train
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
 
@@ -139,11 +139,16 @@ def test_why_steps_are_not_recorded() -> None:
             learners = learners_of(EWC(), [0])
             self.device, self.strategy, self.streams = torch.device("cuda"), strategy, learners.streams
 
-    auto = Training()
+    auto, asked = Training(), Training(program="captured")
     assert not_captured(learners_of(EWC(), [0]), auto) == "only a GPU gains by it"
-    assert not_captured(On(ByHand()), auto) == "the strategy cannot be captured"  # type: ignore[arg-type]
-    assert not_captured(On(EWC()), auto) == "images are read from their file"  # type: ignore[arg-type]
-    assert not_captured(learners_of(EWC(), [0]), Training(program="captured")) == ""
+    for training in (auto, asked):
+        assert not_captured(On(ByHand()), training) == "the strategy cannot be captured"  # type: ignore[arg-type]
+        assert not_captured(On(EWC()), training) == "images are read from their file"  # type: ignore[arg-type]
+    assert not_captured(learners_of(EWC(), [0]), asked) == ""
+    assert program_of(learners_of(EWC(), [0]), asked) == "eager: only a GPU gains by it", "what the record says"
+    compiled = program_of(learners_of(EWC(), [0]), Training(compile=True))
+    assert compiled == "eager: only a GPU gains by it; the forward pass is compiled"
+    assert program_of(learners_of(ByHand(), [0]), asked) == "eager: the strategy cannot be captured"
     assert not_captured(On(EWC()), Training(program="eager")) == "as asked"  # type: ignore[arg-type]
     assert config.make_strategy("ewc+replay").can_be_captured
     assert not Chain((ByHand(), EWC())).can_be_captured

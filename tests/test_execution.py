@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -15,15 +19,18 @@ from click.testing import CliRunner
 
 import continual as cl
 from continual import cli, config, execution, plugins, workers
+from continual.conformance import check
 from continual.errors import BadChain, BadOption
+from continual.learning.models import Net
 from continual.learning.seeds import Recipe
+from continual.learning.strategy import Batch, Memory, Strategy
 from continual.learning.train import Training
 from continual.progress import Progress
 from continual.ready import prepare, recipe_of
 from continual.results.store import Result
 from continual.streams.benchmark import Benchmark
 from continual.streams.sets import data_root
-from continual.streams.stream import Stream
+from continual.streams.stream import Stream, Task
 
 SETTINGS: dict[str, Any] = {"seeds": (4, 0, 7), "epochs": 2, "batch": 16, "model": "mlp:layers=16", "data": None}
 
@@ -178,6 +185,49 @@ def test_compiled_steps_give_the_same_numbers() -> None:
         for compiled in (True, False)
     ]  # fmt: skip
     same(*found)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
+def test_the_record_says_that_a_run_was_compiled(tmp_path: Path) -> None:
+    result = cl.run("split-digits:limit=5,tasks=2", "finetune", compile=True, iterations=2, seeds=1, out=tmp_path)
+    assert result.record["program"] == "eager: only a GPU gains by it; the forward pass is compiled"
+
+
+def test_where_there_is_no_compiler_that_is_told(tmp_path: Path) -> None:
+    asked = ["split-digits:limit=5,tasks=2", "finetune", "--compile", "--iterations", "2", "--seeds", "1", "--quiet"]
+    nowhere = {"PATH": str(tmp_path), "CXX": "no-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "continual", "run", *asked, "--out", str(tmp_path / "runs")],
+        capture_output=True, text=True, check=False, env=os.environ | nowhere,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "compile: PyTorch's compiler cannot make a step of it (" in done.stderr
+    assert done.stderr.strip().endswith("leave --compile out")
+
+
+@dataclass(frozen=True)
+class InNumpy(Strategy):
+    """What can neither be recorded nor mapped, and says so."""
+
+    first_task_like_finetuning: ClassVar[bool] = False
+    can_be_captured: ClassVar[bool] = False
+
+    def gradient(
+        self, net: Net, theta: torch.Tensor, memory: Memory, gradient: torch.Tensor, batch: Batch, task: Task
+    ) -> torch.Tensor:
+        return torch.from_numpy(np.sign(gradient.numpy())) if float(gradient.sum()) < 0 else gradient
+
+
+def test_what_is_not_tensor_operations_alone_is_done_seed_by_seed_where_others_are_mapped() -> None:
+    check(InNumpy())
+    for how in ("auto", "map", "loop"):
+        one, other = (
+            cl.run("split-digits:limit=10", strategy, seeds=2, epochs=1, seeds_as=how, out=None)
+            for strategy in (InNumpy(), "finetune")
+        )
+        assert one.record["program"] == "eager: the strategy cannot be captured"
+        assert one.record["seeds_as"] == "loop"
+        assert other.record["seeds_as"] in ({"map", "loop"} if how == "auto" else {how})
 
 
 def test_compiling_is_a_flag(tmp_path: Path) -> None:

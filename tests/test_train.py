@@ -14,7 +14,7 @@ import torch
 
 import continual as cl
 from continual import plugins
-from continual.conformance import Asked, compare, learners_of, small_stream
+from continual.conformance import TRAINING, Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import seeds, step
 from continual.learning.evaluate import Evaluation
@@ -23,7 +23,7 @@ from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer
 from continual.learning.seeds import Learners, Recipe, all_equal, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
-from continual.learning.train import Stopped, Training, Watch, schedule, some, train
+from continual.learning.train import Course, Stopped, Training, Watch, schedule, some, train
 from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
 from continual.streams.data import Data
 from continual.streams.rng import key
@@ -788,3 +788,27 @@ def test_what_is_counted_in_bfloat16_is_counted_exactly(monkeypatch: pytest.Monk
     made = Learners(recipe, [stream], [0])
     (measured,) = Evaluation(made, "test_samples", [[stream.tasks[0].test]])(0).tolist()
     assert measured in (500 / 1001, 501 / 1001)
+
+
+def test_what_a_trace_lays_out_is_let_go_with_its_task() -> None:
+    """A task's rows are those of all tasks so far: kept for each, they would grow with the square of the tasks."""
+    group = learners_of(Finetune(), [0])
+    course = Course(group, replace(TRAINING, evaluate_every=1, evaluate_samples=None), Watch())
+    held = []
+    for _ in group.streams[0].tasks:
+        course.learn()
+        held.append([len(evaluation.rows) for evaluation in course.traced.evaluations.values()])
+    assert held == [[24], [48], [72]]
+
+
+def test_counts_of_right_answers_are_exact_for_any_number_of_tasks_and_rows() -> None:
+    """Against a loop over tasks: some have no rows, some have an odd number of them."""
+    group = learners_of(Finetune(), [0, 1])
+    rows = [[task.test[: 5 * task.index] for task in stream.tasks] for stream in group.streams]
+    found = Evaluation(group, "test_samples", rows)(2)
+    for r, (stream, own) in enumerate(zip(group.streams, rows, strict=True)):
+        assert found[r, 0].isnan()
+        for j in (1, 2):
+            x, y = stream.test_samples.images(own[j], torch.float64), stream.test_samples.y[own[j]]
+            right = group.net.logits(group.theta[r], x).argmax(-1) == y
+            assert float(found[r, j]) == float(right.double().mean())

@@ -260,10 +260,22 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="no size above this")
     parser.add_argument("--json", help="write everything to this file too")
     parser.add_argument("--picture", help="draw it, .svg, .png or .pdf")
-    given = parser.parse_args()
-    from suite import Place, machine
+    from suite import Place, checked, machine
 
-    from continual import plugins
+    from continual import config, plugins
+    from continual.errors import Mistake
+
+    given = checked(parser)
+    try:
+        for strategy in given.strategies or ():
+            config.make_strategy(strategy)
+            if given.part in (None, ["buffer"]) or "buffer" in given.part:
+                config.make_strategy(f"{strategy}{',' if ':' in strategy else ':'}capacity=1")
+    except Mistake as mistake:
+        parser.error(str(mistake))
+    if given.most and any(given.most < PARTS[part][2][0] for part in given.part or PARTS):
+        parser.error(f"--most {given.most} leaves no size: they begin at "
+                     f"{', '.join(f'{PARTS[part][2][0]:,} ({part})' for part in given.part or PARTS)}")  # fmt: skip
 
     results: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for part in given.part or PARTS:

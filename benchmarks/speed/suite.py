@@ -309,6 +309,7 @@ def draw(results: list[Found], path: str, title: str) -> None:
                 bars["value"].append((found.row.name, replace(target, bound=1.0), scaled))
     shown = {kind: own for kind, own in bars.items() if own}
     if not shown:
+        print(f"{path} was not drawn: there is no ratio among these rows", file=sys.stderr)
         return
     sizes = [len(own) + 1 for own in shown.values()]
     figure, axes = plt.subplots(len(shown), 1, squeeze=False, height_ratios=sizes, layout="constrained",
@@ -361,7 +362,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", help="write everything to this file too")
     parser.add_argument("--picture", help="draw the ratios, .svg, .png or .pdf")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
-    return parser.parse_args()
+    return checked(parser)
+
+
+def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for, if it can be done: that is found out before anything is measured."""
+    from continual.errors import Mistake
+    from continual.results import canvas
+    from continual.runner import choose_device
+
+    given = parser.parse_args()
+    for name in ("turns", "threads", "limit", "most"):
+        if getattr(given, name, None) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} was given {getattr(given, name)}; it takes 1 or more")
+    try:
+        choose_device(given.device)
+        if given.picture:
+            canvas.check(Path(given.picture))
+    except Mistake as mistake:
+        parser.error(str(mistake))
+    if given.json and not Path(given.json).absolute().parent.is_dir():
+        parser.error(f"--json {given.json}: there is no folder {Path(given.json).absolute().parent}")
+    return given
 
 
 def main() -> None:
@@ -375,6 +397,9 @@ def main() -> None:
     model = given.model or (SMALL_CNN if given.device == "cpu" else "resnet18")
     chosen, said = rows(place, given.quick, model)
     chosen = [row for row in chosen if not given.only or any(part in row.name for part in given.only)]
+    if not chosen:
+        print(f"no row has {' or '.join(given.only)} in its name; --list names them", file=sys.stderr)
+        sys.exit(2)
     if given.list:
         print(*(row.name for row in chosen), sep="\n")
         return

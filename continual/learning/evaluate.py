@@ -32,36 +32,33 @@ class Evaluation:
 
     def __call__(self, index: int) -> Tensor:
         """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1]."""
-        learners, dtype = self.learners, self.learners.recipe.dtype
+        learners = self.learners
         if index != self.index:
             self.select(index)
-        right = torch.zeros(*learners.theta.shape[:-1], len(self.parts), device=learners.device, dtype=dtype)
-        chunk = learners.rows_at_once
-        with torch.no_grad():
-            for rows, member in zip(self.rows.split(chunk, dim=-1), self.member.split(chunk), strict=True):
-                with learners.measuring():
-                    correct = self._correct(rows)
-                right += correct @ member  # counts, which bfloat16 would round
+        with torch.no_grad(), learners.measuring():
+            right = torch.cat([self._correct(rows) for rows in self.rows.split(learners.rows_at_once, dim=-1)], dim=-1)
+            sums = torch.nn.functional.pad(right.cumsum(-1), (1, 0))
+            counts = sums.index_select(-1, self.ends) - sums.index_select(-1, self.starts)
         # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
-        return right.double() / self.counts
+        return counts.double() / self.counts
 
     def select(self, index: int) -> None:
         """The rows that can be answered rightly after task ``index``: where no right output is active, none is.
 
-        ``member`` (N, T) says which task a row is of, so that one product counts what is right in each.
+        Those of task j lie from place ``starts[j]`` on, up to ``ends[j]``.
         """
         # an untrained network has seen nothing: it answers with the outputs that the first task will have
         self.index, self.latest = index, max(index, 0)
         active = self.outputs.mask(self.latest, torch.arange(len(self.parts)))
         possible = self.outputs.units if active is None else self.outputs.units & active
-        chosen = possible.any(-1).nonzero().squeeze(1).tolist()
-        parts, device = [self.parts[j] for j in chosen], self.learners.device
+        can = possible.any(-1).tolist()
+        parts = [part if answered else part[..., :0] for part, answered in zip(self.parts, can, strict=True)]
         self.rows = torch.cat(parts, dim=-1)
-        every = torch.eye(len(self.parts), device=device, dtype=self.learners.recipe.dtype)
-        self.member = torch.cat([every[j].expand(part.shape[-1], -1) for j, part in zip(chosen, parts, strict=True)])
+        ends = torch.tensor([part.shape[-1] for part in parts]).cumsum(0)
+        self.starts, self.ends = torch.stack([torch.cat([ends[:1] * 0, ends[:-1]]), ends]).to(self.learners.device)
 
     def _correct(self, rows: Tensor) -> Tensor:
-        """Which of the rows are answered rightly, (B,) or (R, B), as 0 and 1."""
+        """Which of the rows are answered rightly, bool (B,) or (R, B)."""
         learners = self.learners
         if not learners.mapped:
             return self._of_one(learners.theta, learners.memory, self.tables, rows)
@@ -81,4 +78,4 @@ class Evaluation:
         scores = torch.stack([learners.strategy.predict(net, theta, memory, x, told) for x in views]).mean(0)
         answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
-        return right.to(learners.recipe.dtype)
+        return right

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from continual.errors import BadOption
 from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
@@ -24,10 +25,24 @@ POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as PyTorch's compiler makes it; for every task anew, whose number it takes for a constant."""
+    """The function as PyTorch's compiler makes it; for every task anew, whose number it takes for a constant.
+
+    It is made when it is first called, and raises :class:`~continual.errors.BadOption` where it cannot be.
+    """
     torch.compiler.reset()
     made: Callable[..., Any] = torch.compile(function, dynamic=False)
-    return made
+
+    def called(*given: Any) -> Any:
+        try:
+            return made(*given)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                raise
+            said = str(error).strip().partition("\n")[0]
+            raise BadOption(f"compile: PyTorch's compiler cannot make a step of it ({type(error).__name__}: {said}); "
+                            "leave --compile out") from error  # fmt: skip
+
+    return called
 
 
 class Context(NamedTuple):

@@ -294,15 +294,28 @@ class Course:
         return arrays | self.traced.arrays()
 
 
+ONLY_A_GPU = "only a GPU gains by it"
+
+
 def not_captured(learners: Learners, training: Training) -> str:
-    """Why the steps are not recorded and replayed; nothing, where they are."""
-    if training.program != "auto":
-        return "" if training.program == "captured" else "as asked"
-    if learners.device.type != "cuda":
-        return "only a GPU gains by it"
+    """Why the steps are not recorded and replayed; nothing, where they are.
+
+    With ``program=captured`` a CPU goes the same way, without a graph: for tests.
+    """
+    if training.program == "eager":
+        return "as asked"
     if not learners.strategy.can_be_captured:
         return "the strategy cannot be captured"
+    if learners.device.type != "cuda":
+        return "" if training.program == "captured" else ONLY_A_GPU
     return "" if learners.streams[0].samples.pixels.is_cuda else "images are read from their file"
+
+
+def program_of(learners: Learners, training: Training) -> str:
+    """How the steps are done, as a run's record says it."""
+    why = not_captured(learners, training) or ("" if learners.device.type == "cuda" else ONLY_A_GPU)
+    compiled = "; the forward pass is compiled" if training.compile and not learners.strategy.trains_itself else ""
+    return (f"eager: {why}" if why else "captured") + compiled
 
 
 def steps_of(
@@ -361,7 +374,8 @@ class Trace:
     def __init__(self, learners: Learners, training: Training, captured: bool = False) -> None:
         self.captured, self.graphs = captured, dict[tuple[str, int], Graph]()
         self.every, self.learners, self.count = training.evaluate_every, learners, 0
-        self.evaluations: dict[str, list[Evaluation]] = {}
+        self.rows: dict[str, tuple[str, list[list[Tensor]]]] = {}
+        self.evaluations: dict[str, Evaluation] = {}
         self.pending: dict[str, list[Tensor]] = {}
         self.done: dict[str, list[Tensor]] = {}
         self.marks: list[tuple[int, int]] = []
@@ -372,30 +386,25 @@ class Trace:
             measured["training_trace"] = ("samples", "train")
             if any(len(task.validation) for task in learners.streams[0].tasks):
                 measured["validation_trace"] = ("samples", "validation")
-        count = len(learners.streams[0].tasks)
         for name, (samples, part) in measured.items():
             rows = [[some(getattr(task, part), training.evaluate_samples) for task in stream.tasks]
                     for stream in learners.streams]  # fmt: skip
-            none = [own[0][:0] for own in rows]
-            self.evaluations[name] = [
-                Evaluation(learners, samples, [
-                    [one if j <= seen else none[r] for j, one in enumerate(own)] for r, own in enumerate(rows)
-                ])
-                for seen in range(count)
-            ]  # fmt: skip
+            self.rows[name] = samples, rows
 
     def begin(self, index: int, epoch: int) -> None:
         """A task begins, with so many steps in an epoch: what is to be measured is laid out before its steps."""
         self.interval = epoch if self.every == "epoch" else self.every
-        for evaluations in self.evaluations.values():
-            evaluations[index].select(index)
+        for name, (samples, rows) in self.rows.items():
+            seen = [[one if j <= index else one[:0] for j, one in enumerate(own)] for own in rows]
+            self.evaluations[name] = Evaluation(self.learners, samples, seen)
+            self.evaluations[name].select(index)
 
     def after(self, index: int, number: int, steps: int) -> None:
         """After a step: measure if it is time, and always after a task's last step."""
         self.count += 1
         if self.interval and ((number + 1) % self.interval == 0 or number + 1 == steps):
-            for name, evaluations in self.evaluations.items():
-                self.pending.setdefault(name, []).append(self._measured(name, evaluations[index], index))
+            for name, evaluation in self.evaluations.items():
+                self.pending.setdefault(name, []).append(self._measured(name, evaluation, index))
             self.marks.append((index, self.count))
 
     def _measured(self, name: str, evaluation: Evaluation, index: int) -> Tensor:
