@@ -107,6 +107,7 @@ def _at_home() -> None:
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
 @click.option("--again", is_flag=True, help="run again what is stored already")
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
+@click.option("--matrix", is_flag=True, help="also print the accuracy matrix of each strategy")
 @click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
 @click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
 def run(what: tuple[str, ...], **given: Any) -> None:
@@ -127,7 +128,8 @@ def run(what: tuple[str, ...], **given: Any) -> None:
 
 def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None) -> None:
     """What ``run`` does; ``usual`` names the benchmark where none is given."""
-    places = {name: given.pop(name) for name in ("device", "data", "out", "again", "as_json", "quiet", "picture")}
+    kept = ("device", "data", "out", "again", "as_json", "matrix", "quiet", "picture")
+    places = {name: given.pop(name) for name in kept}
     if not places["out"]:
         raise BadOption("--out is empty; give a folder")
     picture = Path(places["picture"]) if places["picture"] else None
@@ -153,6 +155,8 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     if all(result.accuracy.shape[2] == 1 and result.trace is not None for result in results):
         click.echo("\n\n".join(map(tables.trace, results)) + "\n")  # of one task there is more to see than its end
     click.echo(tables.table(results))
+    for result in results if places["matrix"] else ():
+        click.echo(f"\n{tables.matrix(result)}")
     if _draw(results, picture):
         click.echo(f"\nDrawn in {picture}.")
     folder = store.folder(Path(places["out"]), results[0].record).parent
@@ -502,8 +506,8 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
         raise SystemExit(1)
 
 
-def script(benchmark: str, picture: str | None = None) -> None:
-    """What a file in ``benchmarks/`` does as a script: ``run`` with its benchmark given, and a picture if it has one.
+def script(benchmark: str, picture: str | None = None, matrix: bool = False) -> None:
+    """What a file in ``benchmarks/`` does as a script: ``run`` with its benchmark given; a picture, matrices if asked.
 
     ``:option=value,...`` as the first argument are the benchmark's options, ``--benchmark NAME`` another of the family.
     """
@@ -516,7 +520,8 @@ def script(benchmark: str, picture: str | None = None) -> None:
     @click.argument("what", nargs=-1)
     @click.option("--benchmark", "usual", default=benchmark, help=f"[default: {benchmark}]")
     def command(what: tuple[str, ...], usual: str, **given: Any) -> None:
-        execute(what, given | {"picture": given["picture"] or picture}, usual)
+        shown = {"picture": given["picture"] or picture, "matrix": given["matrix"] or matrix}
+        execute(what, given | shown, usual)
 
     command.params += [parameter for parameter in run.params if parameter.name != "what"]
     _at_home()
