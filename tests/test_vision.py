@@ -23,7 +23,7 @@ from continual.learning.models import MLP, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
-from continual.learning.train import Course, Training, Watch, train
+from continual.learning.train import Course, State, Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
@@ -374,6 +374,25 @@ def test_frozen_statistics_are_those_of_the_first_task_that_a_new_network_learns
     else:
         assert torch.equal(seen["frozen"], seen["running"])
         assert not torch.equal(seen["running"][2], seen["running"][1])
+
+
+@pytest.mark.parametrize("text", ["finetune", "joint"])
+def test_a_task_that_is_gone_on_with_leaves_statistics_as_it_began(text: str) -> None:
+    """In the midst of joint training's second task its statistics have moved already, and go on moving."""
+    stream, states = photographs(tasks=3), list[State]()
+
+    def course(start: State | None = None) -> torch.Tensor:
+        group = learners(config.make_strategy(text), replace(SMALL, statistics="frozen"), stream)
+        train(group, TRAINING, Watch(due=lambda done: done == 2, keep=keep, start=start))
+        return group.theta
+
+    def keep(state: State) -> None:
+        states.append(State({name: value.clone() for name, value in state.tensors.items()}, dict(state.facts)))
+
+    whole = course()
+    for state in states[:3]:
+        assert torch.equal(course(state), whole)
+    assert [state.facts["notes"]["fixed"] for state in states[:3]] == [False, text == "finetune", text == "finetune"]
 
 
 def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
