@@ -183,7 +183,7 @@ class Program:
         data = self._whole(loss, found, retain_graph=penalty is not None)
         if penalty is None:
             return data, data.whole
-        return self.learners.cut(self._gradient(penalty).whole + data.whole), data.whole
+        return self.learners.cut(self._gradient(penalty).whole.add_(data.whole)), data.whole
 
     def _whole(self, loss: Tensor, found: dict[str, Any], retain_graph: bool = False) -> Gradient:
         """The gradient, with that of the samples that had passed before, by their share in the loss."""
