@@ -59,7 +59,7 @@ class Training(Configured):
         "auto", "steps are recorded once as CUDA graphs and replayed, or done one by one; auto: recorded where possible"
     )
     compile: bool = option(
-        False, "compile the forward pass with torch.compile: seconds for each task, then faster steps"
+        False, "compile the forward pass with torch.compile: up to a minute more, for steps that may be faster"
     )
     deterministic: bool = option(
         False, "the same bits each time on a device: slower kernels where the fast ones differ from time to time"
