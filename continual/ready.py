@@ -79,7 +79,7 @@ def prepare(
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     if skipped := data.skipped:
         files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
-        told.note(f"{data.name}: {files} left out, as not to be decoded "
+        told.note(f"{data.name}: {files} left out, which cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)

@@ -269,7 +269,7 @@ def main() -> None:
     try:
         for strategy in given.strategies or ():
             config.make_strategy(strategy)
-            if given.part in (None, ["buffer"]) or "buffer" in given.part:
+            if "buffer" in (given.part or PARTS):
                 config.make_strategy(f"{strategy}{',' if ':' in strategy else ':'}capacity=1")
     except Mistake as mistake:
         parser.error(str(mistake))

@@ -39,7 +39,7 @@ class Images:
 def class_folders(folder: Path) -> list[str]:
     """The names of the folders in a folder, or of the classes of its list, sorted; none where it cannot be read."""
     if listed := _annotated(folder):
-        return sorted(listed)
+        return sorted(set(listed.values()))
     with contextlib.suppress(OSError):
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     return []
@@ -120,7 +120,12 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
 def _paths(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
     """The image files of some classes, by name."""
     listed = _annotated(folder)
-    return {name: listed.get(name, []) if listed else _within(str(folder / name)) for name in classes}
+    if not listed:
+        return {name: _within(str(folder / name)) for name in classes}
+    found: dict[str, list[str]] = {name: [] for name in classes}
+    for path in _within(str(folder)):
+        found.get(listed.get(Path(path).name, ""), []).append(path)
+    return found
 
 
 def _within(folder: str) -> list[str]:
@@ -137,19 +142,13 @@ def _within(folder: str) -> list[str]:
     return sorted(found)
 
 
-def _annotated(folder: Path) -> dict[str, list[str]]:
-    """The image files of each class, where a list in the folder says so: lines that begin with a file and its class."""
+def _annotated(folder: Path) -> dict[str, str]:
+    """The class of each file, where a list in the folder says so: lines that begin with a file and its class."""
     try:
         lines = read_text(folder / f"{folder.name}_annotations.txt").splitlines()
     except (OSError, ValueError):
         return {}
-    there = {Path(path).name: path for path in _within(str(folder))}
-    found: dict[str, list[str]] = {}
-    for line in lines:
-        file, _, rest = line.partition("\t")
-        if file in there and rest:
-            found.setdefault(rest.split("\t")[0], []).append(there[file])
-    return {name: sorted(paths) for name, paths in found.items()}
+    return {file: label for file, label, *_ in (line.split("\t") for line in lines if "\t" in line) if label}
 
 
 def _first(files: list[tuple[Path, int]], size: int | None) -> tuple[int, int, int]:
