@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -20,9 +20,9 @@ from continual import failures, workers
 from continual.errors import BadOption
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
-from continual.learning.train import Training, not_captured, schedule, steps_of
+from continual.learning.train import Training, captured, schedule, steps_of
 from continual.products import fast_products, used
-from continual.streams.placement import Where, laid_out
+from continual.streams.placement import Where, free_memory, image_bytes, laid_out
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ WARM, TIMED = 3, 5
 """Steps that are done before some are timed, and those."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
-START = 6.0
+START, START_ON_GPU = 6.0, 15.0
 """Seconds that a process takes until it learns."""
+CONTEXT = 1e9
+"""Bytes of a GPU's memory that a process takes before it has any tensor there."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
 
     Raises :class:`~continual.errors.BadOption` for seeds that were asked to be mapped and cannot be.
     """
-    can_map = alike(training, streams)
+    can_map = alike(training, streams) and recipe.strategy.can_be_captured
     if training.seeds_as != "auto":
         return Choice("loop" if len(streams) == 1 else training.seeds_as)
     # a clock's choice may differ from time to time, and with it the last bits
-    if len(streams) == 1 or not recipe.strategy.can_be_captured or training.deterministic:
+    if len(streams) == 1 or recipe.strategy.trains_itself or training.deterministic:
         return Choice("loop")
-    device = streams[0].samples.image.device
-    seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
+    one = step_seconds(recipe, training, streams[:1])
+    seconds: dict[How, float] = {"loop": len(streams) * one}
     if can_map:
         try:
             seconds["map"] = step_seconds(recipe, training, streams)
@@ -85,17 +87,36 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
             if not failures.is_memory(error):
                 raise
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
-    count = min(len(streams), workers.cores())
-    if processes and device.type == "cpu" and count > 1 and most * min(seconds.values()) > START:
-        turns = math.ceil(len(streams) / count)
-        usual = min(torch.get_num_threads(), workers.share(count))
-        alone = step_seconds(recipe, training, streams[:1], usual)
-        seconds["processes"] = turns * alone + START / most
+    if processes:
+        seconds |= in_processes(recipe, training, streams, most, min(seconds.values()), one)
     told = {"loop": "one after the other", "map": "side by side", "processes": "in processes"}
     ordered = sorted(seconds, key=lambda one: seconds[one])
     listed = ", ".join(f"{told[one]} {1000 * seconds[one]:.1f}" for one in ordered)
     inner: Literal["map", "loop"] = "map" if seconds.get("map", math.inf) < seconds["loop"] else "loop"
     return Choice(ordered[0], f"{len(streams)} seeds {told[ordered[0]]} (a step of all, in ms: {listed})", inner)
+
+
+def in_processes(
+    recipe: Recipe, training: Training, streams: Sequence[Stream], steps: int, otherwise: float, one: float
+) -> dict[How, float]:
+    """The seconds of a step of all seeds in processes; nothing where they would take longer to begin than is gained.
+
+    ``otherwise``: of all seeds without processes, ``one``: of one of them, in so many ``steps``. On a processor each
+    has its share of the cores. On a GPU processes take turns: while one computes the others prepare what comes next, so
+    they help where it often waits.
+    """
+    device, count = streams[0].samples.image.device, min(len(streams), workers.cores())
+    start = START if device.type == "cpu" else START_ON_GPU
+    if count < 2 or steps * otherwise <= start:
+        return {}
+    turns = math.ceil(len(streams) / count)
+    if device.type == "cpu":
+        usual = min(torch.get_num_threads(), workers.share(count))
+        return {"processes": turns * step_seconds(recipe, training, streams[:1], usual) + start / steps}
+    if count * (CONTEXT + image_bytes(streams) + torch.cuda.max_memory_reserved(device)) > free_memory(device):
+        return {}
+    at_work = step_seconds(recipe, training, streams[:1], spent=computed)
+    return {"processes": max(turns * one, len(streams) * at_work) + start / steps}
 
 
 def alike(training: Training, streams: Sequence[Stream]) -> bool:
@@ -112,7 +133,27 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
     return False
 
 
-def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], usual: int | None = None) -> float:
+def passed(step: Callable[[], None], device: torch.device) -> float:
+    """The seconds that pass until a step is done."""
+    began = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def computed(step: Callable[[], None], device: torch.device) -> float:
+    """The seconds in which a GPU computes a step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        passed(step, device)
+    found: float = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    return found
+
+
+def step_seconds(
+    recipe: Recipe, training: Training, streams: Sequence[Stream], usual: int | None = None,
+    spent: Callable[[Callable[[], None], torch.device], float] = passed,
+) -> float:  # fmt: skip
     """The seconds of a step of some seeds together, of the first task, as it will be done; ``usual`` threads."""
     recipe = replace(recipe, compiled=False)
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
@@ -122,12 +163,8 @@ def step_seconds(recipe: Recipe, training: Training, streams: Sequence[Stream], 
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
         took = []
         program = Program(learners, 0, len(batches))
-        for step in steps_of(program, batches, losses, not not_captured(learners, training)):
-            began = time.perf_counter()
-            step()
-            if learners.device.type == "cuda":
-                torch.cuda.synchronize(learners.device)
-            took.append(time.perf_counter() - began)
+        for step in steps_of(program, batches, losses, captured(learners, training)):
+            took.append(spent(step, learners.device))
     return statistics.median(took[WARM:] or took[-1:] or [0.0])
 
 

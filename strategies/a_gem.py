@@ -49,10 +49,10 @@ class AGEM(Strategy):
 
     def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
         """g̃."""
-        if task.index == 0:
+        if task.first:
             return gradient
         rows = memory["rows"]
-        past = torch.where(task.samples.task[rows] < task.index, rows, -1)
+        past = torch.where(task.samples.task[rows] < task.number, rows, -1)
         reference = stored_gradients(net, theta, drawn(past[None], self.samples, batch.key), batch, task)[0]
         product, square = gradient @ reference, reference @ reference
         share = product.clamp_max(0) / torch.where(square > 0, square, 1.0)

@@ -100,8 +100,8 @@ class BiC(Strategy):
         """λ L_d + (1 - λ) L_c."""
         scale, shift = memory["correction"]
         logits = scale * out.logits + shift
-        data = cross_entropy(task.outputs.apply(logits, task.index, batch.task), batch.y, batch.weight)
-        if task.index == 0:
+        data = cross_entropy(task.active(logits, batch.task), batch.y, batch.weight)
+        if task.first:
             return data
         old = old_units(task)
         with torch.no_grad():
@@ -148,7 +148,7 @@ class BiC(Strategy):
         def objective() -> Tensor:
             optimizer.zero_grad()
             scale, shift = torch.where(task.own_units, point[:, None], before)
-            corrected = task.outputs.apply(scale * logits + shift, task.index, tasks)
+            corrected = task.active(scale * logits + shift, tasks)
             held = (ridge * (point - point.new_tensor([1.0, 0.0])).square()).sum() / 2
             loss: Tensor = cross_entropy(corrected, y) + held
             loss.backward()

@@ -69,7 +69,7 @@ class CWRStar(Answers):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The trunk stays where it was, where the task does not train it."""
-        if self.trunk == "first" and task.index == 0:
+        if self.trunk == "first" and task.first:
             return theta, memory
         return torch.where(memory["head"], theta, step.before), memory
 

@@ -34,6 +34,6 @@ class DERPlusPlus(DER):
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """α E ‖z - h_θ(x)‖² + β E cross-entropy."""
         drawn = slice((batch.joined.start + batch.joined.stop) // 2, batch.joined.stop)
-        active = task.outputs.apply(out.logits[drawn], task.index, batch.task[drawn])
+        active = task.active(out.logits[drawn], batch.task[drawn])
         labels = self._known(memory, theta) * self.beta * cross_entropy(active, batch.y[drawn])
         return super().penalty(net, theta, memory, batch, out, task) + labels

@@ -74,7 +74,7 @@ class ERACE(Online):
         """L_ace."""
         own, joined, weight = batch.own, batch.joined, batch.weight
         assert weight is not None, "the weights come with the stored samples"
-        logits = task.outputs.apply(out.logits, task.index, batch.task)
+        logits = task.active(out.logits, batch.task)
         present = task.own_units
         if self.current == "batch":
             present = torch.nn.functional.one_hot(batch.y[:own], logits.shape[1]).any(0)

@@ -53,7 +53,7 @@ class FDR(Strategy):
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ ‖f_θ - f_old‖."""
-        if task.index == 0:
+        if task.first:
             return theta.new_zeros(())
         count = self.samples or batch.own
         slots = batch.key.integers("replay", count, (memory["rows"] >= 0).sum())
@@ -80,7 +80,7 @@ class FDR(Strategy):
         """f_θ of the rows: the softmax over the active outputs (n, K)."""
         tasks = task.samples.task[rows]
         logits = net.logits(theta, task.samples.images(rows, theta.dtype), tasks)
-        return torch.softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
+        return torch.softmax(task.active(logits, tasks), dim=-1)
 
     def _root(self, squares: Tensor) -> Tensor:
         """√s, rounded off near 0."""

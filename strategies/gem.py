@@ -65,7 +65,7 @@ class GEM(Rehearsal):
 
     def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
         """g̃."""
-        if task.index == 0:
+        if task.first:
             return gradient
         rows = self.stored(memory, task)
         if self.samples is not None:

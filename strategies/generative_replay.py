@@ -87,43 +87,43 @@ class GenerativeReplay(Strategy):
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and generated images behind it, with what the network would have answered."""
-        if task.index == 0:
+        if task.first:
             return batch
         n, like = self.samples or batch.own, memory["previous"]
         x = self._generate(memory["previous"], batch.key.normal("latent", n, self.latent).to(like.dtype), task.samples)
         if task.outputs.active == "task":
-            tasks = batch.key.integers("task", n, task.index)
+            tasks = batch.key.integers("task", n, task.number)
             active = task.outputs.units[tasks]
         else:
-            tasks = batch.row.new_full((n,), task.index - 1)
-            active = task.outputs.units[: task.index].any(0)
+            tasks = (task.number - 1).expand(n)
+            active = task.past_units
         logits = net.logits(memory["teacher"], x, tasks)
         y = only(logits, active).argmax(-1)
         known = batch.weights(like)
-        r = self._ratio(task)
-        weight = torch.cat([r * known / known.sum(), known.new_full((n,), (1 - r) / n)])
+        r = self._ratio(task, known)
+        weight = torch.cat([r * known / known.sum(), ((1 - r) / n).expand(n)])
         return batch.join_images(x, y, tasks, task, weight)
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """r cross-entropy of the samples + (1 - r) distillation on the generated ones, where ``soft``."""
-        if not self.soft or task.index == 0 or batch.weight is None:
+        if not self.soft or task.first or batch.weight is None:
             return super().loss(net, theta, memory, batch, out, task)
-        logits, made = task.outputs.apply(out.logits, task.index, batch.task), batch.row < 0
+        logits, made = task.active(out.logits, batch.task), batch.row < 0
         new = cross_entropy(logits, batch.y, batch.weight.masked_fill(made, 0))
         joined = batch.joined
         teacher = net.logits(memory["teacher"], batch.images[joined], batch.task[joined])
         old = distill.soft_targets(
-            out.logits[joined], teacher, distill.old_outputs(task.outputs, task.index), self.temperature,
-            squared=self.squared, among=distill.active_outputs(task.outputs, task.index),
-            weight=made[joined].to(theta.dtype),
+            out.logits[joined], teacher, distill.old_outputs(task), self.temperature, squared=self.squared,
+            among=distill.active_outputs(task), weight=made[joined].to(theta.dtype),
         )  # fmt: skip
-        return self._ratio(task) * new + (1 - self._ratio(task)) * old
+        r = self._ratio(task, theta)
+        return r * new + (1 - r) * old
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The generator takes a step of Adam (Kingma and Ba 2015, algorithm 1) on the batch that was learnt."""
         x, made = self._unit(step.batch.images, task.samples), step.batch.row < 0
         noise = step.batch.key.normal("noise", len(x), self.latent).to(x.dtype)
-        r = self._ratio(task)
+        r = self._ratio(task, x)
         weight = torch.where(made, (1 - r) / made.sum().clamp_min(1), r / (~made).sum().clamp_min(1)).to(x.dtype)
         bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
         gradient = gradient_of(net, bound, memory["generator"])
@@ -138,9 +138,10 @@ class GenerativeReplay(Strategy):
         """Generator and network are what the next task replays."""
         return theta, memory | {"previous": memory["generator"], "teacher": theta}
 
-    def _ratio(self, task: Task) -> float:
-        """r, in task t; in the first task there is nothing else."""
-        return 1 / (task.index + 1) if self.ratio is None or task.index == 0 else self.ratio
+    def _ratio(self, task: Task, like: Tensor) -> Tensor:
+        """r (), in task t; in the first task there is nothing else."""
+        share = 1 / (task.number + 1).to(like.dtype)
+        return share if self.ratio is None or task.first else torch.full_like(share, self.ratio)
 
     def _nets(self, samples: Samples) -> tuple[LinearNet, LinearNet]:
         """The encoder, which gives means and log-variances of the latent variables, and the decoder, its mirror."""

@@ -75,7 +75,7 @@ def cosines(net: Net, theta: Tensor, rows: Tensor, others: Tensor, task: Task) -
     x, (y, tasks) = task.samples.images(asked, theta.dtype), task.samples.labels(asked)
 
     def loss(theta: Tensor, image: Tensor, of: Tensor, label: Tensor) -> Tensor:
-        logits = task.outputs.apply(net.logits(theta, image[None], of[None]), task.index, of[None])
+        logits = task.active(net.logits(theta, image[None], of[None]), of[None])
         return torch.nn.functional.cross_entropy(logits, label[None])
 
     layers, parts = net.linear_layers(theta, x, tasks), net.parameters(theta)

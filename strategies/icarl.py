@@ -49,7 +49,7 @@ def by_class(rows: Tensor, samples: Samples) -> list[Tensor]:
 
 def old_units(task: Task) -> Tensor:
     """Which outputs are of earlier tasks and not of this one: bool (K,)."""
-    return task.outputs.units[: task.index].any(0) & ~task.own_units
+    return task.past_units & ~task.own_units
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ class ICaRL(Means):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Of new classes the label, of old ones the teacher's answers."""
-        mask = task.outputs.mask(task.index, batch.task)
+        mask = task.mask(batch.task)
         active = torch.ones_like(out.logits, dtype=torch.bool) if mask is None else mask.expand(out.logits.shape)
         old = old_units(task)
         answers = out.logits
-        if task.index:
+        if not task.first:
             with torch.no_grad():
                 answers = net.logits(memory["teacher"], batch.images, batch.task)
         if self.outputs == "softmax":
-            logits = task.outputs.apply(out.logits, task.index, batch.task)
+            logits = task.active(out.logits, batch.task)
             distilled = soft_targets(out.logits, answers, old, self.temperature, squared=True, weight=batch.weight)
             return cross_entropy(logits, batch.y, batch.weight) + distilled
         label = torch.nn.functional.one_hot(batch.y, answers.shape[1]).to(answers.dtype)

@@ -56,26 +56,26 @@ class LwF(Strategy):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """The data term, or its share."""
-        return super().loss(net, theta, memory, batch, out, task) * self._shares(task)[0]
+        return super().loss(net, theta, memory, batch, out, task) * self._shares(theta, task)[0]
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ_o L_old."""
-        if task.index == 0:
+        if task.first:
             return theta.new_zeros(())
         tasks = batch.task[: batch.own]
         teacher = net.logits(memory["teacher"], batch.images[: batch.own], tasks)
-        old = distill.old_outputs(task.outputs, task.index)
-        among = distill.active_outputs(task.outputs, task.index) if self.among == "active" else None
+        old = distill.old_outputs(task)
+        among = distill.active_outputs(task) if self.among == "active" else None
         old_loss = distill.soft_targets(
             out.logits[: batch.own], teacher, old, self.temperature, squared=self.squared, among=among
         )
-        return self.strength * self._shares(task)[1] * (len(old) if self.heads == "sum" else 1) * old_loss
+        return self.strength * self._shares(theta, task)[1] * (len(old) if self.heads == "sum" else 1) * old_loss
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The network is the next task's teacher."""
         return theta, {"teacher": theta}
 
-    def _shares(self, task: Task) -> tuple[float, float]:
+    def _shares(self, theta: Tensor, task: Task) -> tuple[float | Tensor, float | Tensor]:
         """The factors of the data term and of the distillation."""
-        new = 1 / (task.index + 1)
+        new = 1 / (task.number + 1).to(theta.dtype)
         return (new, 1 - new) if self.schedule == "share" else (1.0, 1.0)

@@ -46,7 +46,7 @@ class MAS(Strategy):
         """Ω takes up the task's."""
 
         def norm(theta: Tensor, x: Tensor, tasks: Tensor) -> Tensor:
-            mask, outputs = task.outputs.mask(task.index, tasks), net.logits(theta, x, tasks)
+            mask, outputs = task.mask(tasks), net.logits(theta, x, tasks)
             squares = outputs.square() if mask is None else outputs.square() * mask
             count = outputs.shape[1] if mask is None else mask.sum(-1)
             return (squares.sum(1) / count if self.mean else squares.sum(1)).mean()

@@ -57,11 +57,11 @@ class MIR(Online):
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and, behind it, the k candidates of the highest s_MI-1."""
-        if self.first_task_like_finetuning and task.index == 0:
+        if self.first_task_like_finetuning and task.first:
             return batch
         rows, count = memory["rows"], self.samples or batch.own
         if self.past:
-            rows = torch.where(task.samples.task[rows] < task.index, rows, -1)
+            rows = torch.where(task.samples.task[rows] < task.number, rows, -1)
         candidates = drawn(rows[None], self.candidates or 5 * count, batch.key)[0]
         out, gradient = self.incoming(net, theta, batch, task)
         scores = self.interference(net, theta, batch.readable(candidates), gradient, task)
@@ -77,7 +77,7 @@ class MIR(Online):
 
         def loss(theta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             out = net.forward(theta, x, tasks)
-            logits = task.outputs.apply(out.logits, task.index, tasks)
+            logits = task.active(out.logits, tasks)
             return cross_entropy(logits, batch.y[own], weight), (out.logits.detach(), out.features.detach())
 
         gradient, (logits, features) = gradient_and_more(net, loss, theta)
@@ -88,7 +88,7 @@ class MIR(Online):
         images, (y, of) = task.samples.images(rows, theta.dtype), task.samples.labels(rows)
 
         def losses(theta: Tensor) -> Tensor:
-            logits = task.outputs.apply(net.logits(theta, images, of), task.index, of)
+            logits = task.active(net.logits(theta, images, of), of)
             return torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
         return losses(torch.sub(theta, gradient, alpha=self.rate)) - losses(theta)
@@ -97,7 +97,7 @@ class MIR(Online):
         """Of all samples alike, or that of the batch and that of the stored ones added."""
         if self.combine == "joint" or batch.weight is None:
             return super().loss(net, theta, memory, batch, out, task)
-        logits = task.outputs.apply(out.logits, task.index, batch.task)
+        logits = task.active(out.logits, batch.task)
         own, stored = slice(batch.own), batch.joined
         parts = [cross_entropy(logits[part], batch.y[part], batch.weight[part]) for part in (own, stored)]
         return parts[0] + parts[1]

@@ -89,7 +89,7 @@ class OnTrunk(Means):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """θ stays where it was, where the task does not train it."""
-        frozen = self.trunk == "never" or (self.trunk == "first" and task.index > 0)
+        frozen = self.trunk == "never" or (self.trunk == "first" and not task.first)
         return (step.before if frozen else theta), memory
 
 

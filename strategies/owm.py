@@ -106,13 +106,13 @@ class OWM(Strategy):
 
     def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
         """The gradient, orthogonal to past inputs."""
-        if self.update == "task" and task.index == 0:
+        if self.update == "task" and task.first:
             return gradient
         return self.projected(net, self.at_step(net, theta, memory, batch), gradient)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The step, orthogonal to past inputs."""
-        if self.update == "task" and task.index == 0:
+        if self.update == "task" and task.first:
             return theta, memory
         memory = self.at_step(net, step.before, memory, step.batch)
         if self.project == "step":

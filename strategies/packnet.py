@@ -65,7 +65,7 @@ class PackNet(Isolated):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """What belongs to other tasks is put back."""
-        mine = (memory["owner"] == -1) | (memory["owner"] == task.index)
+        mine = (memory["owner"] == -1) | (memory["owner"] == task.number)
         return torch.where(mine, theta, step.before), memory
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
@@ -100,7 +100,7 @@ class PackNet(Isolated):
             for rows in order.split(self.retrain_batch):
                 tasks = task.samples.task[rows]
                 logits = net.logits(live, task.samples.images(rows, theta.dtype), tasks)
-                loss = cross_entropy(task.outputs.apply(logits, task.index, tasks), task.samples.y[rows])
+                loss = cross_entropy(task.active(logits, tasks), task.samples.y[rows])
                 (gradient,) = torch.autograd.grad(loss, live)
                 live.grad = torch.where(trained, gradient, 0.0)  # Adam leaves alone what never had a gradient
                 optimizer.step()

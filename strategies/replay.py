@@ -56,7 +56,7 @@ class Replay(Strategy):
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """The batch and stored samples behind it."""
-        if self.fill == "balanced" and task.index == 0:
+        if self.fill == "balanced" and task.first:
             return batch
         old = self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
@@ -64,15 +64,16 @@ class Replay(Strategy):
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         known = batch.weights(theta)
-        share = self._share(task, known.count_nonzero(), old) * (stored > 0).to(theta.dtype)
+        share = self._share(task, known, old) * (stored > 0).to(theta.dtype)
         weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
         return batch.join(batch.readable(rows), task, weight)  # nothing stored: samples of weight zero
 
-    def _share(self, task: Task, new: Tensor, old: int) -> float | Tensor:
-        """The part of the loss that the stored samples of a batch have."""
+    def _share(self, task: Task, known: Tensor, old: int) -> float | Tensor:
+        """The part of the loss that the stored samples of a batch have, beside samples with these weights."""
         if self.share is None:
-            return old / (new + old)
-        return task.index / (task.index + 1) if self.share == "task" else self.share
+            return old / (known.count_nonzero() + old)
+        past = task.number.to(known.dtype)
+        return past / (past + 1) if self.share == "task" else self.share
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""

@@ -67,7 +67,7 @@ class RWalk(Strategy):
         square = step.gradient.square() if self.fisher == "batch" else self.mean_square(net, step, task)
         fisher = torch.lerp(memory["fisher"], square, self.alpha)
         start_fisher = memory["start_fisher"]
-        if task.index == 0:  # nothing to average with yet
+        if task.first:  # nothing to average with yet
             first = memory["steps"] == 0
             fisher, start_fisher = torch.where(first, square, fisher), torch.where(first, square, start_fisher)
         path = memory["path"] - step.gradient * (theta - step.before)
@@ -90,7 +90,7 @@ class RWalk(Strategy):
 
         def loss(theta: Tensor, x: Tensor, y: Tensor, of: Tensor) -> Tensor:
             logits = net.logits(theta, x[None], of[None])
-            return cross_entropy(task.outputs.apply(logits, task.index, of[None]), y[None])
+            return cross_entropy(task.active(logits, of[None]), y[None])
 
         mapped = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))
         squares = mapped(step.before, batch.images, batch.y, batch.task).square()
@@ -101,7 +101,7 @@ class RWalk(Strategy):
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Scores are averaged, and what holds θ from now on is scaled."""
         memory = self.ended(theta, memory)
-        score = memory["task_score"] if task.index == 0 else (memory["score"] + memory["task_score"]) / 2
+        score = memory["task_score"] if task.first else (memory["score"] + memory["task_score"]) / 2
         importance = self.scaled(memory["fisher"]) + self.scaled(score.clamp_min(0))
         done = {"score": score, "importance": importance, "anchor": theta}
         new = {"task_score": torch.zeros_like(theta), "steps": torch.zeros_like(memory["steps"])}

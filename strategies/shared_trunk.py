@@ -38,7 +38,7 @@ class SharedTrunk(Strategy):
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Which parameters this task moves, and how far."""
         later = {"trained": 1.0, "slowed": self.rate, "frozen": 0.0}[self.trunk]
-        rate = torch.full_like(theta, later if task.index else 1.0)
+        rate = torch.full_like(theta, 1.0 if task.first else later)
         rate[net.head_rows(theta, torch.ones_like(task.own_units))] = 0.0
         rate[net.head_rows(theta, task.own_units)] = 1.0
         return theta, {"rate": rate}

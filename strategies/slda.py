@@ -56,7 +56,7 @@ class SLDA(OnTrunk):
         features, y = features_of(net, theta, task, task.train).double(), task.samples.y[task.train]
         after = self.taken_up({name: memory[name].double() for name in ("means", "counts")}, features, y)
         covariance = memory["covariance"].double()
-        if self.plastic or task.index == 0:
+        if self.plastic or task.first:
             covariance = self.covered(memory, covariance, features, y)
         means = after["means"]
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * torch.eye(len(covariance)).to(covariance)

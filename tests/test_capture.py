@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from continual import config, plugins
 from continual.conformance import TRAINING, learners_of
@@ -17,7 +20,7 @@ from continual.learning.models import Net
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Chain, Memory, Step, Strategy
-from continual.learning.train import Training, Watch, not_captured, program_of, train
+from continual.learning.train import Course, Training, Watch, not_captured, program_of, train
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
 
@@ -112,7 +115,8 @@ def test_memory_stays_where_it_lies() -> None:
     learners.begin(0)
     batches = [rows.clone() for rows in learners.streams[0].tasks[0].train.split(4)]
     losses = torch.zeros(len(batches), dtype=torch.float64)
-    steps = Captured(step.Program(learners, 0, len(batches)), batches, losses, [0.1] * len(batches))
+    steps = Captured(learners)
+    steps.begin(step.Program(learners, 0, len(batches)), batches, losses, [0.1] * len(batches))
     steps(0)
     places = {name: value.data_ptr() for name, value in learners.memory.items()}
     before = {name: value.clone() for name, value in learners.memory.items()}
@@ -152,6 +156,97 @@ def test_why_steps_are_not_recorded() -> None:
     assert not_captured(On(EWC()), Training(program="eager")) == "as asked"  # type: ignore[arg-type]
     assert config.make_strategy("ewc+replay").can_be_captured
     assert not Chain((ByHand(), EWC())).can_be_captured
+
+
+class Operations(TorchDispatchMode):
+    """What a graph would record: operations, their numbers, and where the tensors lie that come from elsewhere.
+
+    Without the choice of this step's random numbers from a block: a block has more names when another size of batch has
+    had a step.
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kept, self.blocks = kept_by(captured), places(captured.block.values())
+        self.found: list[Any] = []
+        self.made: dict[int, torch.Tensor] = {}  # alive, so that no address is taken twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See :class:`TorchDispatchMode`."""
+        given, _ = tree_flatten((args, kwargs or {}))
+        read, said = places(one for one in given if torch.is_tensor(one)), [self.said(one) for one in given]
+        gave = func(*args, **(kwargs or {}))
+        new = places(one for one in tree_flatten(gave)[0] if torch.is_tensor(one)) - read
+        self.made |= dict.fromkeys(new, gave)
+        if read & self.blocks:
+            self.blocks |= new if func is torch.ops.aten.index_select.default else set()
+            self.found += [] if func.is_view or new & self.blocks else [(str(func), said)]
+        # a processor's optimiser is given the rate as a number, which a GPU's reads from a tensor
+        elif func is not torch.ops.aten._local_scalar_dense.default:
+            self.found.append((str(func), said))
+        return gave
+
+    def said(self, one: Any) -> Any:
+        if not torch.is_tensor(one):
+            return one
+        form = tuple(one.shape), one.stride(), one.dtype
+        if places([one]) <= self.made.keys():
+            return form
+        # a number that takes part in an operation is a tensor too, a new one each time
+        return (*form, one.item() if one.ndim == 0 and not places([one]) <= self.kept else one.data_ptr())
+
+
+def places(tensors: Iterable[torch.Tensor]) -> set[int]:
+    return {one.untyped_storage().data_ptr() for one in tensors}
+
+
+def kept_by(captured: Captured) -> set[int]:
+    """Where everything lies that a step may read or write."""
+    learners, program = captured.learners, captured.program
+    assert program is not None and captured.losses is not None
+    samples = program.task.samples
+    lies = [learners.theta, *captured.memory.values(), *captured.block.values(), *program.held.values(), captured.at]
+    lies += [captured.table, captured.rates, captured.losses, learners.seed, *program.tables, *samples.tables]
+    lies += [piece for pieces in learners.optimizer.values() for piece in pieces]
+    return places([*lies, samples.pixels])
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
+@pytest.mark.parametrize("text", STRATEGIES)
+def test_what_is_recorded_once_serves_later_tasks(text: str, seeds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay does the operations that were recorded, on what lies in the same places: so they must be the same."""
+    compared = 0
+
+    class Strict(Graph):
+        """A graph that holds each later call against the second one, which would be recorded."""
+
+        def __call__(self, function: Any) -> Any:
+            nonlocal compared
+            self.calls += 1
+            assert course.captured is not None
+            with Operations(course.captured) as operations:
+                gave = function()
+            if self.calls == 2:
+                self.recorded = operations.found
+            elif self.calls > 2:
+                compared += 1
+                assert operations.found == self.recorded
+            return gave
+
+    monkeypatch.setattr(capture, "Graph", Strict)
+    for module in (capture, step):  # what a size of batch draws is in the next block, and so in what is recorded
+        monkeypatch.setattr(module, "POOLED_STEPS", 1)
+    strategy = config.make_strategy(text)
+    course = Course(learners_of(strategy, seeds), replace(TRAINING, program="captured", batch=7), Watch())
+    programs = []
+    while course.task < course.tasks:
+        course.learn()
+        assert course.captured is not None
+        programs.append(course.captured.program)
+    # where rows of earlier tasks join, the third task is the first that finds enough room; GEM has a gradient for each
+    # task, and HAT reads how many rows a task has
+    assert (programs[1] is programs[2]) != (text in ("gem", "hat"))
+    assert compared > 5
 
 
 def test_on_a_cpu_a_graph_is_the_function() -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from continual import config, execution, plugins
 from continual.cli import main
 from continual.conformance import TRAINING, learners_of, suited_stream
+from continual.learning.capture import Captured
 from continual.learning.modules import ModuleNet
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners, Recipe, tensor_float
@@ -91,7 +92,7 @@ def test_no_step_waits_for_the_gpu(text: str, seeds: list[int]) -> None:
     for index in range(len(learners.streams[0].tasks)):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device="cuda", dtype=torch.float64)
-        steps = list(steps_of(Program(learners, index, len(batches)), batches, losses, captured=True))
+        steps = list(steps_of(Program(learners, index, len(batches)), batches, losses, Captured(learners)))
         with waiting_is_an_error():
             for step in steps:
                 step()

@@ -67,7 +67,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     from continual.conformance import Work, Works
     from continual.execution import at_speed
     from continual.learning.step import Program
-    from continual.learning.train import Training, not_captured, schedule, steps_of
+    from continual.learning.train import Training, captured, schedule, steps_of
 
     training = Training(batch=batch, iterations=count + timed, last="drop")
     batches = schedule(learners.begin(index), training, learners.seed, index)
@@ -75,7 +75,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     took, work = [], Work()
     program = Program(learners, index, len(batches))
     with at_speed(training, learners.net, learners.streams):
-        for number, step in enumerate(steps_of(program, batches, losses, not not_captured(learners, training))):
+        for number, step in enumerate(steps_of(program, batches, losses, captured(learners, training))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []
     if timed and batches:

@@ -20,7 +20,7 @@ from continual.execution import helps, prepared
 from continual.learning import importance
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
-from continual.learning.train import not_captured, schedule, steps_of
+from continual.learning.train import captured, schedule, steps_of
 from continual.progress import Progress
 from continual.ready import prepare
 from continual.runner import choose_device, new_record, run_strategy
@@ -145,7 +145,7 @@ class Steps:
         learners, training = self.learners, self.training
         batches = schedule(self.rows, training, learners.seed, 1)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=self.device)
-        return steps_of(Program(learners, 1, len(batches)), batches, losses, not not_captured(learners, training))
+        return steps_of(Program(learners, 1, len(batches)), batches, losses, captured(learners, training))
 
     def one(self) -> None:
         """The next step; the task begins again when it is over."""

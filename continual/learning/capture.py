@@ -14,6 +14,7 @@ from continual.learning.step import POOLED_STEPS, Program
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.learning.seeds import Learners
     from continual.learning.step import Pool
     from continual.learning.strategy import Memory
 
@@ -55,39 +56,77 @@ def _uncollected() -> Iterator[None]:
 
 
 class Captured:
-    """The steps of a task, each a replay of one graph for its size of batch.
+    """The steps of tasks, each a replay of one graph for its size of batch.
 
-    All that differs between steps is a tensor: the rows of all of them lie in one ``table``, the learning rates in
-    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. The first ``done`` steps
-    were done elsewhere.
+    All that differs between steps is a tensor: the rows of a task's steps lie in one ``table``, the learning rates in
+    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task whose first step
+    shows that the others are those of the last task (:meth:`Program.serves`) goes on with its graphs.
     """
 
-    def __init__(
+    def __init__(self, learners: Learners) -> None:
+        self.learners = learners
+        self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
+        self.program: Program | None = None  # the graphs are of its steps
+        self.graphs: dict[int, Graph] = {}
+        self.block: Pool = {}
+        self.memory: Memory = {}
+        self.losses: Tensor | None = None
+
+    def begin(
         self, program: Program, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float], done: int = 0
     ) -> None:
-        self.program, self.learners, self.losses = program, program.learners, losses
-        device = self.learners.device
-        self.sizes = [rows.shape[-1] for rows in batches]
-        most = max(self.sizes, default=0)
-        pad = torch.nn.functional.pad
-        whole = [rows if rows.shape[-1] == most else pad(rows, (0, most - rows.shape[-1])) for rows in batches]
-        self.table = torch.stack(whole) if whole else torch.empty(0, device=device)
-        self.rates = torch.tensor(rates, dtype=torch.float64).to(device)
-        self.at = torch.full((), done, dtype=torch.int64, device=device)
-        self.block: Pool = {}
-        self.drawn = 0
-        self.graphs: dict[int, Graph] = {}
-        self.memory = self._laid_out(self.learners.memory)
-        self.learners.memory = dict(self.memory)
+        """A task begins, whose first ``done`` steps were done elsewhere.
+
+        ``losses`` (..., n) has a place for each step, and more where a later task has more: graphs are kept where it is
+        the same tensor for both.
+        """
+        self.begun, self.sizes, self.drawn = program, [rows.shape[-1] for rows in batches], 0
+        self._lay_down(batches, losses, rates)
+        self.at.fill_(done)
+        if not self._alike(self.learners.memory):
+            self._forget()
+            self.memory = self._laid_out(self.learners.memory)
+        self._keep_memory()
+        if done:
+            self._settle()
+
+    def _lay_down(self, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float]) -> None:
+        """What the task's steps read, where those of the last task read it, if there is room."""
+        most, lead = max(self.sizes, default=0), self.learners.seed.shape
+        if losses is not self.losses or self.table.shape[-1] < most:
+            self._forget()
+            self.losses = losses
+            self.table = torch.zeros(losses.shape[-1], *lead, most, dtype=torch.int64, device=self.at.device)
+            self.rates = torch.zeros(losses.shape[-1], dtype=torch.float64, device=self.at.device)
+        if batches:
+            pad, room = torch.nn.functional.pad, self.table.shape[-1]
+            whole = [rows if rows.shape[-1] == room else pad(rows, (0, room - rows.shape[-1])) for rows in batches]
+            torch.stack([rows.expand(*lead, room) for rows in whole], out=self.table[: len(whole)])
+            self.rates[: len(whole)] = torch.tensor(rates, dtype=torch.float64).to(self.at.device)
+
+    def _forget(self) -> None:
+        """What was recorded is of other places."""
+        self.program, self.graphs, self.block = None, {}, {}
+
+    def _settle(self) -> None:
+        """The first step is done, so it is known what the others are."""
+        if self.program is not None and self.program.serves(self.begun):
+            self.program.turn_to(self.begun)
+            self.begun = self.program
+        else:
+            self._forget()
+            self.program = self.begun
 
     def __call__(self, number: int) -> None:
         """Step ``number``; they have to come in order."""
         size = self.sizes[number]
+        assert self.losses is not None
         if number == 0:  # it notes what the later ones need
             self._set_rate(self.rates[0])
-            self.losses[..., 0] = self.program(0, self.table[0][..., :size])
+            self.losses[..., 0] = self.begun(0, self.table[0][..., :size])
             self._keep_memory()
             self.at.fill_(1)
+            self._settle()
             return
         first = number - (number - 1) % POOLED_STEPS
         if self.drawn != first:
@@ -97,12 +136,13 @@ class Captured:
         self.graphs[size](lambda: self._step(size))
 
     def _step(self, size: int) -> None:
-        at = self.at
+        at, program = self.at, self.program
+        assert program is not None and self.losses is not None
         rows = self.table.index_select(0, at.view(1)).squeeze(0)[..., :size]
         place = ((at - 1) % POOLED_STEPS).view(1)
         pool = {name: drawn.index_select(-2, place).squeeze(-2) for name, drawn in self.block.items()}
         self._set_rate(self.rates.index_select(0, at.view(1)).squeeze(0))
-        loss = self.program.step(at, rows, pool)
+        loss = program.step(at, rows, pool)
         self.losses.index_copy_(-1, at.view(1), loss.unsqueeze(-1).to(self.losses.dtype))
         self._keep_memory()
         at.add_(1)
@@ -127,10 +167,15 @@ class Captured:
             taken.add(_place(found[name]))
         return found
 
+    def _alike(self, memory: Memory) -> bool:
+        """Whether a memory has its place already."""
+        kinds = [{name: (value.shape, value.dtype) for name, value in one.items()} for one in (memory, self.memory)]
+        return kinds[0] == kinds[1]
+
     def _keep_memory(self) -> None:
-        """What a step made of the memory goes where the memory lies."""
+        """What a step, or what came between tasks, made of the memory goes where the memory lies."""
         places = {_place(value) for value in self.memory.values()}
-        new = {name: value for name, value in self.learners.memory.items() if value is not self.memory[name]}
+        new = {name: value for name, value in self.learners.memory.items() if not _lies(value, self.memory[name])}
         # what lies in the memory under another name is read before that is written over
         new = {name: value.clone() if _place(value) in places else value for name, value in new.items()}
         for name, value in new.items():
@@ -140,6 +185,7 @@ class Captured:
     def _draw(self, first: int) -> None:
         """The random numbers of the steps from ``first`` on, where the graphs look for them."""
         self.drawn = first
+        assert self.program is not None
         for name, drawn in self.program.draw(first).items():
             if name in self.block:
                 self.block[name].copy_(drawn)
@@ -149,3 +195,8 @@ class Captured:
 
 def _place(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
+
+
+def _lies(value: Tensor, place: Tensor) -> bool:
+    """Whether a value lies in a place already."""
+    return value.data_ptr() == place.data_ptr() and value.stride() == place.stride()

@@ -9,23 +9,24 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.streams.stream import Outputs
+    from continual.streams.stream import Task
 
 
-def old_outputs(outputs: Outputs, index: int) -> Tensor:
-    """Which outputs the tasks before ``index`` have: bool (heads, 1, K), for ``active`` below.
+def old_outputs(task: Task) -> Tensor:
+    """Which outputs the tasks before this one have: bool (heads, 1, K), for ``active`` below.
 
     One head, all old outputs together; where tasks have outputs of their own only, one for each old task.
     """
-    units = outputs.units[:index]
-    return units[:, None] if outputs.active == "task" else units.any(0)[None, None]
+    if task.outputs.active == "task":
+        return task.outputs.units[: task.index, None]
+    return task.past_units[None, None]
 
 
-def active_outputs(outputs: Outputs, index: int) -> Tensor | None:
-    """The outputs (K,) that are active in task ``index``, for ``among`` below; None where each task has its own."""
-    if outputs.active == "task":
+def active_outputs(task: Task) -> Tensor | None:
+    """The outputs (K,) that are active in the task, for ``among`` below; None where each task has its own."""
+    if task.outputs.active == "task":
         return None
-    return outputs.seen[index] if outputs.active == "seen" else torch.ones_like(outputs.units[0])
+    return task.seen_units if task.outputs.active == "seen" else torch.ones_like(task.seen_units)
 
 
 def soft_targets(

@@ -70,7 +70,7 @@ def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batc
         x, tasks = task.samples.images(part, theta.dtype), task.samples.task[part]
         found = net.layered(live, x, tasks) if batch == 1 else None
         logits, layers = found or (net.logits(live, x, tasks), [])
-        log_p = torch.nn.functional.log_softmax(task.outputs.apply(logits, task.index, tasks), dim=-1)
+        log_p = torch.nn.functional.log_softmax(task.active(logits, tasks), dim=-1)
         weights = label_weights(log_p.detach().exp(), task.samples.y[part], label, u)
         if batch > 1:
             total += _batch_square(live, log_p, weights) * len(part)
@@ -117,7 +117,7 @@ def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tenso
 
     def squares(image: Tensor, of: Tensor, weight: Tensor) -> Tensor:
         def terms(live: Tensor) -> Tensor:
-            logits = task.outputs.apply(net.logits(live, image[None], of[None]), task.index, of[None])
+            logits = task.active(net.logits(live, image[None], of[None]), of[None])
             return (torch.nn.functional.log_softmax(logits, dim=-1) * weight).sum(-1)
 
         jacobian: Tensor = torch.func.jacrev(terms)(theta)

@@ -41,7 +41,7 @@ def stored_gradients(net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: 
     x, y, tasks = (part.unflatten(0, rows.shape) for part in of_all)
 
     def loss(theta: Tensor, line: int) -> Tensor:
-        logits = task.outputs.apply(net.logits(theta, x[line], tasks[line]), task.index, tasks[line])
+        logits = task.active(net.logits(theta, x[line], tasks[line]), tasks[line])
         return cross_entropy(logits, y[line], weight[line])
 
     found = None if net.mapped else _by_layers(net, theta, x, y, tasks, weight, task)
@@ -63,7 +63,7 @@ def _by_layers(
         if layers is None:
             return None
         share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-        logits = task.outputs.apply(layers[-1][2], task.index, flat)
+        logits = task.active(layers[-1][2], flat)
         losses = torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
         deltas = torch.autograd.grad((losses * share.flatten()).sum(), [output for _, _, output in layers])
     parts = {}

@@ -233,10 +233,16 @@ class Learners:
         if self.strategy.has("before_task"):
             self._between("before_task", index)
         if index and (self.strategy.restarts_optimizer or not self.recipe.keep_optimizer):
-            self.optimizer = self.recipe.optimizer.start(self.pieces)
+            self._set_optimizer(self.recipe.optimizer.start(self.pieces))
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
         return self._stack([self.strategy.rows(memory, task) for memory, task in pairs])
+
+    def _set_optimizer(self, state: dict[str, list[Tensor]]) -> None:
+        """The optimiser's state takes other values; it stays where it lies, as recorded steps look there."""
+        for name, pieces in self.optimizer.items():
+            for old, new in zip(pieces, state[name], strict=True):
+                old.copy_(new)
 
     def end(self, index: int) -> None:
         """End a task."""
@@ -262,10 +268,9 @@ class Learners:
         self.alive = state["alive"].tolist()
         memory = within("memory/", state)
         self.memory = {name: value.to(self.device, copy=True).contiguous() for name, value in memory.items()}
-        self.optimizer = self.recipe.optimizer.start(self.pieces)
-        for name, pieces in self.optimizer.items():
-            for n, piece in enumerate(pieces):
-                piece.copy_(state[f"optimizer/{name}/{n}"])
+        self._set_optimizer(
+            {name: [state[f"optimizer/{name}/{n}"] for n in range(len(old))] for name, old in self.optimizer.items()}
+        )
 
 
 def compact(memory: Memory) -> Memory:

@@ -13,8 +13,8 @@ from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
-from continual.streams.rng import draw
-from continual.streams.stream import Task
+from continual.streams.rng import Key, draw
+from continual.streams.stream import Samples, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as PyTorch's compiler makes it; for every task anew, whose number it takes for a constant.
+    """The function as PyTorch's compiler makes it; what was made before is let go.
 
     It is made when it is first called, and raises :class:`~continual.errors.BadOption` where it cannot be.
     """
@@ -45,6 +45,51 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+class StepTask(Task):
+    """A task as the hooks of its steps see it.
+
+    What differs between tasks is either a tensor, ``held`` where it lies for as long as the program is used, or it is
+    noted in ``asked`` when it is read: then the program is that of tasks which answer the same.
+    """
+
+    def __new__(cls, **given: Any) -> Any:
+        """One with other fields (``dataclasses.replace``, which reads them all) is a task as any other."""
+        return Task(**given)
+
+    @classmethod
+    def of(cls, task: Task, samples: Samples, key: Key, held: dict[str, Tensor], asked: dict[str, Any]) -> StepTask:
+        """The task with samples and a key."""
+        made: StepTask = object.__new__(cls)
+        own = {"whole": task, "count": task.count, "outputs": task.outputs, "samples": samples, "key": key}
+        vars(made).update(own, held=held, asked=asked)
+        return made
+
+    def with_key(self, key: Key) -> Task:
+        """See :meth:`Task.with_key`."""
+        mine = vars(self)
+        return StepTask.of(mine["whole"], mine["samples"], key, mine["held"], mine["asked"])
+
+
+def _held(name: str) -> property:
+    return property(lambda task: vars(task)["held"][name])
+
+
+def _asked(name: str) -> property:
+    def read(task: StepTask) -> Any:
+        known = vars(task)
+        found = known["asked"][name] = getattr(known["whole"], name)
+        return found
+
+    return property(read)
+
+
+HELD = ("number", "own_units", "past_units", "seen_units")
+for _name in HELD:
+    setattr(StepTask, _name, _held(_name))
+for _name in ("index", "first", "classes", "train", "validation", "test"):
+    setattr(StepTask, _name, _asked(_name))
+
+
 class Context(NamedTuple):
     """What differs between the learners of a step, besides θ and memory."""
 
@@ -54,7 +99,7 @@ class Context(NamedTuple):
 
 
 class Program:
-    """The steps of one task for a group of learners.
+    """The steps of a task for a group of learners, and the later steps of other tasks that have the same.
 
     The first step computes whatever a hook may read and draws random numbers as they are asked for; it notes what was
     read and drawn. The later steps leave out what nobody reads and draw for many steps at once. The numbers are the
@@ -71,11 +116,33 @@ class Program:
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
         self.spares = self._spares()
         self.fixed = learners.net.fixed(learners.theta)  # as the task begins
+        self.held = {name: getattr(self.task, name).clone() for name in HELD}
+        self.asked: dict[str, Any] = {}
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
         self.block: Pool = {}
         self.drawn = 0
+        self.first_is_done = False
         self.compiled: Callable[..., dict[str, Any]] | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task whose steps are done."""
+        return self.learners.streams[0].tasks[self.index]
+
+    def serves(self, other: Program) -> bool:
+        """Whether the later steps of another task, whose program has done the first, are the same."""
+        if (self.noted, self.fixed) != (other.noted, other.fixed):
+            return False
+        answers = [(found, getattr(other.task, name)) for name, found in self.asked.items()]
+        return all(a is b if isinstance(a, torch.Tensor) else a == b for a, b in answers)
+
+    def turn_to(self, other: Program) -> None:
+        """Go on with the task of another program, whose later steps are the same."""
+        self.index = other.index
+        self.wanted |= other.wanted
+        for name, value in self.held.items():
+            value.copy_(other.held[name])
 
     def _spares(self) -> bool:
         """Whether what a hook has of the step's own samples (``Batch.passed``) comes to the same as their pass.
@@ -95,9 +162,7 @@ class Program:
         return loss
 
     def _has_noted(self) -> None:
-        self.read = self.noted
-        if self.learners.recipe.compiled:
-            self.compiled = compiled(self._forward)
+        self.read, self.first_is_done = self.noted, True
 
     def notes(self) -> dict[str, Any]:
         """What was found as the task began, and what the first step noted, as JSON has it."""
@@ -114,6 +179,8 @@ class Program:
         """The same, its number () a tensor, with the random numbers that were drawn for it."""
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
         context = Context(self.tables, learners.seed, pool)
+        if self.compiled is None and self.first_is_done and learners.recipe.compiled:
+            self.compiled = compiled(self._forward)
         forward = self.compiled or self._forward
         found = learners.map(forward, learners.flat, learners.parts, learners.memory, context, rows)
         gradient, data_gradient = self._backward(found)
@@ -131,13 +198,13 @@ class Program:
 
     def _task(self, context: Context) -> Task:
         """The task as the hooks of this step see it."""
-        task = self.learners.streams[0].tasks[self.index]
+        task, number = self.task, self.held["number"]
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
-        key = replace(task.key, seed=context.seed, step=self.at, path="step/", pool=context.pool, wanted=self.wanted)
+        key = Key(context.seed, number, self.at, "step/", context.pool, self.wanted)
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
-            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), self.index, self.grid))
-        return replace(task, samples=samples, key=key)
+            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.grid))
+        return StepTask.of(task, samples, key, self.held, self.asked)
 
     def _forward(
         self, flat: Tensor, parts: list[Tensor], memory: Memory, context: Context, rows: Tensor

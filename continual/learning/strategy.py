@@ -217,7 +217,7 @@ class Strategy(Configured):
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Each step: the data term, a scalar; by default weighted cross-entropy over the active outputs."""
-        return cross_entropy(task.outputs.apply(out.logits, task.index, batch.task), batch.y, batch.weight)
+        return cross_entropy(task.active(out.logits, batch.task), batch.y, batch.weight)
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """Each step: a scalar that is added to the data term."""
@@ -453,11 +453,9 @@ class Chain(Strategy):
 
 def _keyed(item: Any, name: str) -> Any:
     """A batch, step or task whose key is a child, so that two parts do not draw the same numbers."""
-    import dataclasses
-
     if isinstance(item, Step):
         keyed = Step(_keyed(item.batch, name), item.out, item.read)
         keyed.known = item.known
         return keyed
     key = item.key.child(name)
-    return item._replace(key=key) if isinstance(item, Batch) else dataclasses.replace(item, key=key)
+    return item._replace(key=key) if isinstance(item, Batch) else item.with_key(key)

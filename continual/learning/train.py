@@ -196,8 +196,10 @@ class Course:
         self.learners, self.training, self.watch = learners, training, watch
         self.tasks = len(learners.streams[0].tasks)
         self.evaluations = _evaluations(learners, training)
-        self.recorded = not not_captured(learners, training)
-        self.traced = Trace(learners, training, self.recorded)
+        self.captured = captured(learners, training)
+        self.traced = Trace(learners, training, self.captured is not None)
+        most = max(training.steps(len(task.train)) for stream in learners.streams for task in stream.tasks)
+        self.place = self._place_of_losses(most)
         self.task, self.done = 0, 0  # steps of the task that are done; 0 between tasks
         self.begun: State | None = None  # of a task that was begun elsewhere
         self.measured: dict[str, list[Tensor]] = {}
@@ -238,7 +240,7 @@ class Course:
 
     def _losses(self, lost: dict[int, int]) -> Tensor:
         """The losses of the task, on the CPU; none of learners that were given up, from the step on where they were."""
-        losses = self.loss.cpu()
+        losses = self.loss.to("cpu", copy=True)
         for r, (seed, alive) in enumerate(zip(self.learners.seeds, self.learners.alive, strict=True)):
             if not alive:
                 (losses[r] if self.learners.mapped else losses)[lost.get(seed, 0) :] = torch.nan
@@ -250,14 +252,20 @@ class Course:
         self.rows = begun.tensors["rows"].to(device) if begun else learners.begin(index)
         batches = schedule(self.rows, self.training, learners.seed, index)
         self.steps = len(batches)
-        self.loss = torch.zeros(*learners.theta.shape[:-1], self.steps, device=device, dtype=learners.recipe.dtype)
+        if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there will be more
+            self.place = self._place_of_losses(2 * self.steps)
+        self.loss = self.place[..., : self.steps].zero_()
         self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
         self.program = Program(learners, index, self.steps)
         if begun:
             self.loss[..., : self.done] = begun.tensors["loss"].to(device)
             self.program.go_on(begun.facts["notes"])
         self.begun = None
-        return steps_of(self.program, batches, self.loss, self.recorded, self.done)
+        return steps_of(self.program, batches, self.place, self.captured, self.done)
+
+    def _place_of_losses(self, steps: int) -> Tensor:
+        learners = self.learners
+        return torch.zeros(*learners.seed.shape, steps, device=learners.device, dtype=learners.recipe.dtype)
 
     def state(self) -> State:
         """All that is needed to go on from here."""
@@ -318,17 +326,25 @@ def program_of(learners: Learners, training: Training) -> str:
     return (f"eager: {why}" if why else "captured") + compiled
 
 
+def captured(learners: Learners, training: Training) -> Captured | None:
+    """What records the learners' steps; none where they are done one by one."""
+    return None if not_captured(learners, training) else Captured(learners)
+
+
 def steps_of(
-    program: Program, batches: list[Tensor], losses: Tensor, captured: bool, done: int = 0
+    program: Program, batches: list[Tensor], losses: Tensor, captured: Captured | None, done: int = 0
 ) -> Iterator[Callable[[], None]]:
-    """The steps of a task from step ``done`` on, each as a function that does it and puts its loss into ``losses``."""
+    """The steps of a task from step ``done`` on, each as a function that does it and puts its loss into ``losses``.
+
+    ``losses`` (n,) or (R, n) has a place for each step, and may have more; see :meth:`Captured.begin`.
+    """
     learners, count = program.learners, len(batches)
     schedule = learners.recipe.schedule
     rates = [learners.recipe.optimizer.lr * schedule.factor(number, count) for number in range(count)]
-    if captured:
-        replayed = Captured(program, batches, losses, rates, done)
+    if captured is not None:
+        captured.begin(program, batches, losses, rates, done)
         for number in range(done, count):
-            yield functools.partial(replayed, number)
+            yield functools.partial(captured, number)
         return
 
     def one(number: int, rows: Tensor) -> None:
@@ -427,7 +443,7 @@ class Trace:
             self.done.setdefault(name, []).append(measured)
             count = measured.shape[-2]
         new = {name: self.done[name][-1] for name in self.pending}
-        self.pending, self.graphs = {}, {}  # between tasks memory may come to lie elsewhere
+        self.pending, self.graphs = {}, {}  # the next task measures other rows
         return new | self._when(self.marks[len(self.marks) - count :]) if new else {}
 
     @staticmethod

@@ -21,27 +21,28 @@ GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Shown:
-    """How a step of task ``index`` shows images: by an augmentation, at random from the step's key.
+    """How a step shows images: by an augmentation, at random from the step's key.
 
-    ``grid`` is that of :meth:`Augmentation.grid`, which is the same in every step.
+    ``number`` () is the index of its task; ``grid`` is that of :meth:`Augmentation.grid`, which is the same in every
+    step.
     """
 
     augmentation: Augmentation
     key: Key
-    index: int
+    number: Tensor
     grid: Tensor | None = None
 
     def moved(self, pixels: Tensor, tasks: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as they are stored, of samples of ``tasks`` (B,), in other places."""
-        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.index), self.key, self.grid)
+        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.number), self.key, self.grid)
 
     def coloured(self, x: Tensor, tasks: Tensor, most: float) -> Tensor:
         """Images in [0, most] in other colours."""
-        return self.augmentation.coloured(x, self.augmentation.free(tasks, self.index), self.key, most)
+        return self.augmentation.coloured(x, self.augmentation.free(tasks, self.number), self.key, most)
 
     def covered(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Normalised images with a part covered."""
-        return self.augmentation.covered(x, self.augmentation.free(tasks, self.index), self.key)
+        return self.augmentation.covered(x, self.augmentation.free(tasks, self.number), self.key)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Augmentation(Configured):
             raise BadOption(f"augment: it is for images (C, H, W), and the samples of {name} are "
                             f"{tuple(pixels.shape[1:])}; leave it out")  # fmt: skip
 
-    def free(self, tasks: Tensor, index: int) -> Tensor | None:
-        """Which of the samples of ``tasks`` (B,) are augmented in a step of task ``index``: bool (B,); None: all."""
+    def free(self, tasks: Tensor, number: Tensor) -> Tensor | None:
+        """Which of the samples of ``tasks`` (B,) are augmented in one of task ``number`` (): bool (B,); None: all."""
         return None
 
     def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
@@ -127,9 +128,9 @@ class Images(Augmentation):
                                 f"of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
                                 "with normalize=standard")  # fmt: skip
 
-    def free(self, tasks: Tensor, index: int) -> Tensor | None:
+    def free(self, tasks: Tensor, number: Tensor) -> Tensor | None:
         """See :class:`Augmentation`."""
-        return None if self.replayed else tasks == index
+        return None if self.replayed else tasks == number
 
     def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
         """See :class:`Augmentation`: (2, H·W), where in an image with its border the crop in the first corner lies.

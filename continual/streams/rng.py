@@ -39,7 +39,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def draw(seed: Tensor, purpose: str, task: int, step: Tensor, n: int) -> Tensor:
+def draw(seed: Tensor, purpose: str, task: int | Tensor, step: Tensor, n: int) -> Tensor:
     """``n`` words of 32 random bits as int64, shape ``(*S, n)``, where ``seed`` and ``step`` broadcast to S."""
     blocks = torch.arange(math.ceil(n / 4), device=seed.device)
     zero = torch.zeros((), dtype=torch.int64, device=seed.device)
@@ -52,13 +52,13 @@ def draw(seed: Tensor, purpose: str, task: int, step: Tensor, n: int) -> Tensor:
 class Key:
     """The counter of the generator for one learner at one step (or one task), from which a hook draws.
 
-    ``seed`` and ``step`` are int64 tensors of shape () (or of the same batch shape). ``pool`` may hold draws that were
-    made in bulk, which cost less than one by one; what is asked for is noted in ``wanted``. The numbers are the same
-    with and without a pool.
+    ``seed`` and ``step`` are int64 tensors of shape () (or of the same batch shape), and in a step so is ``task``.
+    ``pool`` may hold draws that were made in bulk, which cost less than one by one; what is asked for is noted in
+    ``wanted``. The numbers are the same with and without a pool.
     """
 
     seed: Tensor
-    task: int
+    task: int | Tensor
     step: Tensor
     path: str = ""
     pool: dict[tuple[str, int], Tensor] = field(default_factory=dict)

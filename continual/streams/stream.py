@@ -114,11 +114,15 @@ class Outputs:
     def __repr__(self) -> str:
         return f"<Outputs: {self.active} of {self.units.shape[1]}>"
 
-    def mask(self, index: int, tasks: Tensor) -> Tensor | None:
-        """While task ``index`` is the latest, for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
+    def among(self, seen: Tensor, tasks: Tensor) -> Tensor | None:
+        """When units ``seen`` (K,) have been, for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
         if self.active == "all":
             return None
-        return self.units[tasks] if self.active == "task" else self.seen[index]
+        return self.units[tasks] if self.active == "task" else seen
+
+    def mask(self, index: int, tasks: Tensor) -> Tensor | None:
+        """The same while task ``index`` is the latest."""
+        return self.among(self.seen[index], tasks)
 
     def apply(self, scores: Tensor, index: int, tasks: Tensor) -> Tensor:
         """The scores (B, K) with those of inactive outputs at the lowest number there is."""
@@ -159,14 +163,42 @@ class Task:
         return f"<Task {self.index + 1} of {self.count}: {_few(self.classes)}; rows: {rows or 'none'}>"
 
     @property
+    def first(self) -> bool:
+        """Whether it is the first task."""
+        return self.index == 0
+
+    @property
+    def number(self) -> Tensor:
+        """``index`` as a tensor, () int64."""
+        return torch.tensor(self.index, device=self.outputs.units.device)
+
+    @property
     def own_units(self) -> Tensor:
         """Which output units are this task's own: bool (K,)."""
         return self.outputs.units[self.index]
 
     @property
+    def past_units(self) -> Tensor:
+        """Which output units belong to an earlier task: bool (K,)."""
+        return self.outputs.units[: self.index].any(0)
+
+    @property
     def seen_units(self) -> Tensor:
         """Which output units belong to this task or an earlier one: bool (K,)."""
         return self.outputs.seen[self.index]
+
+    def mask(self, tasks: Tensor) -> Tensor | None:
+        """The active outputs for samples of ``tasks`` (B,): bool (K,) or (B, K); None means all."""
+        return self.outputs.among(self.seen_units, tasks)
+
+    def active(self, scores: Tensor, tasks: Tensor) -> Tensor:
+        """The scores (B, K) of samples of ``tasks`` (B,), those of inactive outputs at the lowest number there is."""
+        mask = self.mask(tasks)
+        return scores if mask is None else only(scores, mask)
+
+    def with_key(self, key: Key) -> Task:
+        """The same task with another key."""
+        return dataclasses.replace(self, key=key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
