@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,9 @@ from continual.progress import Progress
 
 if TYPE_CHECKING:
     from continual.results.store import Result
+
+# PyTorch's profiler, by which a run sees how long a GPU waits, says on standard error when it begins and ends
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -144,7 +144,7 @@ def passed(step: Callable[[], None], device: torch.device) -> float:
 
 def computed(step: Callable[[], None], device: torch.device) -> float:
     """The seconds in which a GPU computes a step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         passed(step, device)
     found: float = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
     return found

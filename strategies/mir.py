@@ -40,7 +40,7 @@ class MIR(Online):
     candidates: int | None = option(
         None, "C, of which the k that join are chosen; none: five times k", ge=1, le=1_000_000
     )
-    rate: float = option(0.01, "α, the length of the step that is foreseen", gt=0)
+    rate: float = option(0.01, "α, the length of the step that is foreseen", gt=0, le=1e6)
     combine: Literal["joint", "sum"] = option(
         "joint", "one loss of all samples, or that of batch and stored ones added"
     )

@@ -71,7 +71,7 @@ class Replay(Strategy):
     def _share(self, task: Task, known: Tensor, old: int) -> float | Tensor:
         """The part of the loss that the stored samples of a batch have, beside samples with these weights."""
         if self.share is None:
-            return old / (known.count_nonzero() + old)
+            return old / ((known != 0).sum() + old)
         past = task.number.to(known.dtype)
         return past / (past + 1) if self.share == "task" else self.share
 

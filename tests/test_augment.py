@@ -86,13 +86,13 @@ def test_cutout_hides_a_square() -> None:
 
 def test_replayed_samples_can_be_left_as_they_are() -> None:
     x = pixels()
-    shown = Shown(replace(ALL, replayed=False), key(3), index=2)
+    shown = Shown(replace(ALL, replayed=False), key(3), number=torch.tensor(2))
     moved = shown.moved(x, TASKS)
     through = shown.covered(shown.coloured(moved.double() / 255, TASKS, 1.0), TASKS)
     old = TASKS != 2
     assert torch.equal(through[old], x[old].double() / 255)
     assert (through[~old] != x[~old].double() / 255).flatten(1).any(1).all()
-    again = Shown(ALL, key(3), index=2)
+    again = Shown(ALL, key(3), number=torch.tensor(2))
     assert (again.moved(x, TASKS)[old] != x[old]).flatten(1).any(1).float().mean() > 0.8
 
 

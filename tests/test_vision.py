@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import continual as cl
 from continual import config
-from continual.errors import BadChain, BadData, BadOption
+from continual.errors import BadChain, BadData, BadOption, Notice
 from continual.learning import frozen, importance, layers, modules, norms, vision
 from continual.learning.models import MLP, Net
 from continual.learning.optimizers import AdamW, Constant
@@ -643,6 +644,66 @@ def test_features_are_those_of_the_images_that_are_used(weights: Path, monkeypat
                 torch.testing.assert_close(few.samples.images(rows, torch.float32), given)
             given = net.features(theta, whole.test_samples.images(task.test, torch.float32))
             torch.testing.assert_close(few.test_samples.images(task.test, torch.float32), given)
+
+
+def class_folders(folder: Path, classes: int, train: int, test: int) -> None:
+    """Noise as images in class folders."""
+    numbers = np.random.default_rng(0)
+    for part, each in (("train", train), ("val", test)):
+        for label in range(classes):
+            (folder / part / f"class{label}").mkdir(parents=True)
+            for number in range(each):
+                image = Image.fromarray(numbers.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                image.save(folder / part / f"class{label}" / f"{number}.png")
+
+
+def test_features_of_packed_images_are_kept_for_other_runs(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for those with other tasks, but not for other weights, another way to show images, or other images."""
+    class_folders(tmp_path / "birds", classes=4, train=4, test=2)
+    computed: list[int] = []
+    features = frozen._features
+
+    def counted(net: Any, theta: Any, samples: Any, dtype: Any) -> torch.Tensor:
+        computed.append(len(samples.image))
+        return features(net, theta, samples, dtype)
+
+    monkeypatch.setattr(frozen, "_features", counted)
+    model, asked = Torchvision(weights=str(weights), train="head"), "split-imagenet:folder=birds,size=32,tasks="
+
+    def run(benchmark: str, model: Torchvision = model, **settings: Any) -> Any:
+        computed.clear()
+        return cl.run(benchmark, "finetune", model=model, seeds=2, epochs=1, batch=4, data=tmp_path, **settings)
+
+    first = run(f"{asked}2")
+    assert computed == [16, 8]
+    folder = tmp_path / "packed" / "features"
+    assert len(list(folder.iterdir())) == 2
+    again = run(f"{asked}2")
+    assert computed == [] and np.array_equal(first.arrays["loss"], again.arrays["loss"])
+    run(f"{asked}4")
+    assert computed == [], "other tasks of the same images"
+    run(f"{asked}2,normalize=channel")
+    run(f"{asked}2", precision="float64")
+    assert len(list(folder.iterdir())) == 6
+    other = tmp_path / "other.pt"
+    torch.save({name: 1.01 * value for name, value in torch.load(weights).items()}, other)
+    run(f"{asked}2", model=replace(model, weights=str(other)))
+    assert computed == [16, 8] and len(list(folder.iterdir())) == 8
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(BadData, match=r"is damaged .*; delete this file, and they are computed again"):
+        run(f"{asked}2")
+
+
+def test_features_that_cannot_be_kept_are_computed(weights: Path, tmp_path: Path) -> None:
+    class_folders(tmp_path / "birds", classes=2, train=2, test=1)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "features").write_text("no folder")
+    with pytest.warns(Notice, match="cannot be written .*; until then features are computed at every start"):
+        cl.run("split-imagenet:folder=birds,size=32,tasks=2", "finetune", seeds=1, data=tmp_path,
+               model=Torchvision(weights=str(weights), train="head"))  # fmt: skip
 
 
 def test_features_are_shared_where_images_are_shown_alike(weights: Path) -> None:

@@ -4,13 +4,14 @@
     python benchmarks/speed/growth.py --part tasks --strategies ewc gem
     python benchmarks/speed/growth.py --device cuda --json growth.json --picture growth.svg
 
-Each measurement has a process of its own, so that its memory is its own. A time is the median over some steps. Beside
-it stands what does not depend on the machine: the operations of a step, the bytes that they write and their FLOPs.
+On a CPU each measurement has a process of its own, so that its memory is its own; a GPU's is counted by PyTorch. A time
+is the median over some steps. Beside it stands what does not depend on the machine: the operations of a step, the bytes that they write and their FLOPs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import statistics
@@ -148,7 +149,7 @@ def tasks(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict
 
 def buffer(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
     """With a full buffer of so many samples."""
-    return {count: apart(_buffer, strategy, count, device) for count in counts}
+    return {count: alone(_buffer, strategy, count, device) for count in counts}
 
 
 def _buffer(strategy: str, count: int, device: str) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def _buffer(strategy: str, count: int, device: str) -> dict[str, Any]:
 
 def parameters(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
     """With a network of about so many parameters: two equal hidden layers."""
-    return {count: apart(_parameters, strategy, count, device) for count in counts}
+    return {count: alone(_parameters, strategy, count, device) for count in counts}
 
 
 def _parameters(strategy: str, count: int, device: str) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _parameters(strategy: str, count: int, device: str) -> dict[str, Any]:
 
 def seeds(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
     """Side by side, so many."""
-    return {count: apart(_seeds, strategy, count, device) for count in counts}
+    return {count: alone(_seeds, strategy, count, device) for count in counts}
 
 
 def _seeds(strategy: str, count: int, device: str) -> dict[str, Any]:
@@ -204,9 +205,21 @@ PARTS: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[int, ...]]] = 
 def measure(part: str, strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
     """One strategy's line."""
     function = PARTS[part][0]
-    found: dict[int, dict[str, Any]] = (apart(function, strategy, counts, device) if part == "tasks"
+    found: dict[int, dict[str, Any]] = (alone(function, strategy, counts, device) if part == "tasks"
                                         else function(strategy, counts, device))  # fmt: skip
     return found
+
+
+def alone(function: Callable[..., Any], strategy: str, size: Any, device: str) -> Any:
+    """A measurement whose memory is its own: in its own process, or on a GPU counted from here on."""
+    if not device.startswith("cuda"):
+        return apart(function, strategy, size, device)
+    import torch
+
+    gc.collect()  # whatever of the last one is left
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return function(strategy, size, device)
 
 
 def table(part: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:

@@ -71,6 +71,7 @@ class Captured:
         self.block: Pool = {}
         self.memory: Memory = {}
         self.losses: Tensor | None = None
+        self.table, self.rates = torch.empty(0), torch.empty(0)
 
     def begin(
         self, program: Program, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float], done: int = 0

@@ -1,15 +1,27 @@
-"""Where only the head of a network is trained, what it takes never changes: computed once, and learnt from as data."""
+"""Where only the head of a network is trained, what it takes never changes: computed once, and learnt from as data.
+
+Features of a packed data set's images are kept beside it, ``<root>/packed/features/*.safetensors``, for all runs of the
+same weights, images and way to show them. A file that is deleted is made again when it is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadFolder, Notice
 from continual.learning.models import LinearNet, Net
 from continual.learning.modules import ModuleNet
-from continual.streams.data import PATIENCE
+from continual.streams import packed
+from continual.streams.data import PATIENCE, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +30,7 @@ if TYPE_CHECKING:
     from continual.streams.stream import Samples, Stream
 
 CHUNK = 256
+FORMAT = "continual features 1"
 
 
 class Head(LinearNet):
@@ -33,18 +46,23 @@ class Head(LinearNet):
         return self.whole.initial(key, dtype)
 
 
-def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[Net, list[Stream]]:
+def features_once(
+    net: Net, streams: list[Stream], dtype: torch.dtype, root: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Net, list[Stream]]:  # fmt: skip
     """The head and streams of features, where nothing else of the network is trained; else both as they are.
 
     The streams must show their images as they are (no augmentation). Features take the place of pixels, in ``dtype``,
-    of the images that some task uses.
+    of the images that some task uses. With a data ``root``, those of packed images are kept there; ``say`` is told
+    where.
     """
     if not isinstance(net, ModuleNet) or set(net.shapes) != set(net.head):
         return net, streams
     found: list[tuple[Samples, Tensor]] = []
     theta = net.initial(streams[0].tasks[0].key, dtype)
 
-    def embedded(samples: Samples, used: Tensor) -> Samples:
+    def embedded(stream: Stream, part: str, used: Tensor) -> Samples:
+        samples: Samples = getattr(stream, part)
         # where all tasks show an image alike, its features are computed once for all seeds; else for each row
         alike = all((shown.table == shown.table[:1]).all() for shown in samples.transforms)
         rows = _one_of_each(samples.image, used) if alike else used
@@ -53,7 +71,11 @@ def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[
         shown = dataclasses.replace(samples, image=samples.image[rows], y=torch.zeros_like(rows), task=task[rows])
         features = next((features for known, features in found if _same(known, shown)), None)
         if features is None:
-            features = _features(net, theta, shown, dtype)
+            file = None
+            if root is not None and stream.data.packed:
+                name = _name(net, shown, [part, stream.data.sha256], dtype)
+                file = root / "packed" / "features" / f"{name}.safetensors"
+            features = _kept(file, lambda: _features(net, theta, shown, dtype), say).to(theta.device)
             found.append((shown, features))
         place = torch.zeros(len(samples.pixels) if alike else len(samples.image), dtype=torch.int64, device=rows.device)
         place[samples.image[rows] if alike else rows] = torch.arange(len(rows), device=rows.device)
@@ -64,12 +86,43 @@ def features_once(net: Net, streams: list[Stream], dtype: torch.dtype) -> tuple[
 
     def one(stream: Stream) -> Stream:
         learnt = torch.cat([part for task in stream.tasks for part in (task.train, task.validation)])
-        samples = embedded(stream.samples, learnt)
+        samples = embedded(stream, "samples", learnt)
         tasks = tuple(dataclasses.replace(task, samples=samples) for task in stream.tasks)
-        tested = embedded(stream.test_samples, torch.cat([task.test for task in stream.tasks]))
+        tested = embedded(stream, "test_samples", torch.cat([task.test for task in stream.tasks]))
         return dataclasses.replace(stream, samples=samples, tasks=tasks, test_samples=tested)
 
     return Head(net), [one(stream) for stream in streams]
+
+
+def _name(net: ModuleNet, samples: Samples, source: list[str], dtype: torch.dtype) -> str:
+    """A name for the features of all rows, which is another where anything differs that they depend on.
+
+    ``source`` says which images those are that the rows are of.
+    """
+    tables = {str(n): table.cpu() for n, table in enumerate(samples.tables)}
+    tables |= {} if samples.channel is None else {"channel": samples.channel.cpu()}
+    transforms = [type(one).__name__ for one in samples.transforms]
+    shown = [samples.scale, samples.shift, list(samples.pixels.shape), transforms, digest(tables)]
+    weights = [repr(net.module), digest({name: value.detach().cpu() for name, value in net.kept.items()})]
+    rounding = [str(dtype), torch.__version__, samples.image.device.type, torch.backends.cudnn.allow_tf32]
+    said = [source, shown, weights, rounding]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+
+
+def _kept(file: Path | None, compute: Callable[[], Tensor], say: Callable[[str], None]) -> Tensor:
+    """The features in a file, which is written where it is not there; none: they are computed."""
+    if file is None:
+        return compute()
+    facts = {"format": FORMAT, "name": "features"}
+    if not os.path.exists(file):
+        features = compute().cpu()
+        try:
+            packed.write(file, {"features": features}, facts)
+        except BadFolder as error:
+            warnings.warn(Notice(f"{error}; until then features are computed at every start"), stacklevel=2)
+            return features
+        say(f"features of {len(features):,} images are kept in {file}")
+    return packed.read(file, facts, ("features",), "they are computed again")[0]["features"]
 
 
 def _one_of_each(image: Tensor, used: Tensor) -> Tensor:

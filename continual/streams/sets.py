@@ -20,7 +20,6 @@ import math
 import os
 import sys
 import tempfile
-import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,21 +28,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from continual import files, leftovers
+from continual import files
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
-from continual.streams import images
-from continual.streams.data import PARTS, Data, content, digest, joined
+from continual.streams import images, packed
+from continual.streams.data import PARTS, Data, joined
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     import numpy.typing as npt
-    from torch import Tensor
 
 FORMAT = "continual packed data 3"
-KINDS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folders that torchvision unpacks into
 TESTS = ("val", "test")  # what the folder of test images may be called
 AGAIN = "put a good one there or let it be downloaded"
@@ -115,8 +109,8 @@ def load(
                           "with val/<class>/ or test/<class>/")  # fmt: skip
     file, source = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
-        data, packed = _unpack(name, file)
-        if not source or packed == source:
+        data, made_of = _unpack(name, file)
+        if not source or made_of == source:
             return data
         warnings.warn(Notice(f"{name}: the images in {root / name} have changed since they were packed; they are "
                              "packed anew"), stacklevel=2)  # fmt: skip
@@ -162,66 +156,15 @@ def _source(name: str, root: Path, wanted: Wanted) -> str:
 
 
 def _pack(data: Data, file: Path, source: str) -> None:
-    """Write the packed file in one piece, or leave nothing; who packs at the same time writes the same."""
+    """Write the packed file; see :func:`~continual.streams.packed.write`."""
     facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
     facts |= {"skipped": json.dumps(data.skipped), "joined": json.dumps(data.joined), "source": source}
-    facts["sha256"] = _checksum(facts, data.sha256)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        with _folder(file.parent):
-            try:
-                with open(temporary, "xb") as stream:
-                    _write(stream, {part: getattr(data, part) for part in PARTS}, facts)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, file)
-                leftovers.clear(file.parent, ".*.safetensors.*")
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unusable(file.parent, "written", error) from error
-
-
-def _write(stream: BinaryIO, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """A safetensors file: the length of its header, the header, the tensors; the library would hold all of it twice."""
-    header: dict[str, Any] = {"__metadata__": facts}
-    ordered = sorted(tensors, key=lambda part: -tensors[part].element_size())  # each begins at a multiple of its size
-    start = 0
-    for part in ordered:
-        tensor = tensors[part]
-        end = start + tensor.nbytes
-        header[part] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for part in ordered:
-        stream.write(content(tensors[part]))
-
-
-def _checksum(facts: dict[str, str], sha256: str) -> str:
-    """The SHA-256 over what a packed file says and the checksum of what it holds."""
-    return hashlib.sha256(json.dumps([facts, sha256], sort_keys=True).encode()).hexdigest()
+    packed.write(file, {part: getattr(data, part) for part in PARTS}, facts, data.sha256)
 
 
 def _unpack(name: str, file: Path) -> tuple[Data, str]:
     """The data of a packed file, memory-mapped, its checksum verified; and what it was made of."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as packed:
-            facts = dict(packed.metadata() or {})
-            parts = packed.keys()
-            tensors = {part: packed.get_tensor(part) for part in parts}
-    except PermissionError as error:
-        raise _unusable(file, "read", error) from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise _damaged(file, f"is damaged ({error})", REPACKED) from None
-    if (facts.get("format"), facts.get("name"), set(tensors)) != (FORMAT, name, set(PARTS)):
-        raise _damaged(file, f"is not '{name}' as this version packs it", REPACKED)
-    sha256 = digest(tensors)
-    if facts.pop("sha256", "") != _checksum(facts, sha256):
-        raise _damaged(file, "is damaged (its SHA-256 is not the one it was written with)", REPACKED)
+    tensors, facts, sha256 = packed.read(file, {"format": FORMAT, "name": name}, PARTS, REPACKED)
     try:
         classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
         data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
@@ -229,18 +172,9 @@ def _unpack(name: str, file: Path) -> tuple[Data, str]:
         source = facts["source"]
         data.check()
     except (BadData, ValueError, TypeError, KeyError, RecursionError) as error:  # its checksum is right, it is not
-        raise _damaged(file, f"is not what this version packs ({error})", REPACKED) from None
+        raise packed.damaged(file, f"is not what this version packs ({error})", REPACKED) from None
     vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
     return data, source
-
-
-def _damaged(file: Path, fault: str, then: str) -> BadData:
-    return BadData(f"{file} {fault}; delete this file, and {then}")
-
-
-def _unusable(path: Path, verb: str, error: OSError) -> BadFolder:
-    reason = error.strerror or error
-    return BadFolder(f"{path} cannot be {verb} ({reason}); give another data root with --data or $CONTINUAL_DATA")
 
 
 # The registered sets
@@ -371,12 +305,12 @@ def _raw(file: Path, md5: str) -> npt.NDArray[np.uint8] | None:
     if content is not None:
         if zipped and found == md5 and zlib.crc32(content) != int.from_bytes(zipped[-8:-4], "little"):  # gzip's trailer
             fault = f"is damaged (it is not what {file.name} beside it holds)"
-            raise _damaged(file.with_suffix(""), fault, "the other is read")
+            raise packed.damaged(file.with_suffix(""), fault, "the other is read")
         return _parsed(file.with_suffix(""), content)
     if zipped is None:
         return None
     if found != md5:
-        raise _damaged(file, f"is damaged ({len(zipped)} bytes with MD5 {found}; expected MD5 {md5})", AGAIN)
+        raise packed.damaged(file, f"is damaged ({len(zipped)} bytes with MD5 {found}; expected MD5 {md5})", AGAIN)
     return _parsed(file, gzip.decompress(zipped))
 
 
@@ -387,7 +321,7 @@ def _bytes(file: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unusable(file, "read", error) from None
+        raise packed.unusable(file, "read", error) from None
 
 
 def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
@@ -395,12 +329,12 @@ def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
     rank = 3 if "idx3" in file.name else 1
     start = 4 + 4 * rank
     if len(content) < start or content[:4] != bytes((0, 0, 8, rank)):
-        raise _damaged(file, f"is no idx file of {rank} dimension(s)", AGAIN)
+        raise packed.damaged(file, f"is no idx file of {rank} dimension(s)", AGAIN)
     shape = np.frombuffer(content, ">u4", rank, offset=4).tolist()
     expected = start + math.prod(shape)
     if len(content) != expected:
         fault = f"has the wrong size ({len(content)} bytes, where its header says {expected})"
-        raise _damaged(file, fault, AGAIN)
+        raise packed.damaged(file, fault, AGAIN)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -423,27 +357,14 @@ def _downloading(root: Path, progress: bool, refused: Callable[[str], BadData]) 
     """A folder in the root for what is downloaded within; what goes wrong there is told as ``refused`` says it."""
     bars = sys.stderr if progress else io.StringIO()
     try:
-        with _folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+        with packed.folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
             try:
                 with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
                     yield Path(temporary)
             except (RuntimeError, OSError, http.client.HTTPException) as error:
                 raise refused(" ".join(str(error).split())) from None
     except OSError as error:
-        raise _unusable(root, "written", error) from None
-
-
-@contextlib.contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """Within it the folder is there; what had to be made for it goes again where nothing was put into it."""
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for one in made:
-            with contextlib.suppress(OSError):  # it holds something now
-                one.rmdir()
+        raise packed.unusable(root, "written", error) from None
 
 
 def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], reason: str) -> BadData:
