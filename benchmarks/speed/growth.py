@@ -5,7 +5,8 @@
     python benchmarks/speed/growth.py --device cuda --json growth.json --picture growth.svg
 
 On a CPU each measurement has a process of its own, so that its memory is its own; a GPU's is counted by PyTorch. A time
-is the median over some steps. Beside it stands what does not depend on the machine: the operations of a step, the bytes that they write and their FLOPs.
+is the median over some steps. Beside it stands what does not depend on the machine: the operations of a step, the bytes
+that they write and their FLOPs.
 """
 
 from __future__ import annotations
