@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ from continual import config, plugins
 from continual.conformance import TRAINING, learners_of
 from continual.learning import capture, step
 from continual.learning.capture import Captured, Graph
-from continual.learning.models import Net
+from continual.learning.models import Net, Out
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners
-from continual.learning.strategy import Chain, Memory, Step, Strategy
+from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
 from continual.learning.train import Course, Training, Watch, not_captured, program_of, train
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
@@ -247,6 +248,49 @@ def test_what_is_recorded_once_serves_later_tasks(text: str, seeds: list[int], m
     # task, and HAT reads how many rows a task has
     assert (programs[1] is programs[2]) != (text in ("gem", "hat"))
     assert compared > 5
+
+
+@dataclass(frozen=True)
+class Asks(Strategy):
+    """It asks for something of the task in each step."""
+
+    what: str = "first"
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        if self.what == "replaced":
+            task = replace(task, key=task.key.child("mine"))
+            assert type(task) is Task
+            return 0 * theta.sum() + task.index
+        found = getattr(task, self.what)
+        return 0 * theta.sum() + (len(found) if self.what in ("classes", "train") else found.sum() if
+                                  torch.is_tensor(found) else found)  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "same"), [
+    ("first", [False, True]), ("count", [True, True]), ("classes", [False, False]), ("index", [False, False]),
+    ("train", [False, False]), ("replaced", [False, False]), ("number", [True, True]), ("seen_units", [True, True]),
+    ("past_units", [True, True]), ("own_units", [True, True]),
+])  # fmt: skip
+@pytest.mark.parametrize("program", ["eager", "captured"])
+def test_a_program_is_that_of_tasks_which_answer_alike(what: str, same: list[bool], program: Any) -> None:
+    found = []
+    course = Course(learners_of(Asks(what), [0]), replace(TRAINING, program=program), Watch())
+    while course.task < course.tasks:
+        course.learn()
+        assert course.program is not None
+        found.append(course.program.later)
+    assert [one is other for one, other in pairwise(found)] == same
+    stream = course.learners.streams[0]
+    asked = [len(task.train) if what == "train" else len(task.classes) if what == "classes" else
+             task.index if what == "replaced" else int(torch.as_tensor(getattr(task, what)).sum())
+             for task in stream.tasks]  # fmt: skip
+    plain = Course(learners_of(Strategy(), [0]), replace(TRAINING, program=program), Watch())
+    while plain.task < plain.tasks:
+        plain.learn()
+    for more, one, other in zip(asked, course.losses, plain.losses, strict=True):
+        assert torch.allclose(one, other + more, rtol=1e-12)
 
 
 def test_on_a_cpu_a_graph_is_the_function() -> None:

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,6 +125,46 @@ def test_what_takes_least_is_chosen(
     assert ("in processes" in found.why) == (processes and loop > 1), "a second of work in all needs no processes"
 
 
+@pytest.mark.parametrize(
+    ("one", "at_work", "steps", "free", "found"),
+    [
+        (0.002, 0.0005, 20_000, 80e9, 2 * 0.002),  # eight seeds on four cores: what waits for the host is shared
+        (0.002, 0.0018, 20_000, 80e9, 8 * 0.0018),  # a GPU that is at work most of the time
+        (0.002, 0.0005, 500, 80e9, None),  # they would take longer to begin
+        (0.002, 0.0005, 20_000, 4e9, None),  # no room for four
+    ],
+)
+def test_processes_on_a_gpu_help_where_it_waits(
+    monkeypatch: pytest.MonkeyPatch, one: float, at_work: float, steps: int, free: float, found: float | None
+) -> None:
+    recipe, training, streams = ready(8)
+    there = SimpleNamespace(samples=SimpleNamespace(image=SimpleNamespace(device=torch.device("cuda"))))
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    monkeypatch.setattr(execution, "image_bytes", lambda _: 1e6)
+    monkeypatch.setattr(execution, "free_memory", lambda _: free)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1e8)
+    monkeypatch.setattr(execution, "step_seconds", lambda *_, spent: at_work if spent is execution.computed else None)
+    got = execution.in_processes(recipe, training, [there] * 8, steps, 8 * one, one)  # type: ignore[list-item]
+    assert got == ({} if found is None else {"processes": pytest.approx(found + execution.START_ON_GPU / steps)})
+
+
+def test_a_strategy_that_cannot_be_mapped_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ByHand(Strategy):
+        can_be_captured = False
+
+    recipe, training, streams = ready(4)
+    asked = []
+
+    def seconds(recipe: Recipe, training: Training, streams: list[Stream], usual: int | None = None) -> float:
+        asked.append(len(streams))
+        return 9.0
+
+    monkeypatch.setattr(execution, "step_seconds", seconds)
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    found = execution.choose(replace(recipe, strategy=ByHand()), training, streams, processes=True)
+    assert (found.how, found.inner) == ("processes", "loop") and asked == [1, 1]
+
+
 def test_what_was_asked_for_is_done_and_one_seed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "step_seconds", None)
     for how in ("loop", "map", "processes"):
@@ -185,6 +226,19 @@ def test_compiled_steps_give_the_same_numbers() -> None:
         for compiled in (True, False)
     ]  # fmt: skip
     same(*found)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
+def test_tasks_with_the_same_steps_are_compiled_once() -> None:
+    """Replay's first task is another: nothing is replayed. A partial batch at the end is another shape."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    cl.run(
+        "split-digits:limit=20", "replay:capacity=20", compile=True, seeds=1, epochs=3, batch=16, precision="float64"
+    )
+    assert counters["stats"]["unique_graphs"] == 2 * 2 and not counters["graph_break"]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")

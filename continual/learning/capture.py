@@ -59,8 +59,8 @@ class Captured:
     """The steps of tasks, each a replay of one graph for its size of batch.
 
     All that differs between steps is a tensor: the rows of a task's steps lie in one ``table``, the learning rates in
-    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task whose first step
-    shows that the others are those of the last task (:meth:`Program.serves`) goes on with its graphs.
+    another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task goes on with the
+    graphs of the task before where the program is the same.
     """
 
     def __init__(self, learners: Learners) -> None:
@@ -110,13 +110,10 @@ class Captured:
         self.program, self.graphs, self.block = None, {}, {}
 
     def _settle(self) -> None:
-        """The first step is done, so it is known what the others are."""
-        if self.program is not None and self.program.serves(self.begun):
-            self.program.turn_to(self.begun)
-            self.begun = self.program
-        else:
+        """The first step is done, so it is known what program does the others."""
+        if self.program is not self.begun.later:
             self._forget()
-            self.program = self.begun
+            self.program = self.begun.later
 
     def __call__(self, number: int) -> None:
         """Step ``number``; they have to come in order."""
@@ -130,7 +127,8 @@ class Captured:
             self._settle()
             return
         first = number - (number - 1) % POOLED_STEPS
-        if self.drawn != first:
+        assert self.program is not None
+        if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device)

@@ -48,45 +48,44 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 class StepTask(Task):
     """A task as the hooks of its steps see it.
 
-    What differs between tasks is either a tensor, ``held`` where it lies for as long as the program is used, or it is
-    noted in ``asked`` when it is read: then the program is that of tasks which answer the same.
+    What differs between tasks is either a tensor, ``held`` where it lies for as long as the program is used, or one of
+    the ``answers``, which is noted in ``asked`` when it is read: the program is then that of tasks which answer alike.
     """
 
-    def __new__(cls, **given: Any) -> Any:
-        """One with other fields (``dataclasses.replace``, which reads them all) is a task as any other."""
-        return Task(**given)
+    program: Program
 
-    @classmethod
-    def of(cls, task: Task, samples: Samples, key: Key, held: dict[str, Tensor], asked: dict[str, Any]) -> StepTask:
-        """The task with samples and a key."""
-        made: StepTask = object.__new__(cls)
-        own = {"whole": task, "count": task.count, "outputs": task.outputs, "samples": samples, "key": key}
-        vars(made).update(own, held=held, asked=asked)
-        return made
+    def __new__(cls, *given: Any, **fields: Any) -> Any:
+        """One with other fields, by ``dataclasses.replace``, is a task as any other; all were read for it."""
+        return Task(**fields) if fields else object.__new__(cls)
+
+    def __init__(self, program: Program, samples: Samples, key: Key) -> None:
+        task = program.task
+        for name, value in (("program", program), ("samples", samples), ("key", key), ("count", task.count),
+                            ("outputs", task.outputs)):  # fmt: skip
+            object.__setattr__(self, name, value)
 
     def with_key(self, key: Key) -> Task:
         """See :meth:`Task.with_key`."""
-        mine = vars(self)
-        return StepTask.of(mine["whole"], mine["samples"], key, mine["held"], mine["asked"])
+        return StepTask(self.program, self.samples, key)
 
 
 def _held(name: str) -> property:
-    return property(lambda task: vars(task)["held"][name])
+    return property(lambda task: task.program.held[name])
 
 
 def _asked(name: str) -> property:
     def read(task: StepTask) -> Any:
-        known = vars(task)
-        found = known["asked"][name] = getattr(known["whole"], name)
+        found = task.program.asked[name] = task.program.answers[name]
         return found
 
     return property(read)
 
 
 HELD = ("number", "own_units", "past_units", "seen_units")
+ANSWERS = ("index", "first", "classes", "train", "validation", "test")
 for _name in HELD:
     setattr(StepTask, _name, _held(_name))
-for _name in ("index", "first", "classes", "train", "validation", "test"):
+for _name in ANSWERS:
     setattr(StepTask, _name, _asked(_name))
 
 
@@ -99,15 +98,16 @@ class Context(NamedTuple):
 
 
 class Program:
-    """The steps of a task for a group of learners, and the later steps of other tasks that have the same.
+    """The steps of one task for a group of learners.
 
     The first step computes whatever a hook may read and draws random numbers as they are asked for; it notes what was
     read and drawn. The later steps leave out what nobody reads and draw for many steps at once. The numbers are the
-    same.
+    same. Where the later steps are those of the task ``before``, its program does them: what was recorded or compiled
+    of it is made once.
     """
 
-    def __init__(self, learners: Learners, index: int, steps: int) -> None:
-        self.learners, self.index = learners, index
+    def __init__(self, learners: Learners, index: int, steps: int, before: Program | None = None) -> None:
+        self.learners, self.task, self.before = learners, learners.streams[0].tasks[index], before
         self.numbers = torch.arange(steps, device=learners.device)
         self.tables = learners.tables("samples")
         augmentation, (_, height, width) = learners.recipe.augmentation, (1, 1, *learners.streams[0].shape)[-3:]
@@ -117,6 +117,7 @@ class Program:
         self.spares = self._spares()
         self.fixed = learners.net.fixed(learners.theta)  # as the task begins
         self.held = {name: getattr(self.task, name).clone() for name in HELD}
+        self.answers = {name: getattr(self.task, name) for name in ANSWERS}
         self.asked: dict[str, Any] = {}
         self.noted: set[str] = set()
         self.wanted: set[tuple[str, int]] = set()
@@ -124,22 +125,23 @@ class Program:
         self.drawn = 0
         self.first_is_done = False
         self.compiled: Callable[..., dict[str, Any]] | None = None
+        self.sizes: set[int] = set()  # of batches: the first of each notes what it draws
 
     @property
-    def task(self) -> Task:
-        """The task whose steps are done."""
-        return self.learners.streams[0].tasks[self.index]
+    def later(self) -> Program:
+        """The program of the later steps, when the first is done."""
+        return self.before or self
 
     def serves(self, other: Program) -> bool:
         """Whether the later steps of another task, whose program has done the first, are the same."""
         if (self.noted, self.fixed) != (other.noted, other.fixed):
             return False
-        answers = [(found, getattr(other.task, name)) for name, found in self.asked.items()]
+        answers = [(found, other.answers[name]) for name, found in self.asked.items()]
         return all(a is b if isinstance(a, torch.Tensor) else a == b for a, b in answers)
 
     def turn_to(self, other: Program) -> None:
         """Go on with the task of another program, whose later steps are the same."""
-        self.index = other.index
+        self.task, self.answers, self.drawn = other.task, other.answers, 0
         self.wanted |= other.wanted
         for name, value in self.held.items():
             value.copy_(other.held[name])
@@ -156,17 +158,22 @@ class Program:
 
     def __call__(self, number: int, rows: Tensor) -> Tensor:
         """Learn from the rows (B,) or (R, B) of step ``number``: the loss (data term and penalty), () or (R,)."""
-        loss = self.step(self.numbers[number], rows, self._pool(number))
-        if number == 0:
-            self._has_noted()
+        if number:
+            return self.later.step(self.numbers[number], rows, self.later._pool(number))
+        loss = self.step(self.numbers[0], rows, {})
+        self._has_noted()
         return loss
 
     def _has_noted(self) -> None:
         self.read, self.first_is_done = self.noted, True
+        if self.before is not None and self.before.serves(self):
+            self.before.turn_to(self)
+        else:
+            self.before = None
 
     def notes(self) -> dict[str, Any]:
         """What was found as the task began, and what the first step noted, as JSON has it."""
-        wanted = [list(one) for one in sorted(self.wanted)]
+        wanted = [list(one) for one in sorted(self.later.wanted)]
         return {"read": sorted(self.noted), "wanted": wanted, "fixed": self.fixed}
 
     def go_on(self, notes: dict[str, Any]) -> None:
@@ -181,7 +188,8 @@ class Program:
         context = Context(self.tables, learners.seed, pool)
         if self.compiled is None and self.first_is_done and learners.recipe.compiled:
             self.compiled = compiled(self._forward)
-        forward = self.compiled or self._forward
+        self.notes_draws = self.own not in self.sizes  # later batches of a size ask for what the pool has
+        forward = self._forward if self.notes_draws or self.compiled is None else self.compiled
         found = learners.map(forward, learners.flat, learners.parts, learners.memory, context, rows)
         gradient, data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
@@ -194,17 +202,18 @@ class Program:
                 learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:
                 self._after_step(context, batch, out, {"before": before, "gradient": data_gradient})
+        self.sizes.add(self.own)
         return loss
 
     def _task(self, context: Context) -> Task:
         """The task as the hooks of this step see it."""
         task, number = self.task, self.held["number"]
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
-        key = Key(context.seed, number, self.at, "step/", context.pool, self.wanted)
+        key = Key(context.seed, number, self.at, "step/", context.pool, self.wanted if self.notes_draws else set())
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
             samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.grid))
-        return StepTask.of(task, samples, key, self.held, self.asked)
+        return StepTask(self, samples, key)
 
     def _forward(
         self, flat: Tensor, parts: list[Tensor], memory: Memory, context: Context, rows: Tensor
@@ -315,10 +324,8 @@ class Program:
 
     def _pool(self, number: int) -> Pool:
         """The random numbers of this step that earlier steps asked for."""
-        if number == 0:
-            return {}
         place = (number - 1) % POOLED_STEPS
-        if self.drawn != number - place:
+        if self.drawn != number - place or len(self.block) < len(self.wanted):
             self.drawn, self.block = number - place, self.draw(number - place)
         return {name: drawn[..., place, :] for name, drawn in self.block.items()}
 
@@ -326,4 +333,4 @@ class Program:
         """The random numbers of a block of steps, (..., POOLED_STEPS, n) each."""
         steps = torch.arange(first, first + POOLED_STEPS, device=self.learners.device)
         seed = self.learners.seed[..., None]
-        return {(purpose, n): draw(seed, purpose, self.index, steps, n) for purpose, n in sorted(self.wanted)}
+        return {(purpose, n): draw(seed, purpose, self.task.index, steps, n) for purpose, n in sorted(self.wanted)}

@@ -196,6 +196,7 @@ class Course:
         self.learners, self.training, self.watch = learners, training, watch
         self.tasks = len(learners.streams[0].tasks)
         self.evaluations = _evaluations(learners, training)
+        self.program: Program | None = None
         self.captured = captured(learners, training)
         self.traced = Trace(learners, training, self.captured is not None)
         most = max(training.steps(len(task.train)) for stream in learners.streams for task in stream.tasks)
@@ -256,7 +257,7 @@ class Course:
             self.place = self._place_of_losses(2 * self.steps)
         self.loss = self.place[..., : self.steps].zero_()
         self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
-        self.program = Program(learners, index, self.steps)
+        self.program = Program(learners, index, self.steps, self.program.later if self.program else None)
         if begun:
             self.loss[..., : self.done] = begun.tensors["loss"].to(device)
             self.program.go_on(begun.facts["notes"])
@@ -276,6 +277,7 @@ class Course:
             tensors |= {"losses": torch.cat(self.losses, -1), "stored": torch.stack(self.stored, -1)}
         if self.done:
             tensors |= {"rows": self.rows, "loss": self.loss[..., : self.done]}
+            assert self.program is not None
             facts["notes"] = self.program.notes()
         return State(tensors, facts)
 
