@@ -137,7 +137,7 @@ def test_what_takes_least_is_chosen(
 def test_processes_on_a_gpu_help_where_it_waits(
     monkeypatch: pytest.MonkeyPatch, one: float, at_work: float, steps: int, free: float, found: float | None
 ) -> None:
-    recipe, training, streams = ready(8)
+    recipe, training, _ = ready(8)
     there = SimpleNamespace(samples=SimpleNamespace(image=SimpleNamespace(device=torch.device("cuda"))))
     monkeypatch.setattr(workers, "cores", lambda: 4)
     monkeypatch.setattr(execution, "image_bytes", lambda _: 1e6)
