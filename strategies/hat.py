@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -32,8 +31,8 @@ class Attention(Gated):
         """The same network at another s."""
         return Attention(self.layers, self.tasks, s)
 
-    def gates(self, p: dict[str, Tensor], tasks: Tensor | int) -> list[Tensor]:
-        """See :meth:`Gated.gates`; (H,) each for one task."""
+    def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
+        """See :meth:`Gated.gates`: (B, H) each."""
         return [torch.sigmoid(self.s * p[name][tasks]) for name in self.extra]
 
 
@@ -80,10 +79,10 @@ class HAT(Gating):
         return cast(Attention, net).at(memory["s"])
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
-        """``s``; ``done``: rows of the epoch; ``factor`` (P,) on gradients; ``used1``, ... (H,): a^{<t} of a layer."""
+        """``s``; ``done`` of ``epoch`` rows; ``factor`` (P,) on gradients; ``used1``, ... (H,): a^{<t} of a layer."""
         used = {f"used{n}": theta.new_zeros(units) for n, units in enumerate(net.hidden, start=1)}
         s, done = theta.new_tensor(self.s_max), torch.zeros_like(theta[0], dtype=torch.int64)
-        return used | {"s": s, "done": done, "factor": torch.ones_like(theta)}
+        return used | {"s": s, "done": done, "epoch": torch.ones_like(done), "factor": torch.ones_like(theta)}
 
     def used(self, net: Net, memory: Memory) -> list[Tensor]:
         """a^{<t} of each hidden layer."""
@@ -101,11 +100,11 @@ class HAT(Gating):
         for name in own.extra:
             parts[name].zero_()[task.index] = 1.0
         fresh = {"s": torch.full_like(memory["s"], 1 / self.s_max), "done": torch.zeros_like(memory["done"])}
-        return theta, memory | fresh | {"factor": factor}
+        return theta, memory | fresh | {"factor": factor, "epoch": torch.full_like(memory["done"], len(task.train))}
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """c Σ a^t (1 - a^{<t}) / Σ (1 - a^{<t})."""
-        attention = torch.cat(cast(Attention, net).gates(net.parameters(theta), task.index))
+        attention = torch.cat(cast(Attention, net).gates(net.parameters(theta), task.number[None]), -1)
         unused = 1 - torch.cat(self.used(net, memory))
         return self.strength * (attention * unused).sum() / unused.sum().clamp_min(1e-12)
 
@@ -122,10 +121,10 @@ class HAT(Gating):
         size, factor = cast(Attention, net).inner.size, memory["factor"]
         bounded = torch.cat([theta[:size], theta[size:].clamp(-self.clamp, self.clamp)])
         share = factor if self.scaled == "step" else (factor > 0).to(theta.dtype)
-        rows, own = len(task.train), step.batch.own
+        rows, own = memory["epoch"], step.batch.own
         done = memory["done"] + own
         done = torch.where(done > rows, own, done) % rows  # more than all rows: the last epoch ended without some
-        last = max(math.ceil(rows / own) - 1, 1)
+        last = ((rows - 1) // own).clamp_min(1)
         # a partial batch is an epoch's last, so the next batch's place needs no other batch size than this one's
         place = (done.to(theta.dtype) / (own * last)).clamp_max(1)
         s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * place
@@ -133,8 +132,8 @@ class HAT(Gating):
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """a^{<t} takes up the task's attention."""
-        attention = cast(Attention, net).at(self.s_max).gates(net.parameters(theta), task.index)
-        pairs = zip(self.used(net, memory), attention, strict=True)
+        attention = cast(Attention, net).at(self.s_max).gates(net.parameters(theta), task.number[None])
+        pairs = zip(self.used(net, memory), (gate[0] for gate in attention), strict=True)
         return theta, memory | {f"used{n}": torch.maximum(*pair) for n, pair in enumerate(pairs, start=1)}
 
     def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
