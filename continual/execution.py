@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, captured, schedule, steps_of
 from continual.products import fast_products, used
-from continual.streams.placement import Where, free_memory, image_bytes, laid_out
+from continual.streams.placement import Where, free_memory, laid_out
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     # a clock's choice may differ from time to time, and with it the last bits
     if len(streams) == 1 or recipe.strategy.trains_itself or training.deterministic:
         return Choice("loop")
-    one = step_seconds(recipe, training, streams[:1])
-    seconds: dict[How, float] = {"loop": len(streams) * one}
+    seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
     if can_map:
         try:
             seconds["map"] = step_seconds(recipe, training, streams)
@@ -88,22 +88,22 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
                 raise
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
     if processes:
-        seconds |= in_processes(recipe, training, streams, most, min(seconds.values()), one)
+        seconds |= seconds_in_processes(recipe, training, streams, most, min(seconds.values()))
     told = {"loop": "one after the other", "map": "side by side", "processes": "in processes"}
-    ordered = sorted(seconds, key=lambda one: seconds[one])
+    ordered = sorted(seconds, key=lambda how: seconds[how])
     listed = ", ".join(f"{told[one]} {1000 * seconds[one]:.1f}" for one in ordered)
     inner: Literal["map", "loop"] = "map" if seconds.get("map", math.inf) < seconds["loop"] else "loop"
     return Choice(ordered[0], f"{len(streams)} seeds {told[ordered[0]]} (a step of all, in ms: {listed})", inner)
 
 
-def in_processes(
-    recipe: Recipe, training: Training, streams: Sequence[Stream], steps: int, otherwise: float, one: float
+def seconds_in_processes(
+    recipe: Recipe, training: Training, streams: Sequence[Stream], steps: int, otherwise: float
 ) -> dict[How, float]:
     """The seconds of a step of all seeds in processes; nothing where they would take longer to begin than is gained.
 
-    ``otherwise``: of all seeds without processes, ``one``: of one of them, in so many ``steps``. On a processor each
-    has its share of the cores. On a GPU processes take turns: while one computes the others prepare what comes next, so
-    they help where it often waits.
+    ``otherwise``: without processes, in so many ``steps``. On a processor each has its share of the cores. On a GPU
+    processes take turns: while one computes the others prepare what comes next, so they help where it often waits,
+    which it does not where steps are recorded.
     """
     device, count = streams[0].samples.image.device, min(len(streams), workers.cores())
     start = START if device.type == "cpu" else START_ON_GPU
@@ -113,10 +113,28 @@ def in_processes(
     if device.type == "cpu":
         usual = min(torch.get_num_threads(), workers.share(count))
         return {"processes": turns * step_seconds(recipe, training, streams[:1], usual) + start / steps}
-    if count * (CONTEXT + image_bytes(streams) + torch.cuda.max_memory_reserved(device)) > free_memory(device):
+    recorded = recipe.strategy.can_be_captured and training.program != "eager"
+    if recorded or not may_be_shared():
         return {}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    one = step_seconds(recipe, training, streams[:1])
     at_work = step_seconds(recipe, training, streams[:1], spent=computed)
+    held = torch.cuda.max_memory_reserved(device)
+    torch.cuda.empty_cache()
+    if not at_work or count * (CONTEXT + held) > free_memory(device):
+        return {}
     return {"processes": max(turns * one, len(streams) * at_work) + start / steps}
+
+
+def may_be_shared() -> bool:
+    """Whether several processes may use a GPU at a time, which a cluster may have forbidden."""
+    asked = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return set(said) == {"Default"}
 
 
 def alike(training: Training, streams: Sequence[Stream]) -> bool:
@@ -133,26 +151,32 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
     return False
 
 
-def passed(step: Callable[[], None], device: torch.device) -> float:
-    """The seconds that pass until a step is done."""
-    began = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+Steps = Sequence[Callable[[], None]]
 
 
-def computed(step: Callable[[], None], device: torch.device) -> float:
-    """The seconds in which a GPU computes a step."""
+def passed(steps: Steps, device: torch.device) -> float:
+    """The seconds that pass until a step is done, the median."""
+    took = []
+    for step in steps:
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took or [0.0])
+
+
+def computed(steps: Steps, device: torch.device) -> float:
+    """The seconds in which a GPU computes a step, the mean."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
-        passed(step, device)
+        passed(steps, device)
     found: float = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
-    return found
+    return found / max(len(steps), 1)
 
 
 def step_seconds(
     recipe: Recipe, training: Training, streams: Sequence[Stream], usual: int | None = None,
-    spent: Callable[[Callable[[], None], torch.device], float] = passed,
+    spent: Callable[[Steps, torch.device], float] = passed,
 ) -> float:  # fmt: skip
     """The seconds of a step of some seeds together, of the first task, as it will be done; ``usual`` threads."""
     recipe = replace(recipe, compiled=False)
@@ -161,11 +185,10 @@ def step_seconds(
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
-        took = []
-        program = Program(learners, 0, len(batches))
-        for step in steps_of(program, batches, losses, captured(learners, training)):
-            took.append(spent(step, learners.device))
-    return statistics.median(took[WARM:] or took[-1:] or [0.0])
+        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training)))
+        warm = steps[:-1][:WARM]
+        passed(warm, learners.device)
+        return spent(steps[len(warm) :], learners.device)
 
 
 def helps(net: Net, device: torch.device, precision: str) -> bool:

@@ -84,8 +84,9 @@ def prepare(
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     if not plan.augment.active:  # type: ignore[attr-defined]
+        known = type(plan.model).__module__.startswith("continual.")  # of a network of the user's the code may change
         with tensor_float(training.precision == "tf32"):
-            net, streams = features_once(net, streams, dtype_of(training.precision), root, told.note)
+            net, streams = features_once(net, streams, dtype_of(training.precision), root if known else None, told.note)
     for strategy in strategies:
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]

@@ -31,6 +31,10 @@ STRATEGIES = [
 ]  # fmt: skip
 
 
+WITHOUT_STEPS = ["joint:every=false", "cumulative:every=false+replay:capacity=9,fill=reservoir+ewc"]
+"""All tasks but the last have none."""
+
+
 def both(strategy: Strategy, seeds: list[int], training: Training = TRAINING) -> list[dict[str, torch.Tensor]]:
     """Everything that training gave, one by one and recorded."""
     found = []
@@ -43,7 +47,7 @@ def both(strategy: Strategy, seeds: list[int], training: Training = TRAINING) ->
 
 
 @pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
-@pytest.mark.parametrize("text", STRATEGIES)
+@pytest.mark.parametrize("text", [*STRATEGIES, *WITHOUT_STEPS])
 def test_recorded_steps_give_the_same_numbers(text: str, seeds: list[int]) -> None:
     """Batches of 7 leave a partial one in every epoch; there are more steps than random numbers in a block."""
     eager, captured = both(config.make_strategy(text), seeds, replace(TRAINING, batch=7, epochs=3, evaluate_every=5))
@@ -53,7 +57,7 @@ def test_recorded_steps_give_the_same_numbers(text: str, seeds: list[int]) -> No
 
 
 @pytest.mark.parametrize("program", ["eager", "captured"])
-def test_a_task_leaves_nothing_to_the_garbage_collector(program: Any) -> None:
+def test_a_course_leaves_nothing_to_the_garbage_collector(program: Any) -> None:
     """Its random numbers and its graphs may be large, and the collector seldom comes."""
     gc.collect()
     gc.disable()
@@ -261,7 +265,7 @@ class Asks(Strategy):
         if self.what == "replaced":
             task = replace(task, key=task.key.child("mine"))
             assert type(task) is Task
-            return 0 * theta.sum() + task.index
+            return 0 * theta.sum() + task.index + task.number * 0
         found = getattr(task, self.what)
         return 0 * theta.sum() + (len(found) if self.what in ("classes", "train") else found.sum() if
                                   torch.is_tensor(found) else found)  # fmt: skip
@@ -290,6 +294,19 @@ def test_a_program_is_that_of_tasks_which_answer_alike(what: str, same: list[boo
         plain.learn()
     for more, one, other in zip(asked, course.losses, plain.losses, strict=True):
         assert torch.allclose(one, other + more, rtol=1e-12)
+
+
+@pytest.mark.parametrize("text", WITHOUT_STEPS)
+def test_a_program_without_steps_serves_nobody(text: str) -> None:
+    """What its first step would have noted is not known, nor is it compiled."""
+    course = Course(learners_of(config.make_strategy(text), [0]), TRAINING, Watch())
+    found = []
+    while course.task < course.tasks:
+        course.learn()
+        assert course.program is not None
+        found.append(course.program)
+    assert [len(loss) for loss in course.losses[:-1]] == [0, 0] and len(course.losses[-1])
+    assert found[-1].later is found[-1] and found[-1].first_is_done and not found[0].first_is_done
 
 
 def test_on_a_cpu_a_graph_is_the_function() -> None:

@@ -126,26 +126,50 @@ def test_what_takes_least_is_chosen(
 
 
 @pytest.mark.parametrize(
-    ("one", "at_work", "steps", "free", "found"),
+    ("one", "at_work", "steps", "free", "mode", "found"),
     [
-        (0.002, 0.0005, 20_000, 80e9, 2 * 0.002),  # eight seeds on four cores: what waits for the host is shared
-        (0.002, 0.0018, 20_000, 80e9, 8 * 0.0018),  # a GPU that is at work most of the time
-        (0.002, 0.0005, 500, 80e9, None),  # they would take longer to begin
-        (0.002, 0.0005, 20_000, 4e9, None),  # no room for four
+        (
+            0.002,
+            0.0005,
+            20_000,
+            80e9,
+            "Default",
+            2 * 0.002,
+        ),  # eight seeds, four cores: what waits for the host is shared
+        (0.002, 0.0018, 20_000, 80e9, "Default", 8 * 0.0018),  # a GPU that is at work most of the time
+        (0.002, 0.0, 20_000, 80e9, "Default", None),  # nobody could see what it does
+        (0.002, 0.0005, 500, 80e9, "Default", None),  # they would take longer to begin
+        (0.002, 0.0005, 20_000, 4e9, "Default", None),  # no room for four
+        (0.002, 0.0005, 20_000, 80e9, "Exclusive_Process", None),
+        (0.002, 0.0005, 20_000, 80e9, "recorded", None),  # nothing waits
     ],
 )
 def test_processes_on_a_gpu_help_where_it_waits(
-    monkeypatch: pytest.MonkeyPatch, one: float, at_work: float, steps: int, free: float, found: float | None
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, one: float, at_work: float, steps: int, free: float, mode: str,
+    found: float | None,
+) -> None:  # fmt: skip
+    class ByHand(Strategy):
+        can_be_captured = False
+
     recipe, training, _ = ready(8)
+    recipe = recipe if mode == "recorded" else replace(recipe, strategy=ByHand())
     there = SimpleNamespace(samples=SimpleNamespace(image=SimpleNamespace(device=torch.device("cuda"))))
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    monkeypatch.setattr(execution, "image_bytes", lambda _: 1e6)
+    said = SimpleNamespace(stdout=f"{mode}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
     monkeypatch.setattr(execution, "free_memory", lambda _: free)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1e8)
-    monkeypatch.setattr(execution, "step_seconds", lambda *_, spent: at_work if spent is execution.computed else None)
-    got = execution.in_processes(recipe, training, [there] * 8, steps, 8 * one, one)  # type: ignore[list-item]
+    for name in ("max_memory_reserved", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 1e8)
+    monkeypatch.setattr(
+        execution, "step_seconds", lambda *_, spent=None: at_work if spent is execution.computed else one
+    )
+    got = execution.seconds_in_processes(recipe, training, [there] * 8, steps, 8 * one)  # type: ignore[list-item]
     assert got == ({} if found is None else {"processes": pytest.approx(found + execution.START_ON_GPU / steps)})
+
+
+def test_where_nobody_says_whether_a_gpu_may_be_shared_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert not execution.may_be_shared()
 
 
 def test_a_strategy_that_cannot_be_mapped_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

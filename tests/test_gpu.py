@@ -89,10 +89,12 @@ def test_no_step_waits_for_the_gpu(text: str, seeds: list[int]) -> None:
     learners = on_gpu(text, seeds)
     if not learners.strategy.can_be_captured:
         pytest.skip("it says that it cannot be captured")
+    recorder, program = Captured(learners), None
+    losses = torch.zeros(*learners.theta.shape[:-1], 100, device="cuda", dtype=torch.float64)
     for index in range(len(learners.streams[0].tasks)):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
-        losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device="cuda", dtype=torch.float64)
-        steps = list(steps_of(Program(learners, index, len(batches)), batches, losses, Captured(learners)))
+        program = Program(learners, index, len(batches), program.later if program else None)
+        steps = list(steps_of(program, batches, losses, recorder))
         with waiting_is_an_error():
             for step in steps:
                 step()

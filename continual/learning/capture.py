@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 class Graph:
     """What a function does on a GPU, as a CUDA graph; the function takes nothing and asks the device for nothing.
 
-    It is called as it is the first time, recorded the second, and only replayed from then on: whatever it reads and
-    writes has to lie where it lay. On a CPU it is called every time, which tests that it keeps to that.
+    It is called as it is the first time (or ``by_hand`` times), then recorded, and only replayed from then on: whatever
+    it reads and writes has to lie where it lay. On a CPU it is called every time, which tests that it keeps to that.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu, self.calls = device.type == "cuda", 0
+    def __init__(self, device: torch.device, by_hand: int = 1) -> None:
+        self.on_gpu, self.by_hand, self.calls = device.type == "cuda", by_hand, 0
 
     def __call__(self, function: Callable[[], Tensor | None]) -> Tensor | None:
         """What the function, the same each time, gives; on a GPU always the same tensor, which a call writes over."""
         self.calls += 1
-        if not self.on_gpu or self.calls == 1:
+        if not self.on_gpu or self.calls <= self.by_hand:
             return function()
-        if self.calls == 2:
+        if self.calls == self.by_hand + 1:
             self.graph = torch.cuda.CUDAGraph()
             # what other threads do meanwhile is not recorded, and does not hinder
             with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -130,8 +130,8 @@ class Captured:
         assert self.program is not None
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
-        if size not in self.graphs:
-            self.graphs[size] = Graph(self.learners.device)
+        if size not in self.graphs:  # the second batch of a size is the first that is compiled
+            self.graphs[size] = Graph(self.learners.device, 2 if self.learners.recipe.compiled else 1)
         self.graphs[size](lambda: self._step(size))
 
     def _step(self, size: int) -> None:
@@ -198,4 +198,4 @@ def _place(value: Tensor) -> int:
 
 def _lies(value: Tensor, place: Tensor) -> bool:
     """Whether a value lies in a place already."""
-    return value.data_ptr() == place.data_ptr() and value.stride() == place.stride()
+    return (value.data_ptr(), value.shape, value.stride()) == (place.data_ptr(), place.shape, place.stride())

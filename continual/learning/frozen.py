@@ -1,7 +1,8 @@
 """Where only the head of a network is trained, what it takes never changes: computed once, and learnt from as data.
 
 Features of a packed data set's images are kept beside it, ``<root>/packed/features/*.safetensors``, for all runs of the
-same weights, images and way to show them. A file that is deleted is made again when it is needed.
+same weights, images, way to show them, precision, versions and kind of device, where all tasks show images alike. A
+file that is deleted is made again when it is needed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +75,7 @@ def features_once(
         features = next((features for known, features in found if _same(known, shown)), None)
         if features is None:
             file = None
-            if root is not None and stream.data.packed:
+            if root is not None and stream.data.packed and alike:  # others are many, of one stream alone
                 name = _name(net, shown, [part, stream.data.sha256], dtype)
                 file = root / "packed" / "features" / f"{name}.safetensors"
             features = _kept(file, lambda: _features(net, theta, shown, dtype), say).to(theta.device)
@@ -104,8 +107,11 @@ def _name(net: ModuleNet, samples: Samples, source: list[str], dtype: torch.dtyp
     transforms = [type(one).__name__ for one in samples.transforms]
     shown = [samples.scale, samples.shift, list(samples.pixels.shape), transforms, digest(tables)]
     weights = [repr(net.module), digest({name: value.detach().cpu() for name, value in net.kept.items()})]
-    rounding = [str(dtype), torch.__version__, samples.image.device.type, torch.backends.cudnn.allow_tf32]
-    said = [source, shown, weights, rounding]
+    device = samples.image.device
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    rounding = [str(dtype), card, torch.backends.cudnn.allow_tf32]
+    code = [FORMAT, *(version(name) for name in ("continual", "torch", "torchvision"))]
+    said = [source, shown, weights, rounding, code]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
@@ -114,15 +120,16 @@ def _kept(file: Path | None, compute: Callable[[], Tensor], say: Callable[[str],
     if file is None:
         return compute()
     facts = {"format": FORMAT, "name": "features"}
-    if not os.path.exists(file):
-        features = compute().cpu()
-        try:
+    features = None
+    try:
+        if not os.path.exists(file):
+            features = compute().cpu()
             packed.write(file, {"features": features}, facts)
-        except BadFolder as error:
-            warnings.warn(Notice(f"{error}; until then features are computed at every start"), stacklevel=2)
-            return features
-        say(f"features of {len(features):,} images are kept in {file}")
-    return packed.read(file, facts, ("features",), "they are computed again")[0]["features"]
+            say(f"features are kept in {file} ({features.nbytes / 1e6:,.0f} MB)")
+        return packed.read(file, facts, ("features",), "they are computed again")[0]["features"]
+    except BadFolder as error:  # it cannot be written, or not be read
+        warnings.warn(Notice(f"{error}; until then features are computed at every start"), stacklevel=2)
+        return compute() if features is None else features
 
 
 def _one_of_each(image: Tensor, used: Tensor) -> Tensor:

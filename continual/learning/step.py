@@ -134,7 +134,7 @@ class Program:
 
     def serves(self, other: Program) -> bool:
         """Whether the later steps of another task, whose program has done the first, are the same."""
-        if (self.noted, self.fixed) != (other.noted, other.fixed):
+        if not self.first_is_done or (self.noted, self.fixed) != (other.noted, other.fixed):
             return False
         answers = [(found, other.answers[name]) for name, found in self.asked.items()]
         return all(a is b if isinstance(a, torch.Tensor) else a == b for a, b in answers)

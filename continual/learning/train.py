@@ -253,8 +253,8 @@ class Course:
         self.rows = begun.tensors["rows"].to(device) if begun else learners.begin(index)
         batches = schedule(self.rows, self.training, learners.seed, index)
         self.steps = len(batches)
-        if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there will be more
-            self.place = self._place_of_losses(2 * self.steps)
+        if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there may be more
+            self.place = self._place_of_losses(self.steps if index + 1 == self.tasks else 2 * self.steps)
         self.loss = self.place[..., : self.steps].zero_()
         self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
         self.program = Program(learners, index, self.steps, self.program.later if self.program else None)

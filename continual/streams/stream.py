@@ -170,7 +170,7 @@ class Task:
     @property
     def number(self) -> Tensor:
         """``index`` as a tensor, () int64."""
-        return torch.tensor(self.index, device=self.outputs.units.device)
+        return torch.full((), self.index, device=self.outputs.units.device)  # made there, for which nobody waits
 
     @property
     def own_units(self) -> Tensor:
