@@ -100,8 +100,8 @@ class GenerativeReplay(Strategy):
         logits = net.logits(memory["teacher"], x, tasks)
         y = only(logits, active).argmax(-1)
         known = batch.weights(like)
-        r = self._ratio(task, known)
-        weight = torch.cat([r * known / known.sum(), ((1 - r) / n).expand(n)])
+        r = self._ratio(task)
+        weight = torch.cat([r.to(known.dtype) * known / known.sum(), ((1 - r) / n).to(known.dtype).expand(n)])
         return batch.join_images(x, y, tasks, task, weight)
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
@@ -116,15 +116,15 @@ class GenerativeReplay(Strategy):
             out.logits[joined], teacher, distill.old_outputs(task), self.temperature, squared=self.squared,
             among=distill.active_outputs(task), weight=made[joined].to(theta.dtype),
         )  # fmt: skip
-        r = self._ratio(task, theta)
-        return r * new + (1 - r) * old
+        r = self._ratio(task)
+        return r.to(theta.dtype) * new + (1 - r).to(theta.dtype) * old
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The generator takes a step of Adam (Kingma and Ba 2015, algorithm 1) on the batch that was learnt."""
         x, made = self._unit(step.batch.images, task.samples), step.batch.row < 0
         noise = step.batch.key.normal("noise", len(x), self.latent).to(x.dtype)
-        r = self._ratio(task, x)
-        weight = torch.where(made, (1 - r) / made.sum().clamp_min(1), r / (~made).sum().clamp_min(1)).to(x.dtype)
+        r, each, other = self._ratio(task), (~made).sum().clamp_min(1), made.sum().clamp_min(1)
+        weight = torch.where(made, (1 - r).float() * other.reciprocal(), r.float() * each.reciprocal()).to(x.dtype)
         bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
         gradient = gradient_of(net, bound, memory["generator"])
         steps = memory["steps"] + 1
@@ -138,9 +138,9 @@ class GenerativeReplay(Strategy):
         """Generator and network are what the next task replays."""
         return theta, memory | {"previous": memory["generator"], "teacher": theta}
 
-    def _ratio(self, task: Task, like: Tensor) -> Tensor:
-        """r (), in task t; in the first task there is nothing else."""
-        share = 1 / (task.number + 1).to(like.dtype)
+    def _ratio(self, task: Task) -> Tensor:
+        """r (), float64, in task t; in the first task there is nothing else."""
+        share = 1 / (task.number + 1).double()
         return share if self.ratio is None or task.first else torch.full_like(share, self.ratio)
 
     def _nets(self, samples: Samples) -> tuple[LinearNet, LinearNet]:

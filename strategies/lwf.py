@@ -77,5 +77,7 @@ class LwF(Strategy):
 
     def _shares(self, theta: Tensor, task: Task) -> tuple[float | Tensor, float | Tensor]:
         """The factors of the data term and of the distillation."""
-        new = 1 / (task.number + 1).to(theta.dtype)
-        return (new, 1 - new) if self.schedule == "share" else (1.0, 1.0)
+        if self.schedule != "share":
+            return 1.0, 1.0
+        new = 1 / (task.number + 1).double()
+        return new.to(theta.dtype), (1 - new).to(theta.dtype)
