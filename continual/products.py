@@ -110,7 +110,8 @@ def _kernels() -> dict[str, Callable[..., Any]]:
 
     def bmm(keys: Any, a: Tensor, b: Tensor) -> Any:
         if _suits(a, b, 3) and len(a):
-            return torch.stack([onednn(x, y.mT, None, "none", [], "") for x, y in zip(a, b, strict=True)])
+            found = [onednn(x, y.mT, None, "none", [], "") for x, y in zip(a, b, strict=True)]
+            return torch.stack(found) if len(found) > 1 else found[0][None]
         return own["bmm"](keys, a, b)
 
     return {"mm": mm, "addmm": addmm, "bmm": bmm}
