@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from continual.streams import rng
-from continual.streams.rng import LOW32, Key, draw, drawn_together, key, philox
+from continual.streams.rng import LOW32, Key, draw, drawn_together, key, made, philox
 
 VECTORS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -101,7 +101,7 @@ def test_a_pool_changes_no_number(kind: str) -> None:
     wanted = KINDS[kind](asked)
     assert len(asked.wanted) == 1
     seeds, steps = torch.tensor([3, 4])[:, None], torch.arange(5)
-    block = {(purpose, n): draw(seeds, purpose, 1, steps, n) for purpose, n in asked.wanted}
+    block = {one: made(one, draw(seeds, one[0], 1, steps, one[1])) for one in asked.wanted}
     pooled = dataclasses.replace(asked, pool={name: drawn[1, 2] for name, drawn in block.items()}, wanted=set())
     assert torch.equal(KINDS[kind](pooled), wanted)
     assert not pooled.wanted, "what the pool has is drawn once"
@@ -125,11 +125,11 @@ def test_keys_that_are_alike_draw_what_each_draws_by_itself(monkeypatch: pytest.
 
 
 def test_what_the_pool_lacks_is_drawn_and_noted() -> None:
-    pooled = dataclasses.replace(key(4), pool={("a", 5): torch.zeros(5, dtype=torch.int64)})
+    pooled = dataclasses.replace(key(4), pool={("a", 5, "bits", 0): torch.zeros(5, dtype=torch.int64)})
     assert pooled.bits("a", 5).tolist() == [0] * 5
     assert torch.equal(pooled.bits("a", 4), key(4).bits("a", 4))
     assert torch.equal(pooled.child("x").bits("a", 5), key(4).child("x").bits("a", 5))
-    assert pooled.wanted == {("a", 4), ("x/a", 5)}
+    assert pooled.wanted == {("a", 4, "bits", 0), ("x/a", 5, "bits", 0)}
 
 
 def test_whatever_differs_in_a_key_gives_unrelated_numbers() -> None:
@@ -165,10 +165,9 @@ def test_uniform_numbers() -> None:
 
 def test_the_extreme_words_stay_in_range() -> None:
     ends = torch.tensor([0, LOW32, LOW32 - 1, 0])
-    extreme = dataclasses.replace(key(0), pool={("e", 4): ends})
-    assert extreme.uniform("e", 4).tolist() == [0.0, 1 - 2.0**-24, 1 - 2.0**-24, 0.0]
-    assert extreme.integers("e", 4, 2**31 - 1).tolist() == [0, 2**31 - 2, 2**31 - 2, 0]
-    normal = extreme.normal("e", 2)
+    assert made(("e", 4, "uniform", 0), ends).tolist() == [0.0, 1 - 2.0**-24, 1 - 2.0**-24, 0.0]
+    assert made(("e", 4, "integers", 2**31 - 1), ends).tolist() == [0, 2**31 - 2, 2**31 - 2, 0]
+    normal = made(("e", 4, "normal", 0), ends)
     assert normal.isfinite().all()
     assert normal[0] == 0 and normal[1] == pytest.approx(math.sqrt(2 * 24 * math.log(2)), rel=1e-5)
 

@@ -13,13 +13,13 @@ from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
-from continual.streams.rng import Key, draw
+from continual.streams.rng import Draw, Key, draw, made
 from continual.streams.stream import Samples, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Pool = dict[tuple[str, int], Tensor]
+    Pool = dict[Draw, Tensor]
 
 POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
 
@@ -120,7 +120,7 @@ class Program:
         self.answers = {name: getattr(self.task, name) for name in ANSWERS}
         self.asked: dict[str, Any] = {}
         self.noted: set[str] = set()
-        self.wanted: set[tuple[str, int]] = set()
+        self.wanted: set[Draw] = set()
         self.block: Pool = {}
         self.drawn = 0
         self.first_is_done = False
@@ -179,7 +179,7 @@ class Program:
     def go_on(self, notes: dict[str, Any]) -> None:
         """Take the :meth:`notes` of the same task, whose first step was done elsewhere."""
         self.noted, self.fixed = self.noted | set(notes["read"]), bool(notes["fixed"])
-        self.wanted |= {(purpose, n) for purpose, n in notes["wanted"]}
+        self.wanted |= {(purpose, n, kind, high) for purpose, n, kind, high in notes["wanted"]}
         self._has_noted()
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
@@ -330,7 +330,8 @@ class Program:
         return {name: drawn[..., place, :] for name, drawn in self.block.items()}
 
     def draw(self, first: int) -> Pool:
-        """The random numbers of a block of steps, (..., POOLED_STEPS, n) each."""
+        """The random numbers of a block of steps, (..., POOLED_STEPS, m) each."""
         steps = torch.arange(first, first + POOLED_STEPS, device=self.learners.device)
         seed = self.learners.seed[..., None]
-        return {(purpose, n): draw(seed, purpose, self.task.index, steps, n) for purpose, n in sorted(self.wanted)}
+        index = self.task.index
+        return {one: made(one, draw(seed, one[0], index, steps, one[1])) for one in sorted(self.wanted)}

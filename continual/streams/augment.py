@@ -66,6 +66,11 @@ class Augmentation(Configured):
             raise BadOption(f"augment: it is for images (C, H, W), and the samples of {name} are "
                             f"{tuple(pixels.shape[1:])}; leave it out")  # fmt: skip
 
+    @property
+    def by_task(self) -> bool:
+        """Whether :meth:`free` looks at the tasks."""
+        return False
+
     def free(self, tasks: Tensor, number: Tensor) -> Tensor | None:
         """Which of the samples of ``tasks`` (B,) are augmented in one of task ``number`` (): bool (B,); None: all."""
         return None
@@ -127,6 +132,11 @@ class Images(Augmentation):
                 raise BadOption(f"augment: brightness, contrast and saturation are for pixels from 0 to {top:g}; those "
                                 f"of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
                                 "with normalize=standard")  # fmt: skip
+
+    @property
+    def by_task(self) -> bool:
+        """See :class:`Augmentation`."""
+        return not self.replayed
 
     def free(self, tasks: Tensor, number: Tensor) -> Tensor | None:
         """See :class:`Augmentation`."""

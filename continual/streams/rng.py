@@ -17,6 +17,9 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+Draw = tuple[str, int, str, int]
+"""What is asked for: its purpose, of how many words it is made, what it is (bits, uniform, integers or normal), and for
+integers their bound."""
 LOW32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -48,6 +51,20 @@ def draw(seed: Tensor, purpose: str, task: int | Tensor, step: Tensor, n: int) -
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)[..., :n]
 
 
+def made(asked: Draw, words: Tensor) -> Tensor:
+    """The numbers (..., m) that are made of words (..., n)."""
+    _, n, kind, high = asked
+    if kind == "bits":
+        return words
+    if kind == "integers":
+        return (words * high) >> 32
+    uniform = (words >> 8).float().mul(2.0**-24)
+    if kind == "uniform":
+        return uniform
+    u = uniform.reshape(*words.shape[:-1], 2, n // 2)
+    return torch.sqrt(-2 * torch.log1p(-u[..., 0, :])) * torch.cos(2 * math.pi * u[..., 1, :])
+
+
 @dataclass(frozen=True)
 class Key:
     """The counter of the generator for one learner at one step (or one task), from which a hook draws.
@@ -61,35 +78,38 @@ class Key:
     task: int | Tensor
     step: Tensor
     path: str = ""
-    pool: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    wanted: set[tuple[str, int]] = field(default_factory=set)
+    pool: dict[Draw, Tensor] = field(default_factory=dict)
+    wanted: set[Draw] = field(default_factory=set)
 
     def child(self, name: str) -> Key:
         """A key with draws of its own, so that two parts that ask for the same purpose get different numbers."""
         return replace(self, path=f"{self.path}{name}/")
 
+    def _drawn(self, asked: Draw) -> Tensor:
+        if asked in self.pool:
+            return self.pool[asked]
+        self.wanted.add(asked)
+        return made(asked, draw(self.seed, asked[0], self.task, self.step, asked[1]))
+
     def bits(self, purpose: str, n: int) -> Tensor:
         """``n`` words of 32 random bits, int64."""
-        name = (self.path + purpose, n)
-        if name in self.pool:
-            return self.pool[name]
-        self.wanted.add(name)
-        return draw(self.seed, name[0], self.task, self.step, n)
+        return self._drawn((self.path + purpose, n, "bits", 0))
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Float32 numbers in [0, 1), of 24 random bits each."""
-        words = self.bits(purpose, math.prod(shape))
-        return (words >> 8).float().mul(2.0**-24).reshape(*words.shape[:-1], *shape)
+        found = self._drawn((self.path + purpose, math.prod(shape), "uniform", 0))
+        return found.reshape(*found.shape[:-1], *shape)
 
     def integers(self, purpose: str, n: int, high: int | Tensor) -> Tensor:
         """``n`` integers in [0, high), with replacement; ``high`` is below 2^31 and may be a tensor (0 gives 0)."""
+        if isinstance(high, int):
+            return self._drawn((self.path + purpose, n, "integers", high))
         return (self.bits(purpose, n) * high) >> 32
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Float32 standard normal numbers (Box and Muller 1958)."""
-        u = self.uniform(purpose, 2, math.prod(shape))
-        radius = torch.sqrt(-2 * torch.log1p(-u[..., 0, :]))
-        return (radius * torch.cos(2 * math.pi * u[..., 1, :])).reshape(*u.shape[:-2], *shape)
+        found = self._drawn((self.path + purpose, 2 * math.prod(shape), "normal", 0))
+        return found.reshape(*found.shape[:-1], *shape)
 
     def permutation(self, purpose: str, n: int) -> Tensor:
         """A random order of 0..n-1, int64: the ranks of ``n`` random words (ties stay in order)."""
@@ -108,10 +128,10 @@ def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:
     """
     first, *others = keys
     yield first
-    words = sum(n for _, n in first.wanted)
+    words = sum(n for _, n, *_ in first.wanted)
     size = max(1, (AT_ONCE_ON_GPU if first.seed.is_cuda else AT_ONCE) // max(1, words))
     for group in (others[start : start + size] for start in range(0, len(others), size)):
         seeds = torch.stack([one.seed for one in group])
-        drawn = {(name, n): draw(seeds, name, first.task, first.step, n) for name, n in sorted(first.wanted)}
+        drawn = {one: made(one, draw(seeds, one[0], first.task, first.step, one[1])) for one in sorted(first.wanted)}
         for number, one in enumerate(group):
-            yield replace(one, pool={name: words[number] for name, words in drawn.items()})
+            yield replace(one, pool={name: found[number] for name, found in drawn.items()})

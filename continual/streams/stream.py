@@ -63,7 +63,8 @@ class Samples:
         # index_select is several times faster than indexing on a CPU
         index = self.image.index_select(0, rows)
         pixels = self.pixels.index_select(0, index.to(self.pixels.device)).to(index.device)
-        shown, tasks = self.shown, self.task.index_select(0, rows) if self.transforms or self.shown else rows
+        shown, by_task = self.shown, self.transforms or (self.shown is not None and self.shown.augmentation.by_task)
+        tasks = self.task.index_select(0, rows) if by_task else rows
         if shown is not None:
             pixels = shown.moved(pixels, tasks)
         x = scaled(pixels, self.scale, dtype)
