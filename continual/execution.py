@@ -88,7 +88,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
                 raise
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
     if processes:
-        seconds |= seconds_in_processes(recipe, training, streams, most, min(seconds.values()))
+        seconds |= seconds_in_processes(recipe, training, streams, most, seconds)
     told = {"loop": "one after the other", "map": "side by side", "processes": "in processes"}
     ordered = sorted(seconds, key=lambda how: seconds[how])
     listed = ", ".join(f"{told[one]} {1000 * seconds[one]:.1f}" for one in ordered)
@@ -97,17 +97,17 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
 
 
 def seconds_in_processes(
-    recipe: Recipe, training: Training, streams: Sequence[Stream], steps: int, otherwise: float
+    recipe: Recipe, training: Training, streams: Sequence[Stream], steps: int, seconds: dict[How, float]
 ) -> dict[How, float]:
     """The seconds of a step of all seeds in processes; nothing where they would take longer to begin than is gained.
 
-    ``otherwise``: without processes, in so many ``steps``. On a processor each has its share of the cores. On a GPU
+    ``seconds``: without processes, in so many ``steps``. On a processor each has its share of the cores. On a GPU
     processes take turns: while one computes the others prepare what comes next, so they help where it often waits,
     which it does not where steps are recorded.
     """
     device, count = streams[0].samples.image.device, min(len(streams), workers.cores())
     start = START if device.type == "cpu" else START_ON_GPU
-    if count < 2 or steps * otherwise <= start:
+    if count < 2 or steps * min(seconds.values()) <= start:
         return {}
     turns = math.ceil(len(streams) / count)
     if device.type == "cpu":
@@ -118,13 +118,12 @@ def seconds_in_processes(
         return {}
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    one = step_seconds(recipe, training, streams[:1])
     at_work = step_seconds(recipe, training, streams[:1], spent=computed)
     held = torch.cuda.max_memory_reserved(device)
     torch.cuda.empty_cache()
     if not at_work or count * (CONTEXT + held) > free_memory(device):
         return {}
-    return {"processes": max(turns * one, len(streams) * at_work) + start / steps}
+    return {"processes": max(turns * seconds["loop"] / len(streams), len(streams) * at_work) + start / steps}
 
 
 def may_be_shared() -> bool:

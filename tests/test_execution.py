@@ -160,10 +160,8 @@ def test_processes_on_a_gpu_help_where_it_waits(
     monkeypatch.setattr(execution, "free_memory", lambda _: free)
     for name in ("max_memory_reserved", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: 1e8)
-    monkeypatch.setattr(
-        execution, "step_seconds", lambda *_, spent=None: at_work if spent is execution.computed else one
-    )
-    got = execution.seconds_in_processes(recipe, training, [there] * 8, steps, 8 * one)  # type: ignore[list-item]
+    monkeypatch.setattr(execution, "step_seconds", lambda *_, spent: at_work if spent is execution.computed else None)
+    got = execution.seconds_in_processes(recipe, training, [there] * 8, steps, {"loop": 8 * one})  # type: ignore[list-item]
     assert got == ({} if found is None else {"processes": pytest.approx(found + execution.START_ON_GPU / steps)})
 
 

@@ -130,7 +130,7 @@ class Hooks:
         x, y, row, *_ = theirs.mbatch
         task = self.stream.tasks[self.latest]
         step = torch.tensor(self.step, device=x.device)
-        self.task: Task = replace(task, key=replace(task.key, step=step, path="step/"))
+        self.task: Task = task.with_key(replace(task.key, step=step, path="step/"))
         self.step += 1
         batch = Batch(row, y, task.samples.task[row], self.task.key, own=len(y), x=x)
         if self.strategy.has("batch"):

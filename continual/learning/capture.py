@@ -84,10 +84,12 @@ class Captured:
         self.begun, self.sizes, self.drawn = program, [rows.shape[-1] for rows in batches], 0
         self._lay_down(batches, losses, rates)
         self.at.fill_(done)
-        if not self._alike(self.learners.memory):
+        if self._alike(self.learners.memory):
+            self._keep_memory()
+        else:
             self._forget()
             self.memory = self._laid_out(self.learners.memory)
-        self._keep_memory()
+            self.learners.memory = dict(self.memory)
         if done:
             self._settle()
 

@@ -8,6 +8,7 @@ file that is deleted is made again when it is needed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -64,6 +65,10 @@ def features_once(
     found: list[tuple[Samples, Tensor]] = []
     theta = net.initial(streams[0].tasks[0].key, dtype)
 
+    @functools.cache
+    def weights() -> str:
+        return digest({name: value.detach().cpu() for name, value in net.kept.items()})
+
     def embedded(stream: Stream, part: str, used: Tensor) -> Samples:
         samples: Samples = getattr(stream, part)
         # where all tasks show an image alike, its features are computed once for all seeds; else for each row
@@ -76,7 +81,7 @@ def features_once(
         if features is None:
             file = None
             if root is not None and stream.data.packed and alike:  # others are many, of one stream alone
-                name = _name(net, shown, [part, stream.data.sha256], dtype)
+                name = _name([part, stream.data.sha256], shown, [repr(net.module), weights()], dtype)
                 file = root / "packed" / "features" / f"{name}.safetensors"
             features = _kept(file, lambda: _features(net, theta, shown, dtype), say).to(theta.device)
             found.append((shown, features))
@@ -97,21 +102,20 @@ def features_once(
     return Head(net), [one(stream) for stream in streams]
 
 
-def _name(net: ModuleNet, samples: Samples, source: list[str], dtype: torch.dtype) -> str:
+def _name(images: list[str], samples: Samples, body: list[str], dtype: torch.dtype) -> str:
     """A name for the features of all rows, which is another where anything differs that they depend on.
 
-    ``source`` says which images those are that the rows are of.
+    ``images`` says which those are that the rows are of, ``body`` what computes the features, its weights among it.
     """
     tables = {str(n): table.cpu() for n, table in enumerate(samples.tables)}
     tables |= {} if samples.channel is None else {"channel": samples.channel.cpu()}
     transforms = [type(one).__name__ for one in samples.transforms]
     shown = [samples.scale, samples.shift, list(samples.pixels.shape), transforms, digest(tables)]
-    weights = [repr(net.module), digest({name: value.detach().cpu() for name, value in net.kept.items()})]
     device = samples.image.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     rounding = [str(dtype), card, torch.backends.cudnn.allow_tf32]
     code = [FORMAT, *(version(name) for name in ("continual", "torch", "torchvision"))]
-    said = [source, shown, weights, rounding, code]
+    said = [images, shown, body, rounding, code]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 

@@ -65,7 +65,9 @@ def _write(stream: BinaryIO, tensors: dict[str, Tensor], facts: dict[str, str]) 
         stream.write(content(tensors[part]))
 
 
-def read(file: Path, wanted: dict[str, str], parts: tuple[str, ...], then: str) -> tuple[dict[str, Tensor], Any, str]:
+def read(
+    file: Path, wanted: dict[str, str], parts: tuple[str, ...], then: str
+) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """The tensors of a file, its other facts, and the SHA-256 of the tensors.
 
     Raises:

@@ -95,9 +95,12 @@ class Samples:
         return dataclasses.replace(self, image=image, y=y, task=task, transforms=shown)
 
 
-def only(scores: Tensor, active: Tensor) -> Tensor:
-    """The scores (B, K) of active outputs (bool, (K,) or (B, K)); those of others are the lowest number there is."""
-    return scores.masked_fill(~active, torch.finfo(scores.dtype).min)
+def only(scores: Tensor, active: Tensor | None) -> Tensor:
+    """The scores (B, K), those of outputs that are not active at the lowest number there is.
+
+    ``active``: bool (K,) or (B, K); None: all.
+    """
+    return scores if active is None else scores.masked_fill(~active, torch.finfo(scores.dtype).min)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +130,7 @@ class Outputs:
 
     def apply(self, scores: Tensor, index: int, tasks: Tensor) -> Tensor:
         """The scores (B, K) with those of inactive outputs at the lowest number there is."""
-        mask = self.mask(index, tasks)
-        return scores if mask is None else only(scores, mask)
+        return only(scores, self.mask(index, tasks))
 
     def own(self, scores: Tensor, tasks: Tensor) -> Tensor:
         """The scores (B, K) of the outputs of each sample's own task (B,), whichever are active; see :func:`only`."""
@@ -194,8 +196,7 @@ class Task:
 
     def active(self, scores: Tensor, tasks: Tensor) -> Tensor:
         """The scores (B, K) of samples of ``tasks`` (B,), those of inactive outputs at the lowest number there is."""
-        mask = self.mask(tasks)
-        return scores if mask is None else only(scores, mask)
+        return only(scores, self.mask(tasks))
 
     def with_key(self, key: Key) -> Task:
         """The same task with another key."""
