@@ -33,8 +33,8 @@ How = Literal["map", "loop", "processes"]
 
 SHARED = 10_000_000
 """Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
-WARM, TIMED = 3, 5
-"""Steps that are done before some are timed, and those."""
+WARM, TIMED = 4, 5
+"""Steps that are done before some are timed, and those: the third is recorded, the fourth compared with its replay."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
 START, START_ON_GPU = 6.0, 15.0
@@ -184,7 +184,7 @@ def step_seconds(
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
-        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training)))
+        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training, 1)))
         warm = steps[:-1][:WARM]
         passed(warm, learners.device)
         return spent(steps[len(warm) :], learners.device)

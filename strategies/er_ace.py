@@ -77,7 +77,7 @@ class ERACE(Online):
         logits = task.active(out.logits, batch.task)
         present = task.own_units
         if self.current == "batch":
-            present = torch.nn.functional.one_hot(batch.y[:own], logits.shape[1]).any(0)
+            present = torch.zeros_like(present).index_fill(0, batch.y[:own], True)
         among = only(logits[:own], present)
         incoming = cross_entropy(among, batch.y[:own], weight[:own])
         replayed = cross_entropy(logits[joined], batch.y[joined], weight[joined])

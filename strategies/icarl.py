@@ -121,7 +121,7 @@ class ICaRL(Means):
             logits = task.active(out.logits, batch.task)
             distilled = soft_targets(out.logits, answers, old, self.temperature, squared=True, weight=batch.weight)
             return cross_entropy(logits, batch.y, batch.weight) + distilled
-        label = torch.nn.functional.one_hot(batch.y, answers.shape[1]).to(answers.dtype)
+        label = (batch.y[:, None] == torch.arange(answers.shape[1], device=batch.y.device)).to(answers.dtype)
         targets, counted = torch.where(old, torch.sigmoid(answers.detach()), label), active | old
         terms = sigmoid_targets(out.logits, targets, counted, batch.weight)
         return terms if self.reduce == "sum" else terms / (counted.sum() / len(counted))

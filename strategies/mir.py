@@ -61,7 +61,8 @@ class MIR(Online):
             return batch
         rows, count = memory["rows"], self.samples or batch.own
         if self.past:
-            rows = torch.where(task.samples.task[rows] < task.number, rows, -1)
+            of = task.samples.task.index_select(0, batch.readable(rows))
+            rows = torch.where(of < task.number, rows, -1)
         candidates = drawn(rows[None], self.candidates or 5 * count, batch.key)[0]
         out, gradient = self.incoming(net, theta, batch, task)
         scores = self.interference(net, theta, batch.readable(candidates), gradient, task)

@@ -16,7 +16,7 @@ import continual as cl
 from continual import plugins
 from continual.conformance import TRAINING, Asked, compare, learners_of, small_stream
 from continual.errors import BadChain, BadOption
-from continual.learning import seeds, step
+from continual.learning import capture, seeds, step
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import MLP, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
@@ -444,7 +444,8 @@ def test_random_numbers_drawn_in_bulk_change_nothing(monkeypatch: pytest.MonkeyP
     strategy, training = Replay(capacity=7, fill="reservoir"), short()
     streams = [small_stream(seed) for seed in range(2)]
     usual = outcome(learners(strategy, streams, [0, 1], training), training)
-    monkeypatch.setattr(step, "POOLED_STEPS", pooled)
+    for module in (capture, step):
+        monkeypatch.setattr(module, "POOLED_STEPS", pooled)
     compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "with another pool")
     monkeypatch.setattr(Program, "_pool", lambda self, number: {})
     compare(outcome(learners(strategy, streams, [0, 1], training), training), usual, "without a pool")

@@ -287,7 +287,7 @@ def test_running_statistics_follow_the_batches_and_nothing_else() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step.Program, "__call__", seen)
-        train(alone, TRAINING, Watch())
+        train(alone, replace(TRAINING, program="eager"), Watch())
     by_hand.train()
     for rows in batches:
         optimizer.zero_grad()

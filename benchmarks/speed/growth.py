@@ -62,8 +62,11 @@ def learners_of(strategy: str, streams: list[Any], layers: tuple[int, ...], devi
     return Learners(recipe, place(streams, device), list(range(len(streams))))
 
 
-def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int = 2, timed: int = 0) -> dict[str, Any]:
-    """Some steps of a task as a run does them, and the task's end: what a step took, and what it consists of."""
+def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int = 4, timed: int = 0) -> dict[str, Any]:
+    """Some steps of a task as a run does them, and the task's end: what a step took, and what it consists of.
+
+    Of ``count`` steps before those that are ``timed`` the last two record one, and compare it with what was recorded.
+    """
     import torch
 
     from continual.conformance import Work, Works
@@ -77,7 +80,7 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     took, work = [], Work()
     program = Program(learners, index, len(batches))
     with at_speed(training, learners.net, learners.streams):
-        for number, step in enumerate(steps_of(program, batches, losses, captured(learners, training))):
+        for number, step in enumerate(steps_of(program, batches, losses, captured(learners, training, 1))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []
     if timed and batches:

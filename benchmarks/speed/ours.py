@@ -145,7 +145,7 @@ class Steps:
         learners, training = self.learners, self.training
         batches = schedule(self.rows, training, learners.seed, 1)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=self.device)
-        return steps_of(Program(learners, 1, len(batches)), batches, losses, captured(learners, training))
+        return steps_of(Program(learners, 1, len(batches)), batches, losses, captured(learners, training, 1))
 
     def one(self) -> None:
         """The next step; the task begins again when it is over."""

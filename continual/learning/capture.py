@@ -1,4 +1,4 @@
-"""The steps of a task recorded once and replayed: on a GPU the host then only says "go on"."""
+"""The steps of a task recorded once and replayed: the host then only says "go on"."""
 
 from __future__ import annotations
 
@@ -14,26 +14,38 @@ from continual.learning.step import POOLED_STEPS, Program
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.learning.recording import Recording
     from continual.learning.seeds import Learners
     from continual.learning.step import Pool
     from continual.learning.strategy import Memory
 
 
-class Graph:
-    """What a function does on a GPU, as a CUDA graph; the function takes nothing and asks the device for nothing.
+OFTEN = 16
+"""On a CPU a step is recorded when it was done so often: before, that takes longer than it saves."""
 
-    It is called as it is the first time (or ``by_hand`` times), then recorded, and only replayed from then on: whatever
-    it reads and writes has to lie where it lay. On a CPU it is called every time, which tests that it keeps to that.
+
+class Graph:
+    """What a function does, recorded: on a GPU as a CUDA graph, on a CPU as a list of operations.
+
+    The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
+    and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU a replay is compared
+    with the function unless it is ``trusted``, and the function is called every time where it cannot be recorded, or
+    does something else; ``why`` then says why.
     """
 
-    def __init__(self, device: torch.device, by_hand: int = 1) -> None:
-        self.on_gpu, self.by_hand, self.calls = device.type == "cuda", by_hand, 0
+    def __init__(self, device: torch.device, by_hand: int) -> None:
+        self.device, self.by_hand, self.calls, self.why = device.type, by_hand, 0, ""
+        self.recording: Recording | None = None
+        self.trusted = False
 
     def __call__(self, function: Callable[[], Tensor | None]) -> Tensor | None:
-        """What the function, the same each time, gives; on a GPU always the same tensor, which a call writes over."""
+        """What the function, the same each time, gives; where it is recorded the same tensor, which is written over."""
         self.calls += 1
-        if not self.on_gpu or self.calls <= self.by_hand:
+        if self.why or self.calls <= self.by_hand:
             return function()
+        return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function)
+
+    def _on_gpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
         if self.calls == self.by_hand + 1:
             self.graph = torch.cuda.CUDAGraph()
             # what other threads do meanwhile is not recorded, and does not hinder
@@ -41,6 +53,22 @@ class Graph:
                 self.result = function()
         self.graph.replay()
         return self.result
+
+    def _on_cpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
+        from continual.learning.recording import IMPURE, Notes, Recording  # which needs all of PyTorch at once
+
+        if self.recording is None:
+            with Notes() as notes:
+                found = function()
+            self.why = notes.why
+            self.recording = None if self.why else Recording(notes.done, found)
+            return found
+        if self.trusted:
+            return self.recording.again()
+        self.trusted, found = self.recording.compared(function)
+        if not self.trusted:
+            self.why, self.recording = IMPURE, None
+        return found
 
 
 @contextlib.contextmanager
@@ -55,6 +83,11 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def usual_by_hand(learners: Learners) -> int:
+    """How often a step is done before it is recorded; the second batch of a size is the first that is compiled."""
+    return OFTEN if learners.device.type == "cpu" else 1 + learners.recipe.compiled
+
+
 class Captured:
     """The steps of tasks, each a replay of one graph for its size of batch.
 
@@ -63,8 +96,8 @@ class Captured:
     graphs of the task before where the program is the same.
     """
 
-    def __init__(self, learners: Learners) -> None:
-        self.learners = learners
+    def __init__(self, learners: Learners, by_hand: int | None = None) -> None:
+        self.learners, self.by_hand = learners, by_hand or usual_by_hand(learners)
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
@@ -82,6 +115,8 @@ class Captured:
         the same tensor for both.
         """
         self.begun, self.sizes, self.drawn = program, [rows.shape[-1] for rows in batches], 0
+        for graph in self.graphs.values():  # a strategy may keep something where it should not
+            graph.trusted = False
         self._lay_down(batches, losses, rates)
         self.at.fill_(done)
         if self._alike(self.learners.memory):
@@ -132,9 +167,12 @@ class Captured:
         assert self.program is not None
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
-        if size not in self.graphs:  # the second batch of a size is the first that is compiled
-            self.graphs[size] = Graph(self.learners.device, 2 if self.learners.recipe.compiled else 1)
-        self.graphs[size](lambda: self._step(size))
+        if size not in self.graphs:
+            self.graphs[size] = Graph(self.learners.device, self.by_hand)
+        graph = self.graphs[size]
+        graph(lambda: self._step(size))
+        if graph.why:
+            self.learners.unrecorded = graph.why
 
     def _step(self, size: int) -> None:
         at, program = self.at, self.program
@@ -149,14 +187,12 @@ class Captured:
         at.add_(1)
 
     def _set_rate(self, rate: Tensor) -> None:
-        """The learning rate is a tensor that the optimiser reads on the device; a CPU's optimiser takes a number."""
+        """The learning rate is a tensor that the optimiser reads on the device."""
         learners = self.learners
-        if learners.device.type == "cpu":
-            learners.rate = float(rate)
-        elif isinstance(learners.rate, torch.Tensor):
+        if isinstance(learners.rate, torch.Tensor):
             learners.rate.copy_(rate)
-        else:
-            learners.rate = rate.float().clone()
+        else:  # a GPU's kernels want a number of 32 bits
+            learners.rate = rate.to(torch.float32 if rate.is_cuda else torch.float64, copy=True)
 
     @staticmethod
     def _laid_out(memory: Memory) -> Memory:

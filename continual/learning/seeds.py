@@ -110,6 +110,7 @@ class Learners:
             self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
+        self.unrecorded = ""  # why its steps are not recorded, where that showed as they were done
         self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
         self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])
         keys = [key(seed, device=self.device).child("initial θ") for seed in seeds]

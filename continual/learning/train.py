@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from continual.errors import BadOption
-from continual.learning.capture import Captured, Graph
+from continual.learning.capture import Captured, Graph, usual_by_hand
 from continual.learning.evaluate import Evaluation
 from continual.learning.seeds import Learners, under, within
 from continual.learning.step import Program
@@ -56,7 +56,9 @@ class Training(Configured):
         "auto", "seeds side by side, one after the other, or in processes; auto: what a few steps show to be fastest"
     )
     program: Literal["auto", "captured", "eager"] = option(
-        "auto", "steps are recorded once as CUDA graphs and replayed, or done one by one; auto: recorded where possible"
+        "auto",
+        "steps are recorded once and replayed (on a GPU as CUDA graphs), or done one by one; auto: recorded if "
+        "possible",
     )
     compile: bool = option(
         False, "compile the forward pass with torch.compile: up to a minute more, for steps that may be faster"
@@ -304,33 +306,30 @@ class Course:
         return arrays | self.traced.arrays()
 
 
-ONLY_A_GPU = "only a GPU gains by it"
-
-
 def not_captured(learners: Learners, training: Training) -> str:
-    """Why the steps are not recorded and replayed; nothing, where they are.
-
-    With ``program=captured`` a CPU goes the same way, without a graph: for tests.
-    """
+    """Why the steps are not recorded and replayed; nothing, where they are."""
+    samples, device = learners.streams[0].samples, learners.device.type
     if training.program == "eager":
         return "as asked"
     if not learners.strategy.can_be_captured:
         return "the strategy cannot be captured"
-    if learners.device.type != "cuda":
-        return "" if training.program == "captured" else ONLY_A_GPU
-    return "" if learners.streams[0].samples.pixels.is_cuda else "images are read from their file"
+    if samples.mapped or samples.pixels.device.type != device:
+        return "images are read from their file"
+    if device == "cpu" and training.compile:
+        return "they are compiled"
+    return "" if device in ("cpu", "cuda") else f"steps on {device} are not"
 
 
 def program_of(learners: Learners, training: Training) -> str:
-    """How the steps are done, as a run's record says it."""
-    why = not_captured(learners, training) or ("" if learners.device.type == "cuda" else ONLY_A_GPU)
+    """How the steps were done, as a run's record says it."""
+    why = not_captured(learners, training) or learners.unrecorded
     compiled = "; the forward pass is compiled" if training.compile and not learners.strategy.trains_itself else ""
     return (f"eager: {why}" if why else "captured") + compiled
 
 
-def captured(learners: Learners, training: Training) -> Captured | None:
-    """What records the learners' steps; none where they are done one by one."""
-    return None if not_captured(learners, training) else Captured(learners)
+def captured(learners: Learners, training: Training, by_hand: int | None = None) -> Captured | None:
+    """What records the learners' steps; none where they are done one by one. ``by_hand`` as there."""
+    return None if not_captured(learners, training) else Captured(learners, by_hand)
 
 
 def steps_of(
@@ -429,7 +428,7 @@ class Trace:
         if not self.captured:
             return evaluation(index)
         if (name, index) not in self.graphs:
-            self.graphs[name, index] = Graph(self.learners.device)
+            self.graphs[name, index] = Graph(self.learners.device, usual_by_hand(self.learners))
         found = self.graphs[name, index](lambda: evaluation(index))
         assert found is not None
         return found.clone()

@@ -165,7 +165,8 @@ class Images(Augmentation):
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
             down, across = _where(free, drawn, self.crop)  # in the middle they are as they were
-            place = place + torch.add(across, down, alpha=width + 2 * self.crop)[:, None]
+            corner = torch.add(across, down, alpha=width + 2 * self.crop)[:, None]
+            place = place.add_(corner) if self.flip else place + corner  # in place where it was made here
             pixels = torch.nn.functional.pad(pixels, (self.crop,) * 4)
         taken = pixels.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
         return taken.reshape(n, channels, height, width)

@@ -67,7 +67,7 @@ class Samples:
         tasks = self.task.index_select(0, rows) if by_task else rows
         if shown is not None:
             pixels = shown.moved(pixels, tasks)
-        x = scaled(pixels, self.scale, dtype)
+        made = x = scaled(pixels, self.scale, dtype)
         if shown is not None:
             x = shown.coloured(x, tasks, self.scale * self.top)
         for transform in self.transforms:
@@ -75,7 +75,8 @@ class Samples:
         x = x + self.shift if self.shift else x
         if self.channel is not None:
             factor, term = self.channel
-            x = (x * factor).add_(term)  # on a CPU several times faster than addcmul
+            x = x.mul_(factor) if x is made else x * factor  # what was made here can be changed in place
+            x = x.add_(term)  # on a CPU both are several times faster than addcmul
         x = x if shown is None else shown.covered(x, tasks)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
