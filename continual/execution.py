@@ -19,6 +19,7 @@ import torch
 
 from continual import failures, workers
 from continual.errors import BadOption
+from continual.learning.capture import OFTEN
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, captured, schedule, steps_of
@@ -33,8 +34,8 @@ How = Literal["map", "loop", "processes"]
 
 SHARED = 10_000_000
 """Below so many multiplications in a step, threads cost more in waiting for each other than they save."""
-WARM, TIMED = 4, 5
-"""Steps that are done before some are timed, and those: the third is recorded, the fourth compared with its replay."""
+WARM, TIMED = 3, 5
+"""Steps that are done before some are timed, and those: the third is recorded."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
 START, START_ON_GPU = 6.0, 15.0
@@ -182,9 +183,13 @@ def step_seconds(
     last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
     with at_speed(training, recipe.net, streams, usual):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
-        batches = schedule(learners.begin(0), training, learners.seed, 0)[: WARM + TIMED]
+        rows = learners.begin(0)
+        by_hand = 1 if training.steps(rows.shape[-1]) > 2 * OFTEN else None  # nothing of a short task is replayed
+        batches = schedule(rows, training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
-        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training, 1)))
+        steps = list(
+            steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training, by_hand))
+        )
         warm = steps[:-1][:WARM]
         passed(warm, learners.device)
         return spent(steps[len(warm) :], learners.device)

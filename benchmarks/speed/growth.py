@@ -62,10 +62,10 @@ def learners_of(strategy: str, streams: list[Any], layers: tuple[int, ...], devi
     return Learners(recipe, place(streams, device), list(range(len(streams))))
 
 
-def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int = 4, timed: int = 0) -> dict[str, Any]:
+def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int = 3, timed: int = 0) -> dict[str, Any]:
     """Some steps of a task as a run does them, and the task's end: what a step took, and what it consists of.
 
-    Of ``count`` steps before those that are ``timed`` the last two record one, and compare it with what was recorded.
+    Of ``count`` steps before those that are ``timed`` the third is recorded.
     """
     import torch
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from continual.errors import BadOption
 from continual.learning.step import POOLED_STEPS, Program
 
 if TYPE_CHECKING:
@@ -20,30 +22,40 @@ if TYPE_CHECKING:
     from continual.learning.strategy import Memory
 
 
-OFTEN = 16
-"""On a CPU a step is recorded when it was done so often: before, that takes longer than it saves."""
+OFTEN, FEW = 16, 8
+"""On a CPU a step is recorded when it was done so often, and so many are left: that takes longer than a few save. Where
+fewer than so many are left in a later task, comparing a replay does."""
+RARE = "there are too few steps"
 
 
 class Graph:
     """What a function does, recorded: on a GPU as a CUDA graph, on a CPU as a list of operations.
 
     The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
-    and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU a replay is compared
-    with the function unless it is ``trusted``, and the function is called every time where it cannot be recorded, or
-    does something else; ``why`` then says why.
+    and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is called every
+    time where it cannot be recorded; ``why`` then says why. There the first replay after a :meth:`doubt` is compared
+    with the function, and those whose numbers are powers of eight.
     """
 
     def __init__(self, device: torch.device, by_hand: int) -> None:
         self.device, self.by_hand, self.calls, self.why = device.type, by_hand, 0, ""
         self.recording: Recording | None = None
+        self.replays, self.trusted = 0, False
+
+    def doubt(self) -> None:
+        """Something may have changed that the function does not say: a strategy may keep it where it should not."""
         self.trusted = False
 
-    def __call__(self, function: Callable[[], Tensor | None]) -> Tensor | None:
-        """What the function, the same each time, gives; where it is recorded the same tensor, which is written over."""
+    def __call__(self, function: Callable[[], Tensor | None], left: int = 2**31) -> Tensor | None:
+        """What the function, the same each time, gives; where it is recorded the same tensor, which is written over.
+
+        ``left``: how often it will be called until something changes. Raises :class:`~continual.errors.BadOption` where
+        replays did something else than it would have.
+        """
         self.calls += 1
         if self.why or self.calls <= self.by_hand:
             return function()
-        return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function)
+        return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function, left)
 
     def _on_gpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
         if self.calls == self.by_hand + 1:
@@ -54,19 +66,35 @@ class Graph:
         self.graph.replay()
         return self.result
 
-    def _on_cpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
-        from continual.learning.recording import IMPURE, Notes, Recording  # which needs all of PyTorch at once
+    def _on_cpu(self, function: Callable[[], Tensor | None], left: int) -> Tensor | None:
+        from continual.learning.recording import recorded  # which needs all of PyTorch at once
 
+        if left < min(self.by_hand, FEW if self.recording else OFTEN) and not self.trusted:
+            return function()
         if self.recording is None:
-            with Notes() as notes:
-                found = function()
-            self.why = notes.why
-            self.recording = None if self.why else Recording(notes.done, found)
-            return found
-        if self.trusted:
-            return self.recording.again()
-        self.trusted, found = self.recording.compared(function)
+            self.recording, self.why = recorded(function)
+        if self.recording is None:
+            return function()
         if not self.trusted:
+            return self._compared(self.recording, function)
+        self.replays += 1
+        if self.replays.bit_count() == 1 and self.replays.bit_length() % 3 == 1 and self.replays > 1:
+            return self._compared(self.recording, function)
+        return self.recording.again()
+
+    def _compared(self, recording: Recording, function: Callable[[], Tensor | None]) -> Tensor | None:
+        """What the function gives; it is not replayed again where a replay gives something else."""
+        from continual.learning.recording import IMPURE
+
+        same, found = recording.compared(function)
+        if not same and self.trusted:
+            raise BadOption(
+                f"program: {IMPURE}, which showed after {self.replays} replays: a strategy, or the network, keeps "
+                "something elsewhere than in memory, or computes it by other means than tensor operations; give "
+                "--program eager, or set can_be_captured = False in the strategy's class"
+            )
+        self.trusted = same
+        if not same:
             self.why, self.recording = IMPURE, None
         return found
 
@@ -98,6 +126,7 @@ class Captured:
 
     def __init__(self, learners: Learners, by_hand: int | None = None) -> None:
         self.learners, self.by_hand = learners, by_hand or usual_by_hand(learners)
+        learners.unrecorded = RARE if learners.device.type == "cpu" else ""
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
@@ -105,6 +134,7 @@ class Captured:
         self.memory: Memory = {}
         self.losses: Tensor | None = None
         self.table, self.rates = torch.empty(0), torch.empty(0)
+        self.left = Counter[int]()  # steps of the task, by their size
 
     def begin(
         self, program: Program, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float], done: int = 0
@@ -115,8 +145,9 @@ class Captured:
         the same tensor for both.
         """
         self.begun, self.sizes, self.drawn = program, [rows.shape[-1] for rows in batches], 0
-        for graph in self.graphs.values():  # a strategy may keep something where it should not
-            graph.trusted = False
+        self.left = Counter(self.sizes[done:])
+        for graph in self.graphs.values():
+            graph.doubt()
         self._lay_down(batches, losses, rates)
         self.at.fill_(done)
         if self._alike(self.learners.memory):
@@ -159,6 +190,7 @@ class Captured:
         if number == 0:  # it notes what the later ones need
             self._set_rate(self.rates[0])
             self.losses[..., 0] = self.begun(0, self.table[0][..., :size])
+            self.left[size] -= 1
             self._keep_memory()
             self.at.fill_(1)
             self._settle()
@@ -170,8 +202,9 @@ class Captured:
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand)
         graph = self.graphs[size]
-        graph(lambda: self._step(size))
-        if graph.why:
+        graph(lambda: self._step(size), self.left[size])
+        self.left[size] -= 1
+        if graph.why or (graph.replays and self.learners.unrecorded == RARE):
             self.learners.unrecorded = graph.why
 
     def _step(self, size: int) -> None:

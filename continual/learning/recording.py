@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -20,18 +21,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST = 2**27
-"""Bytes that operations make at most: larger ones wait for arithmetic and memory, and little is gained."""
+"""Bytes that operations make, and write to, at most: larger ones wait for memory, and little is gained."""
 VALUE, SHAPE, LARGE = "a step asks for a value", "shapes depend on values", "its tensors are large"
+LIES = "a step changes how a tensor lies"
 RANDOM = "a step draws random numbers from PyTorch's generator"
 IMPURE = "a step gives something else when it is done again"
-MASKS = (torch.bool, torch.uint8)
-INDEX = torch.ops.aten.index.Tensor
+VALUES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+"""What reads a processor's memory without an operation."""
+INDEX, MASKS = torch.ops.aten.index.Tensor, (torch.bool, torch.uint8)
 """Its shape depends on values where it is given a mask."""
-DYNAMIC = {torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 """What only takes memory."""
+COPIES = ("aten::_to_copy", "aten::clone")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 """What another library may do in PyTorch's place, but not where it is told where to write."""
+UNSAID = ("running_mean", "running_var")
+"""Arguments that an operation may write to and not say so."""
+
+
+class CannotRecord(BaseException):
+    """Why a function cannot be recorded; it ends the function, through whatever catches errors there."""
 
 
 class Done:
@@ -40,24 +49,28 @@ class Done:
     ``read`` are those of what it was given, ``written`` those of them that it wrote to, ``made`` those that are new.
     """
 
-    __slots__ = ("args", "found", "kwargs", "made", "operation", "read", "results", "written")
+    __slots__ = ("args", "found", "grad", "kwargs", "made", "operation", "read", "results", "written")
 
-    def __init__(
-        self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any, results: list[Tensor]
-    ) -> None:
-        self.operation, self.args, self.kwargs, self.found, self.results = operation, args, kwargs, found, results
+    def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
+        self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
+        self.results = _results(found)
         self.read = {_place(one) for one in _tensors((args, kwargs))}
-        written = [args[n] if n < len(args) else kwargs.get(name) for n, name in _written(operation)]
-        self.written = {_place(one) for one in _tensors(written)}
-        self.made = {_place(one) for one in self.results} - self.read
+        self.written = {_place(one) for one in _written(operation, args, kwargs)}
+        self.made = {_place(one) for one in self.results if one is not None} - self.read
+        self.grad = torch.is_grad_enabled()
 
 
 class Notes(TorchDispatchMode):
-    """Within it, what is done is noted; ``why`` says why it cannot be done again, if it cannot."""
+    """Within it, what is done is noted, and what tensors from outside were before they are written to.
+
+    Raises :class:`CannotRecord` where something cannot be done again.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.done, self.why, self.made = list[Done](), "", 0
+        self.done, self.bytes = list[Done](), 0
+        self.inside = set[int]()
+        self.outside: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -66,28 +79,56 @@ class Notes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do the operation, and note it."""
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        if not self.why:
-            self._note(func, args, kwargs, found)
+        with torch._C.DisableTorchFunction():
+            for one in _written(func, args, kwargs):
+                self._keep(one)
+            found = func(*args, **kwargs)
+            if why := self._why_not(func, args, found):
+                raise CannotRecord(why)
+            self.done.append(Done(func, args, kwargs, found))
+            made = self.done[-1].made
+            self.inside |= made
+            self._count(sum(one.untyped_storage().nbytes() for one in _tensors(found) if _place(one) in made))
         return found
 
-    def _note(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
-        results = [one for one in tree_iter(found) if one is not None]
+    def _keep(self, written: Tensor) -> None:
+        place = _place(written)
+        if place not in self.inside and place not in self.outside:
+            whole = _bytes(written)
+            self._count(len(whole))
+            self.outside[place] = whole, whole.clone()
+
+    def _count(self, more: int) -> None:
+        self.bytes += more
+        if self.bytes > MOST:
+            raise CannotRecord(LARGE)
+
+    def undo(self) -> None:
+        """What lies outside is as it was."""
+        for one, before in self.outside.values():
+            one.copy_(before)
+
+    @staticmethod
+    def _why_not(operation: Any, args: tuple[Any, ...], found: Any) -> str:
+        results = _results(found)
+        if not all(one is None or isinstance(one, torch.Tensor) for one in results):
+            return VALUE
         masked = operation is INDEX and any(one.dtype in MASKS for one in _tensors(args[1]))
-        if not all(isinstance(one, torch.Tensor) for one in results):
-            self.why = VALUE
-        elif masked or (operation is not INDEX and DYNAMIC & set(operation.tags)):
-            self.why = SHAPE
-        elif torch.Tag.nondeterministic_seeded in operation.tags:
-            self.why = RANDOM
-        elif any(one.layout is not torch.strided or one.device.type != "cpu" for one in results):
-            self.why = f"{operation} gives what is no plain tensor on the CPU"
-        else:
-            self.done.append(Done(operation, args, kwargs, found, results))
-            self.made += sum(one.untyped_storage().nbytes() for one in results if _place(one) in self.done[-1].made)
-            self.why = LARGE if self.made > MOST else ""
-        if self.why:
-            self.done = []
+        if masked or (operation is not INDEX and torch.Tag.dynamic_output_shape in operation.tags):
+            return SHAPE
+        if torch.Tag.inplace_view in operation.tags:
+            return LIES
+        return RANDOM if torch.Tag.nondeterministic_seeded in operation.tags else ""
+
+
+class Asking(TorchFunctionMode):
+    """Within it, what reads the memory of a tensor raises :class:`CannotRecord`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, unless it is one of those."""
+        if func in VALUES:
+            raise CannotRecord(VALUE)
+        return func(*args, **(kwargs or {}))
 
 
 class View(NamedTuple):
@@ -110,6 +151,8 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     moved: list[tuple[int, list[View]]]
+    grad: bool
+    """Whether gradients could be asked for, which some operations prepare for."""
 
 
 class Recording:
@@ -119,16 +162,14 @@ class Recording:
     place of what they gave. Views are there already, and what is the same each time is left out.
     """
 
-    def __init__(self, done: list[Done], result: Tensor | None) -> None:
-        self.calls = list[Call]()
+    def __init__(self, done: list[Done], outside: list[Tensor], result: Tensor | None) -> None:
+        self.calls, self.outside = list[Call](), outside
         self.twins: dict[int, Tensor] = {}
         self.lying: dict[int, list[View]] = defaultdict(list)
         self.result: Tensor | None = self._twins(result)
         made, moving = self._note_calls(done)
         kept = set() if result is None else {_place(result)}
         self._share_memory(made - moving - kept)
-        written = {place for one in done for place in one.written} - made
-        self.outside = [_bytes(self.lying[place][0].tensor) for place in written]
         del self.twins, self.lying
 
     def _note_calls(self, done: list[Done]) -> tuple[set[int], set[int]]:
@@ -137,28 +178,31 @@ class Recording:
         made, moving, constant = set[int](), set[int](), set[int]()
         moves: list[tuple[Call, list[tuple[int, int]]]] = []
         for one in done:
-            fresh = one.made
+            name, fresh = one.operation._schema.name, one.made
             if not one.written and one.read <= constant and not fresh & written:
                 constant |= fresh
                 continue
             made |= fresh
-            if not (one.written or fresh) or one.operation._schema.name in NOTHING:
+            if not (one.written or fresh) or name in NOTHING:
                 continue
-            into = None if one.written else _into(one.operation)
             args, kwargs = self._twins((one.args, one.kwargs))
-            if into is None:
-                places = enumerate(_place(part) for part in one.results)
-                self.calls.append(Call(one.operation._op, args, kwargs, []))
-                moves.append((self.calls[-1], [(n, place) for n, place in places if place in fresh]))
-                moving |= fresh
-            else:
+            into = None if one.written else _into(one.operation)
+            if name in COPIES:
+                self._call(one, torch.ops.aten.copy_.default._op, (self._twins(one.found), args[0]), {})
+            elif into is not None:
                 function, names = into
-                given = one.found if isinstance(one.found, (tuple, list)) else (one.found,)
-                outputs = dict(zip(names, self._twins(tuple(given)), strict=True))
-                self.calls.append(Call(function, args, kwargs | outputs, []))
+                self._call(one, function, args, kwargs | dict(zip(names, self._twins(one.results), strict=True)))
+            else:
+                self._call(one, one.operation._op, args, kwargs)
+                places = enumerate(None if part is None else _place(part) for part in one.results)
+                moves.append((self.calls[-1], [(n, place) for n, place in places if place in fresh and place]))
+                moving |= fresh
         for call, new in moves:
             call.moved.extend((n, self.lying[place]) for n, place in new if place in self.lying)
         return made, moving
+
+    def _call(self, one: Done, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls.append(Call(function, args, kwargs, [], one.grad))
 
     def _twins(self, tree: Any) -> Any:
         """The same with tensors that know no gradients, in the same places."""
@@ -180,6 +224,7 @@ class Recording:
             for place in found - taken.keys():
                 size = self.lying[place][0].tensor.untyped_storage().nbytes()
                 fits = [one for one in free if size <= one.nbytes() <= 2 * size]
+                # of equals the one that was let go last, which is still near
                 taken[place] = min(reversed(fits), key=lambda one: one.nbytes()) if fits else torch.UntypedStorage(size)
                 free = [one for one in free if one is not taken[place]]
             free += [taken[place] for place in found if last[place] == number]
@@ -189,15 +234,21 @@ class Recording:
 
     def again(self) -> Tensor | None:
         """Do it again."""
-        with torch._C._AutoDispatchBelowAutograd():
-            for function, args, kwargs, moved in self.calls:
-                found = function(*args, **kwargs)
-                if moved:
-                    results = [found] if isinstance(found, torch.Tensor) else list(_tensors(found))
+        set_grad, before = torch._C._set_grad_enabled, torch.is_grad_enabled()
+        now = before
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                for function, args, kwargs, moved, grad in self.calls:
+                    if grad is not now:
+                        set_grad(grad)
+                        now = grad
+                    found = function(*args, **kwargs)
                     for number, views in moved:
-                        storage = results[number].untyped_storage()
+                        storage = _results(found)[number].untyped_storage()
                         for view in views:
                             view.turn_to(storage)
+        finally:
+            set_grad(before)
         return self.result
 
     def compared(self, function: Callable[[], Tensor | None]) -> tuple[bool, Tensor | None]:
@@ -211,8 +262,30 @@ class Recording:
         return all(one is None or other is None or torch.equal(one, _bits(other)) for one, other in pairs), wanted
 
 
+def recorded(function: Callable[[], Tensor | None]) -> tuple[Recording | None, str]:
+    """What a function does, which is undone, or why it cannot be recorded."""
+    notes = Notes()
+    try:
+        with Asking(), notes:
+            result = function()
+        return Recording(notes.done, [one for one, _ in notes.outside.values()], result), ""
+    except CannotRecord as reason:
+        return None, str(reason)
+    except Exception as error:  # what is wrong with the function itself is raised when it is called next
+        return None, f"PyTorch cannot record it ({type(error).__name__})"
+    finally:
+        notes.undo()
+
+
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (one for one in tree_iter(tree) if isinstance(one, torch.Tensor))
+
+
+def _results(found: Any) -> list[Any]:
+    """What an operation gave, one by one; some may be None."""
+    if isinstance(found, torch.Tensor):
+        return [found]
+    return [part for one in found for part in _results(one)] if isinstance(found, (tuple, list)) else [found]
 
 
 def _place(value: Tensor) -> int:
@@ -227,14 +300,19 @@ def _bytes(value: Tensor) -> Tensor:
 
 def _bits(value: Tensor) -> Tensor:
     """The bytes of a tensor's numbers."""
-    return value.reshape(-1).view(torch.uint8)
+    return value.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+
+
+def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors that an operation writes to."""
+    return _tensors([args[n] if n < len(args) else kwargs.get(name) for n, name in _writes(operation)])
 
 
 @functools.cache
-def _written(operation: Any) -> list[tuple[int, str]]:
-    """The places and names of the arguments that an operation writes to."""
+def _writes(operation: Any) -> list[tuple[int, str]]:
+    """The numbers and names of the arguments that an operation writes to."""
     given = enumerate(operation._schema.arguments)
-    return [(n, one.name) for n, one in given if one.alias_info and one.alias_info.is_write]
+    return [(n, one.name) for n, one in given if (one.alias_info and one.alias_info.is_write) or one.name in UNSAID]
 
 
 @functools.cache

@@ -151,8 +151,8 @@ class Strategy(Configured):
     restarts_optimizer: ClassVar[bool] = False
     """Whether every task begins with a fresh optimiser, whatever the run says (for one that replaces θ)."""
     can_be_captured: ClassVar[bool] = True
-    """Whether its steps may be recorded as CUDA graphs and mapped over seeds: not where one is done by other means than
-    tensor operations, such as numpy, or branches on a value. It then runs step by step, seed by seed."""
+    """Whether its steps may be recorded and done again, and mapped over seeds: not where one is done by other means
+    than tensor operations, such as numpy, or branches on a value. It then runs step by step, seed by seed."""
     starts_over: ClassVar[bool] = False
     """Whether every task begins with another θ than the last one ended with: such a strategy cannot be chained."""
     step_grows: ClassVar[bool] = False
