@@ -140,12 +140,13 @@ class Steps:
         self.rows = self.learners.begin(1)
         self.made = self.steps()
 
-    def steps(self) -> Iterator[Callable[[], None]]:
+    def steps(self, recorded: bool = True) -> Iterator[Callable[[], None]]:
         """The task's steps."""
         learners, training = self.learners, self.training
         batches = schedule(self.rows, training, learners.seed, 1)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=self.device)
-        return steps_of(Program(learners, 1, len(batches)), batches, losses, captured(learners, training, 1))
+        recorder = captured(learners, training, 1) if recorded else None
+        return steps_of(Program(learners, 1, len(batches)), batches, losses, recorder)
 
     def one(self) -> None:
         """The next step; the task begins again when it is over."""
@@ -160,10 +161,9 @@ class Steps:
         """How many steps of a whole epoch make the host wait for the device; the first that does ends it, on a GPU."""
         count = self.training.epoch(self.rows.shape[-1])
         if self.device.type != "cuda":
-            self.one()
             with Asked() as asked:
-                for _ in range(min(count, 20)):
-                    self.one()
+                for _, step in zip(range(20), self.steps(recorded=False), strict=False):
+                    step()
             return len(asked.found)
         steps = self.made
         first = next(steps)  # lays out what the task needs

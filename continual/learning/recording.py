@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +52,7 @@ class Done:
 
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
-        self.results = _results(found)
+        self.results = _parts(found)
         self.read = {_place(one) for one in _tensors((args, kwargs))}
         self.written = {_place(one) for one in _written(operation, args, kwargs)}
         self.made = {_place(one) for one in self.results if one is not None} - self.read
@@ -110,7 +109,7 @@ class Notes(TorchDispatchMode):
 
     @staticmethod
     def _why_not(operation: Any, args: tuple[Any, ...], found: Any) -> str:
-        results = _results(found)
+        results = _parts(found)
         if not all(one is None or isinstance(one, torch.Tensor) for one in results):
             return VALUE
         masked = operation is INDEX and any(one.dtype in MASKS for one in _tensors(args[1]))
@@ -206,14 +205,14 @@ class Recording:
 
     def _twins(self, tree: Any) -> Any:
         """The same with tensors that know no gradients, in the same places."""
-        return tree_map_only(torch.Tensor, self._twin, tree)
-
-    def _twin(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self.twins:
-            twin = self.twins[id(tensor)] = tensor.detach()
-            view = View(twin, int(twin.storage_offset()), twin.size(), twin.stride())
-            self.lying[_place(tensor)].append(view)
-        return self.twins[id(tensor)]
+        if isinstance(tree, torch.Tensor):
+            if id(tree) not in self.twins:
+                twin = self.twins[id(tree)] = tree.detach()
+                self.lying[_place(tree)].append(View(twin, int(twin.storage_offset()), twin.size(), twin.stride()))
+            return self.twins[id(tree)]
+        if isinstance(tree, dict):
+            return {name: self._twins(one) for name, one in tree.items()}
+        return type(tree)(map(self._twins, tree)) if isinstance(tree, (tuple, list)) else tree
 
     def _share_memory(self, places: set[int]) -> None:
         """What lies in these storages comes to lie in fewer, which are used again when nobody reads them any more."""
@@ -244,7 +243,7 @@ class Recording:
                         now = grad
                     found = function(*args, **kwargs)
                     for number, views in moved:
-                        storage = _results(found)[number].untyped_storage()
+                        storage = _parts(found)[number].untyped_storage()
                         for view in views:
                             view.turn_to(storage)
         finally:
@@ -277,15 +276,15 @@ def recorded(function: Callable[[], Tensor | None]) -> tuple[Recording | None, s
         notes.undo()
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (one for one in tree_iter(tree) if isinstance(one, torch.Tensor))
+def _parts(tree: Any) -> list[Any]:
+    """What is in tuples, lists and dicts, one by one."""
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    return [part for one in tree for part in _parts(one)] if isinstance(tree, (tuple, list)) else [tree]
 
 
-def _results(found: Any) -> list[Any]:
-    """What an operation gave, one by one; some may be None."""
-    if isinstance(found, torch.Tensor):
-        return [found]
-    return [part for one in found for part in _results(one)] if isinstance(found, (tuple, list)) else [found]
+def _tensors(tree: Any) -> list[Tensor]:
+    return [one for one in _parts(tree) if isinstance(one, torch.Tensor)]
 
 
 def _place(value: Tensor) -> int:
@@ -303,7 +302,7 @@ def _bits(value: Tensor) -> Tensor:
     return value.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
 
 
-def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes to."""
     return _tensors([args[n] if n < len(args) else kwargs.get(name) for n, name in _writes(operation)])
 
