@@ -400,7 +400,7 @@ def test_a_rare_step_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recording takes as long as some ten steps save: GEM has a program for each task."""
     made = list[int]()
     monkeypatch.setattr(recording, "recorded", lambda function: made.append(1) or recorded(function))
-    for strategy, epochs, times in (("finetune", 1, 0), ("finetune", 20, 1), ("gem", 10, 0), ("gem", 20, 3)):
+    for strategy, epochs, times in (("finetune", 1, 0), ("finetune", 20, 1), ("gem", 20, 0), ("gem", 40, 3)):
         made.clear()
         outcome(learners_of(config.make_strategy(strategy), [0]), replace(TRAINING, batch=12, epochs=epochs))
         assert len(made) == times, (strategy, epochs)

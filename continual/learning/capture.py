@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from continual.learning.strategy import Memory
 
 
-OFTEN, FEW = 16, 8
+OFTEN, FEW, GROWING = 16, 8, 3
 """On a CPU a step is recorded when it was done so often, and so many are left: that takes longer than a few save. Where
-fewer than so many are left in a later task, comparing a replay does."""
+fewer than so many are left in a later task, comparing a replay does. Where each task has a step of its own, so many
+times as many have to be left."""
 RARE = "there are too few steps"
 
 
@@ -32,13 +33,13 @@ class Graph:
     """What a function does, recorded: on a GPU as a CUDA graph, on a CPU as a list of operations.
 
     The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
-    and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is called every
-    time where it cannot be recorded; ``why`` then says why. There the first replay after a :meth:`doubt` is compared
-    with the function, and those whose numbers are powers of eight.
+    and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is recorded if it
+    will be called ``least`` times until something changes. It is called every time where it cannot be recorded, and
+    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on.
     """
 
-    def __init__(self, device: torch.device, by_hand: int) -> None:
-        self.device, self.by_hand, self.calls, self.why = device.type, by_hand, 0, ""
+    def __init__(self, device: torch.device, by_hand: int, least: int = 0) -> None:
+        self.device, self.by_hand, self.least, self.calls, self.why = device.type, by_hand, least, 0, ""
         self.recording: Recording | None = None
         self.replays, self.trusted = 0, False
 
@@ -69,7 +70,7 @@ class Graph:
     def _on_cpu(self, function: Callable[[], Tensor | None], left: int) -> Tensor | None:
         from continual.learning.recording import recorded  # which needs all of PyTorch at once
 
-        if left < min(self.by_hand, FEW if self.recording else OFTEN) and not self.trusted:
+        if not self.trusted and left < (min(self.by_hand, FEW) if self.recording else self.least):
             return function()
         if self.recording is None:
             self.recording, self.why = recorded(function)
@@ -200,7 +201,8 @@ class Captured:
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
-            self.graphs[size] = Graph(self.learners.device, self.by_hand)
+            least = self.by_hand * (GROWING if self.learners.strategy.step_grows else 1)
+            self.graphs[size] = Graph(self.learners.device, self.by_hand, least)
         graph = self.graphs[size]
         graph(lambda: self._step(size), self.left[size])
         self.left[size] -= 1
