@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -415,8 +416,10 @@ assert "torch._dynamo" not in sys.modules, "the compiler takes a second to impor
 """
 
 
-def test_recording_imports_no_compiler() -> None:
-    said = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, check=False)
+def test_recording_imports_no_compiler(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", STARTS], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert said.returncode == 0, said.stderr
 
 
