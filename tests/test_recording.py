@@ -21,12 +21,12 @@ import continual as cl
 from continual import config
 from continual.conformance import TRAINING, learners_of
 from continual.errors import BadOption
-from continual.learning import capture, recording
+from continual.learning import capture, recording, train
 from continual.learning.capture import Graph
 from continual.learning.models import Net, Out
 from continual.learning.recording import IMPURE, LARGE, LIES, RANDOM, SHAPE, VALUE, Notes, Recording, recorded
 from continual.learning.strategy import Batch, Memory, Strategy
-from continual.learning.train import program_of
+from continual.learning.train import not_captured, program_of
 from continual.learning.vision import ReducedResNet18
 from continual.streams.stream import Task
 
@@ -391,6 +391,14 @@ def test_evaluations_between_steps_are_recorded_too(monkeypatch: pytest.MonkeyPa
         found.append(outcome(learners_of(config.make_strategy("ncm"), [0]), training))
     assert torch.equal(found[0]["trace"].nan_to_num(), found[1]["trace"].nan_to_num())
     assert graphs and all(one.recording is not None for one in graphs)
+
+
+def test_many_parameters_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a strategy makes of a long vector at each step would be copied to where it lies."""
+    learners = learners_of(config.make_strategy("si"), [0])
+    assert not not_captured(learners, TRAINING)
+    monkeypatch.setattr(train, "MOST", 16 * learners.net.size - 1)
+    assert not_captured(learners, TRAINING) == "there are many parameters"
 
 
 def test_a_recording_leaves_nothing_to_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:

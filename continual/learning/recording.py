@@ -16,11 +16,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from continual.learning.seeds import MOST
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST = 2**27
-"""Bytes that operations make, and write to, at most: larger ones wait for memory, and little is gained."""
 VALUE, SHAPE, LARGE = "a step asks for a value", "shapes depend on values", "its tensors are large"
 LIES = "a step changes how a tensor lies"
 RANDOM = "a step draws random numbers from PyTorch's generator"

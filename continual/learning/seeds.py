@@ -32,6 +32,8 @@ CACHE = 2**24
 PIECES, PIECE, ALIGNED = 36, 2**16, 64
 """A fused kernel of PyTorch's takes so many tensors at once, each cut up among a GPU's processors in pieces of so many
 numbers: a small θ that is given as one would keep few of them at work. Numbers are read by so many at most."""
+MOST = 2**27
+"""Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
 SHARE = 32
 """A GPU is filled until the widest activation is this part of its memory: an operation holds a few of them."""
 

@@ -12,7 +12,8 @@ import torch
 from continual.errors import BadOption
 from continual.learning.capture import Captured, Graph, usual_by_hand
 from continual.learning.evaluate import Evaluation
-from continual.learning.seeds import Learners, under, within
+from continual.learning.models import BYTES
+from continual.learning.seeds import MOST, Learners, under, within
 from continual.learning.step import Program
 from continual.options import Configured, option
 from continual.streams.placement import read_ahead
@@ -317,6 +318,8 @@ def not_captured(learners: Learners, training: Training) -> str:
         return "images are read from their file"
     if device == "cpu" and training.compile:
         return "they are compiled"
+    if device == "cpu" and learners.theta.numel() * BYTES > MOST:
+        return "there are many parameters"  # memory would be copied to its place, and nothing gained
     return "" if device in ("cpu", "cuda") else f"steps on {device} are not"
 
 
