@@ -54,6 +54,12 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, too, a step is recorded when it has been done once."""
+    monkeypatch.setattr("continual.learning.capture.OFTEN", 1)
+
+
 # the same examples every time: what fails here fails elsewhere too
 hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("seeded")

@@ -25,6 +25,8 @@ from continual.learning.train import Course, Training, Watch, not_captured, prog
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
 
+pytestmark = pytest.mark.usefixtures("often")
+
 STRATEGIES = [
     *plugins.registered("strategies"), "ewc+replay", "si+replay:fill=reservoir,capacity=6", "ewc:terms=each+si+l2",
     "mas+shared-trunk:trunk=slowed,rate=0.5", "replay:capacity=7+replay:capacity=9,fill=reservoir",
@@ -33,12 +35,6 @@ STRATEGIES = [
 
 WITHOUT_STEPS = ["joint:every=false", "cumulative:every=false+replay:capacity=9,fill=reservoir+ewc"]
 """All tasks but the last have none."""
-
-
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is recorded when it has been done once, as on a GPU."""
-    monkeypatch.setattr(capture, "OFTEN", 1)
 
 
 def both(strategy: Strategy, seeds: list[int], training: Training = TRAINING) -> list[dict[str, torch.Tensor]]:

@@ -104,12 +104,6 @@ def same_bits(text: str, seeds: list[int], training: Training, optimizer: str, f
     assert [name for name, value in whole.items() if again[name] != value] == []
 
 
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is recorded when it has been done once, as on a GPU."""
-    monkeypatch.setattr("continual.learning.capture.OFTEN", 1)
-
-
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("text", STRATEGIES)
 @pytest.mark.parametrize(("seeds", "program"), [([3], "eager"), ([1, 2], "captured")], ids=["alone", "mapped"])

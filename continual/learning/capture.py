@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from continual.errors import BadOption
+from continual.learning.seeds import storage_of
 from continual.learning.step import POOLED_STEPS, Program
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ class Graph:
         return self.result
 
     def _on_cpu(self, function: Callable[[], Tensor | None], left: int) -> Tensor | None:
-        from continual.learning.recording import recorded  # which needs all of PyTorch at once
-
         if not self.trusted and left < (min(self.by_hand, FEW) if self.recording else self.least):
             return function()
         if self.recording is None:
+            from continual.learning.recording import recorded  # which needs all of PyTorch at once
+
             self.recording, self.why = recorded(function)
         if self.recording is None:
             return function()
@@ -234,9 +235,9 @@ class Captured:
         """The memory with a place of its own for each name, which steps can write to."""
         taken, found = set[int](), {}
         for name, value in memory.items():
-            own = _place(value) not in taken and value.is_contiguous()
+            own = storage_of(value) not in taken and value.is_contiguous()
             found[name] = value if own else value.clone(memory_format=torch.contiguous_format)
-            taken.add(_place(found[name]))
+            taken.add(storage_of(found[name]))
         return found
 
     def _alike(self, memory: Memory) -> bool:
@@ -246,10 +247,10 @@ class Captured:
 
     def _keep_memory(self) -> None:
         """What a step, or what came between tasks, made of the memory goes where the memory lies."""
-        places = {_place(value) for value in self.memory.values()}
+        places = {storage_of(value) for value in self.memory.values()}
         new = {name: value for name, value in self.learners.memory.items() if not _lies(value, self.memory[name])}
         # what lies in the memory under another name is read before that is written over
-        new = {name: value.clone() if _place(value) in places else value for name, value in new.items()}
+        new = {name: value.clone() if storage_of(value) in places else value for name, value in new.items()}
         for name, value in new.items():
             self.memory[name].copy_(value)
         self.learners.memory = dict(self.memory)
@@ -263,10 +264,6 @@ class Captured:
                 self.block[name].copy_(drawn)
             else:
                 self.block[name] = drawn
-
-
-def _place(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()
 
 
 def _lies(value: Tensor, place: Tensor) -> bool:

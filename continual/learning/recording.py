@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from continual.learning.seeds import MOST
+from continual.learning.seeds import MOST, storage_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,9 @@ class Done:
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
         self.results = _parts(found)
-        self.read = {_place(one) for one in _tensors((args, kwargs))}
-        self.written = {_place(one) for one in _written(operation, args, kwargs)}
-        self.made = {_place(one) for one in self.results if one is not None} - self.read
+        self.read = {storage_of(one) for one in _tensors((args, kwargs))}
+        self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
+        self.made = {storage_of(one) for one in self.results if one is not None} - self.read
         self.grad = torch.is_grad_enabled()
 
 
@@ -87,11 +87,11 @@ class Notes(TorchDispatchMode):
             self.done.append(Done(func, args, kwargs, found))
             made = self.done[-1].made
             self.inside |= made
-            self._count(sum(one.untyped_storage().nbytes() for one in _tensors(found) if _place(one) in made))
+            self._count(sum(one.untyped_storage().nbytes() for one in _tensors(found) if storage_of(one) in made))
         return found
 
     def _keep(self, written: Tensor) -> None:
-        place = _place(written)
+        place = storage_of(written)
         if place not in self.inside and place not in self.outside:
             whole = _bytes(written)
             self._count(len(whole))
@@ -167,7 +167,7 @@ class Recording:
         self.lying: dict[int, list[View]] = defaultdict(list)
         self.result: Tensor | None = self._twins(result)
         made, moving = self._note_calls(done)
-        kept = set() if result is None else {_place(result)}
+        kept = set() if result is None else {storage_of(result)}
         self._share_memory(made - moving - kept)
         del self.twins, self.lying
 
@@ -193,8 +193,8 @@ class Recording:
                 self._call(one, function, args, kwargs | dict(zip(names, self._twins(one.results), strict=True)))
             else:
                 self._call(one, one.operation._op, args, kwargs)
-                places = enumerate(None if part is None else _place(part) for part in one.results)
-                moves.append((self.calls[-1], [(n, place) for n, place in places if place in fresh and place]))
+                places = [(n, storage_of(part)) for n, part in enumerate(one.results) if part is not None]
+                moves.append((self.calls[-1], [(n, place) for n, place in places if place in fresh]))
                 moving |= fresh
         for call, new in moves:
             call.moved.extend((n, self.lying[place]) for n, place in new if place in self.lying)
@@ -208,7 +208,7 @@ class Recording:
         if isinstance(tree, torch.Tensor):
             if id(tree) not in self.twins:
                 twin = self.twins[id(tree)] = tree.detach()
-                self.lying[_place(tree)].append(View(twin, int(twin.storage_offset()), twin.size(), twin.stride()))
+                self.lying[storage_of(tree)].append(View(twin, int(twin.storage_offset()), twin.size(), twin.stride()))
             return self.twins[id(tree)]
         if isinstance(tree, dict):
             return {name: self._twins(one) for name, one in tree.items()}
@@ -216,7 +216,7 @@ class Recording:
 
     def _share_memory(self, places: set[int]) -> None:
         """What lies in these storages comes to lie in fewer, which are used again when nobody reads them any more."""
-        touched = [{_place(one) for one in _tensors((call.args, call.kwargs))} & places for call in self.calls]
+        touched = [{storage_of(one) for one in _tensors((call.args, call.kwargs))} & places for call in self.calls]
         last = {place: number for number, found in enumerate(touched) for place in found}
         free, taken = list[torch.UntypedStorage](), dict[int, torch.UntypedStorage]()
         for number, found in enumerate(touched):
@@ -285,11 +285,6 @@ def _parts(tree: Any) -> list[Any]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [one for one in _parts(tree) if isinstance(one, torch.Tensor)]
-
-
-def _place(value: Tensor) -> int:
-    """Which storage a tensor lies in."""
-    return int(value.untyped_storage()._cdata)
 
 
 def _bytes(value: Tensor) -> Tensor:

@@ -289,6 +289,11 @@ def compact(memory: Memory) -> Memory:
     }
 
 
+def storage_of(value: Tensor) -> int:
+    """Which storage a tensor lies in, as long as it is there."""
+    return int(value.untyped_storage()._cdata)
+
+
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with a prefix before their names."""
     return {prefix + name: value for name, value in tensors.items()}
