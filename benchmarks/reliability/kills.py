@@ -44,7 +44,7 @@ OPTIONS = {
     "optimizer": ("adam", "sgd:lr=0.1,momentum=0.9", "adagrad"),
     "optimizer-state": ("keep", "reset"),
     "evaluate-every": ("none", "7"),
-    "epochs": ("2", "4"),
+    "epochs": ("2", "4", "20"),
 }
 POLL = 0.001
 PATIENCE = 300
