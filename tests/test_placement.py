@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import continual as cl
 from continual import cli, config, execution
 from continual.errors import BadOption
 from continual.streams import placement
+from continual.streams.augment import Images, Shown
 from continual.streams.data import Data
+from continual.streams.rng import key
 from continual.streams.sets import load
-from continual.streams.stream import Samples, Stream, split
+from continual.streams.stream import Samples, Stream, rotated, split
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -101,12 +104,20 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
     assert "digits/original.safetensors" in maps  # a file's mapping, which takes no memory of its own
 
 
-def test_images_are_the_same_with_their_channels_last() -> None:
-    plain = stream()
+@pytest.mark.parametrize("shown", [
+    None, Images(crop=2), Images(flip=True), Images(crop=1, flip=True, brightness=0.4, contrast=0.4, cutout=2),
+    Images(crop=3, flip=True, replayed=False),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("made", [partial(split, tasks=2), partial(rotated, angles=(0, 30))], ids=["split", "rotated"])
+@pytest.mark.parametrize("normalize", ["unit", "standard", "channel"])
+def test_images_are_the_same_with_their_channels_last(made: Any, normalize: str, shown: Images | None) -> None:
+    plain = made(stream().data, normalize=normalize)
+    rows = torch.tensor([3, 1, 39, 3, 17, 26, 8])
     (last,) = placement.laid_out([plain], channels_last=True)
-    rows = torch.tensor([3, 1, 39, 3])
-    one, two = plain.samples.images(rows, torch.float32), last.samples.images(rows, torch.float32)
-    assert torch.equal(one, two) and one.is_contiguous()
+    (again,) = placement.laid_out([last], channels_last=False)
+    show = {} if shown is None else {"shown": Shown(shown, key(3), number=torch.tensor(1))}
+    one, two, three = (replace(laid.samples, **show).images(rows, torch.float32) for laid in (plain, last, again))
+    assert torch.equal(one, two) and torch.equal(one, three) and one.is_contiguous() and three.is_contiguous()
     assert two.is_contiguous(memory_format=torch.channels_last) and not two.is_contiguous()
 
 

@@ -135,6 +135,23 @@ def test_the_cnn_is_the_one_that_is_described() -> None:
     assert shapes == [(64, 3, 3, 3), (128, 64, 3, 3), (1024, 128 * 8 * 8), (10, 1024)]
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_the_gradient_of_flattened_images_lies_as_they_do(form: torch.memory_format) -> None:
+    x = images(4, channels=3, side=5).contiguous(memory_format=form).requires_grad_()
+    factors = images(4, channels=3, side=5, seed=1).flatten(1)
+
+    def gradient(flatten: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: (flatten(x).square() * factors).sum())(x)
+
+    wanted = gradient(nn.Flatten(), x)
+    (got,) = torch.autograd.grad((modules.Flatten()(x).square() * factors).sum(), x)
+    assert torch.equal(got, wanted) and torch.equal(gradient(modules.Flatten(), x), wanted)
+    assert got.is_contiguous(memory_format=form) and got.stride() == x.stride()
+    seeds = torch.stack([x.detach(), 2 * x.detach()])
+    mapped = torch.func.vmap(lambda x: gradient(modules.Flatten(), x))(seeds)
+    assert torch.equal(mapped, torch.stack([wanted, 2 * wanted]))
+
+
 def test_reduced_resnet_has_the_published_size() -> None:
     """Lopez-Paz & Ranzato 2017 count 1.09 million parameters for CIFAR-100's images and 100 outputs."""
     net = ReducedResNet18().build((3, 32, 32), 100)

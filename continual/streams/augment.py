@@ -19,6 +19,10 @@ GREY = (0.299, 0.587, 0.114)
 """How bright red, green and blue look (ITU-R BT.601), as PIL and torchvision have it."""
 
 
+Grid = tuple["Tensor", "Tensor"]
+"""Where rows and columns of moved images lie in those that they are taken from."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """How a step shows images: by an augmentation, at random from the step's key.
@@ -30,11 +34,12 @@ class Shown:
     augmentation: Augmentation
     key: Key
     number: Tensor
-    grid: Tensor | None = None
+    grid: Grid | None = None
 
-    def moved(self, pixels: Tensor, tasks: Tensor) -> Tensor:
+    def moved(self, pixels: Tensor, tasks: Tensor, channels_last: bool = False) -> Tensor:
         """Pixels (B, C, H, W) as they are stored, of samples of ``tasks`` (B,), in other places."""
-        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.number), self.key, self.grid)
+        free = self.augmentation.free(tasks, self.number)
+        return self.augmentation.moved(pixels, free, self.key, self.grid, channels_last)
 
     def coloured(self, x: Tensor, tasks: Tensor, most: float) -> Tensor:
         """Images in [0, most] in other colours."""
@@ -75,12 +80,14 @@ class Augmentation(Configured):
         """Which of the samples of ``tasks`` (B,) are augmented in one of task ``number`` (): bool (B,); None: all."""
         return None
 
-    def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
+    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
         """What :meth:`moved` would else make anew at every step, for images of that size; None if that is nothing."""
         return None
 
-    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, grid: Tensor | None = None) -> Tensor:
-        """Pixels in other places."""
+    def moved(
+        self, pixels: Tensor, free: Tensor | None, key: Key, grid: Grid | None = None, channels_last: bool = False
+    ) -> Tensor:
+        """Pixels in other places; ``channels_last``: laid out in memory so, where that costs nothing."""
         return pixels
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
@@ -142,33 +149,42 @@ class Images(Augmentation):
         """See :class:`Augmentation`."""
         return None if self.replayed else tasks == number
 
-    def grid(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        """See :class:`Augmentation`: (2, H·W), where in an image with its border the crop in the first corner lies.
+    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
+        """See :class:`Augmentation`: where in an image, flattened, the rows and columns of its crops lie.
 
-        In the first line as it is, in the second mirrored.
+        For crops from the first corner to the last, rows (2 crop + 1, H) as they begin and columns (2 crop + 1, W), and
+        the same columns mirrored. An image has one black row and one black column behind it, which are all of its
+        border.
         """
         if not (self.crop or self.flip):
             return None
-        across = torch.arange(width, device=device)
-        down = torch.arange(height, device=device)[:, None] * (width + 2 * self.crop)
-        return torch.stack([(down + across).flatten(), (down + across.flip(0)).flatten()])
+        corners = torch.arange(-self.crop, self.crop + 1, device=device)[:, None]
+        rows, columns = (corners + torch.arange(side, device=device) for side in (height, width))
+        rows = torch.where((rows < 0) | (rows > height), height, rows) * (width + bool(self.crop))
+        columns = torch.where((columns < 0) | (columns > width), width, columns)
+        return rows, torch.cat([columns, columns.flip(1)])
 
-    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, grid: Tensor | None = None) -> Tensor:
+    def moved(
+        self, pixels: Tensor, free: Tensor | None, key: Key, grid: Grid | None = None, channels_last: bool = False
+    ) -> Tensor:
         """See :class:`Augmentation`: crop and flip, as one gather."""
         n, channels, height, width = pixels.shape
         grid = self.grid(height, width, pixels.device) if grid is None else grid
         if grid is None:
             return pixels
-        place = grid[:1]
+        rows, columns = grid
         if self.flip:
-            place = grid.index_select(0, _where(free, key.integers("flip", n, 2), 0))
+            line = _where(free, key.integers("flip", n, 2), 0)
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
             down, across = _where(free, drawn, self.crop)  # in the middle they are as they were
-            corner = torch.add(across, down, alpha=width + 2 * self.crop)[:, None]
-            place = place.add_(corner) if self.flip else place + corner  # in place where it was made here
-            pixels = torch.nn.functional.pad(pixels, (self.crop,) * 4)
-        taken = pixels.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
+            rows, pixels = rows.index_select(0, down), _with_black(pixels)
+            line = torch.add(across, line, alpha=2 * self.crop + 1) if self.flip else across
+        place = (rows[:, :, None] + columns.index_select(0, line)[:, None]).flatten(1)[:, None]
+        # written where it is wanted, which PyTorch's compiler neither can nor needs
+        written = channels_last and not torch.compiler.is_compiling()
+        into = pixels.new_empty(n, height * width, channels).mT if written else None
+        taken = torch.gather(pixels.flatten(2), 2, place.expand(-1, channels, -1), out=into)
         return taken.reshape(n, channels, height, width)
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
@@ -199,7 +215,7 @@ class Images(Augmentation):
             hidden.append((place >= 0) & (place < self.cutout))
         square = hidden[0][:, :, None] & hidden[1][:, None]
         square = square if free is None else square & free[:, None, None]
-        return x.masked_fill(square[:, None], 0.0)
+        return x.clone().masked_fill_(square[:, None], 0.0)  # at once it would lose its layout in memory
 
     def views(self, x: Tensor) -> list[Tensor]:
         """See :class:`Augmentation`."""
@@ -212,6 +228,16 @@ class Images(Augmentation):
             return x.mean(1, keepdim=True)
         red, green, blue = (weight * channel for weight, channel in zip(GREY, x.unbind(1), strict=True))
         return (red + green + blue)[:, None]
+
+
+def _with_black(pixels: Tensor) -> Tensor:
+    """Images (B, C, H + 1, W + 1) with a black row and a black column behind them."""
+    n, channels, height, width = pixels.shape
+    whole = pixels.new_empty(n, channels, height + 1, width + 1)  # on a CPU this takes half the time of PyTorch's pad
+    whole[..., :height, :width].copy_(pixels)
+    whole[..., height, :].zero_()
+    whole[..., width].zero_()
+    return whole
 
 
 def _where(free: Tensor | None, drawn: Tensor, otherwise: float) -> Tensor:

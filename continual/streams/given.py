@@ -65,10 +65,8 @@ class Given(StreamOptions):
             for t, labels in enumerate(groups):
                 units[t, [position[label] for label in labels]] = True
             positions = [position] * len(groups)
-        channel = None
-        if self.levels is not None:
-            channel = (self.levels * torch.tensor([[data.top], [1.0]]))[:, :, None, None].float()
-        shown = (1.0 / data.top, 0.0, data.top, channel)
+        channel = None if self.levels is None else self.levels[:, :, None, None].float()
+        shown = (1.0 / data.top if channel is None else 1.0, 0.0, data.top, channel)
         train = _table(data.x, data.y, self.task, positions, groups, shown)
         test = _table(data.x_test, data.y_test, self.task_test, positions, groups, shown)
         names = [tuple(data.classes[label] for label in labels) for labels in groups]

@@ -111,10 +111,17 @@ def place(streams: Sequence[Stream], device: torch.device | str, where: Where = 
 def laid_out(streams: Sequence[Stream], channels_last: bool) -> list[Stream]:
     """The streams with batches of images laid out in memory as kernels for convolutions like them, or as usual."""
 
+    def samples(part: Samples) -> Samples:
+        channel = part.channel
+        if channel is not None:
+            channel = channel[..., :1, :1]
+            if channels_last:  # a number for each pixel, for what lies in another way is multiplied slowly
+                whole = channel.expand(-1, *part.pixels.shape[1:])
+                channel = whole.contiguous(memory_format=torch.channels_last)
+        return dataclasses.replace(part, channel=channel, channels_last=channels_last)
+
     def one(stream: Stream) -> Stream:
-        train, test = (
-            dataclasses.replace(part, channels_last=channels_last) for part in (stream.samples, stream.test_samples)
-        )
+        train, test = samples(stream.samples), samples(stream.test_samples)
         tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
         return dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test)
 

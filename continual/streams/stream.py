@@ -37,8 +37,9 @@ class Samples:
 
     ``pixels`` (M, C, H, W), which may lie in the host's memory while the rest is on a GPU; for each of N rows ``image``
     (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel value v is shown as ``v * scale +
-    shift``; ``top`` is the value that stands for 1. ``channel`` (2, C, 1, 1) has a factor and a term for each channel
-    of what transforms make of that. ``mapped`` pixels are read from their file as they are needed.
+    shift``; ``top`` is the value that stands for 1. Where channels differ, ``channel`` (2, C, 1, 1) has a factor and a
+    term for each instead; with ``channels_last``, (2, C, H, W), the same for each pixel, as images lie then.
+    ``mapped`` pixels are read from their file as they are needed.
     """
 
     pixels: Tensor
@@ -66,19 +67,19 @@ class Samples:
         shown, by_task = self.shown, self.transforms or (self.shown is not None and self.shown.augmentation.by_task)
         tasks = self.task.index_select(0, rows) if by_task else rows
         if shown is not None:
-            pixels = shown.moved(pixels, tasks)
+            pixels = shown.moved(pixels, tasks, self.channels_last)
         made = x = scaled(pixels, self.scale, dtype)
         if shown is not None:
             x = shown.coloured(x, tasks, self.scale * self.top)
         for transform in self.transforms:
             x = transform(x, tasks)
         x = x + self.shift if self.shift else x
+        x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
         if self.channel is not None:
             factor, term = self.channel
             x = x.mul_(factor) if x is made else x * factor  # what was made here can be changed in place
             x = x.add_(term)  # on a CPU both are several times faster than addcmul
-        x = x if shown is None else shown.covered(x, tasks)
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x if shown is None else shown.covered(x, tasks)
 
     def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The output units and the tasks of the rows (B,): (B,) each."""
@@ -344,7 +345,9 @@ class StreamOptions(Configured):
     def assemble(self, data: Data, groups: list[list[int]], seed: int, *transforms: Transform) -> Stream:
         """The stream whose tasks have these classes."""
         source, (data, scale, shift) = data, prepared(data, self.pad, self.normalize)
-        channel = channels(data, self.normalize) if self.normalize in ("channel", "imagenet") else None
+        channel = None
+        if self.normalize in ("channel", "imagenet"):
+            channel, scale = channels(data, self.normalize), 1.0  # one factor for both
         held = set_aside(data.y, self.validation, self.validation_seed)
         units, starts = units_of(groups, self.scenario)
         shown = (scale, shift, data.top, channel, transforms)
@@ -478,7 +481,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @functools.lru_cache(maxsize=8)
 def channels(data: Data, normalize: str) -> Tensor:
-    """Factor and term (2, C, 1, 1) of each channel for values in [0, 1]; the data's own reads every training pixel."""
+    """Factor and term (2, C, 1, 1), which take the pixels of each channel to mean 0 and deviation 1.
+
+    The data's own are those of all training pixels, which are read for it.
+    """
     from continual.streams.data import in_parts
 
     if data.x.ndim != 4:
@@ -499,7 +505,7 @@ def channels(data: Data, normalize: str) -> Tensor:
         if (deviation == 0).any():
             raise BadStream(f"{data.name}: all pixels of a channel are equal, so it cannot be standardised; use "
                             "normalize=unit")  # fmt: skip
-    return torch.stack([1 / deviation, -mean / deviation])[..., None, None].float()
+    return torch.stack([1 / (deviation * data.top), -mean / deviation])[..., None, None].float()
 
 
 def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``x * scale`` in floating point, from ``uint8`` or floating-point values."""
+    if scale == 1:
+        return x.to(dtype)
     # what conversion made anew can be scaled in place
-    return x.to(dtype) * scale if x.dtype == dtype else x.to(dtype).mul_(scale)
+    return x * scale if x.dtype == dtype else x.to(dtype).mul_(scale)
 
 
 @dataclass(frozen=True, eq=False)
