@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from continual.learning.strategy import Memory
 
 
-OFTEN, FEW, GROWING = 16, 8, 3
-"""On a CPU a step is recorded when it was done so often, and so many are left: that takes longer than a few save. Where
-fewer than so many are left in a later task, comparing a replay does. Where each task has a step of its own, so many
-times as many have to be left."""
+OFTEN = 16
+"""On a CPU an evaluation is recorded when it was done so often: that takes longer than a few replays save."""
+LEAST, GROWING, FEW = 16, 2, 8
+"""A step is recorded there where a task has so many more of its size; where each task has a step of its own, so many
+times as many. In a later task a recording serves where it has so few more: comparing a replay takes longer, too."""
 RARE = "there are too few steps"
 
 
@@ -36,13 +37,14 @@ class Graph:
     The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
     and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is recorded if it
     will be called ``least`` times until something changes. It is called every time where it cannot be recorded, and
-    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on.
+    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on,
+    counted on from the ``replays`` of one that it takes the place of.
     """
 
-    def __init__(self, device: torch.device, by_hand: int, least: int = 0) -> None:
+    def __init__(self, device: torch.device, by_hand: int, least: int = 0, replays: int = 0) -> None:
         self.device, self.by_hand, self.least, self.calls, self.why = device.type, by_hand, least, 0, ""
         self.recording: Recording | None = None
-        self.replays, self.trusted = 0, False
+        self.replays, self.trusted = replays, False
 
     def doubt(self) -> None:
         """Something may have changed that the function does not say: a strategy may keep it where it should not."""
@@ -69,7 +71,7 @@ class Graph:
         return self.result
 
     def _on_cpu(self, function: Callable[[], Tensor | None], left: int) -> Tensor | None:
-        if not self.trusted and left < (min(self.by_hand, FEW) if self.recording else self.least):
+        if not self.trusted and left < (min(self.least, FEW) if self.recording else self.least):
             return function()
         if self.recording is None:
             from continual.learning.recording import recorded  # which needs all of PyTorch at once
@@ -113,25 +115,25 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def usual_by_hand(learners: Learners) -> int:
-    """How often a step is done before it is recorded; the second batch of a size is the first that is compiled."""
-    return OFTEN if learners.device.type == "cpu" else 1 + learners.recipe.compiled
-
-
 class Captured:
     """The steps of tasks, each a replay of one graph for its size of batch.
 
     All that differs between steps is a tensor: the rows of a task's steps lie in one ``table``, the learning rates in
     another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task goes on with the
-    graphs of the task before where the program is the same.
+    graphs of the task before where the program is the same. ``least``: how many steps of a size have to be left in a
+    task on a CPU; default: so many that it pays.
     """
 
-    def __init__(self, learners: Learners, by_hand: int | None = None) -> None:
-        self.learners, self.by_hand = learners, by_hand or usual_by_hand(learners)
+    def __init__(self, learners: Learners, least: int | None = None) -> None:
+        self.learners = learners
+        self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
+        grows = GROWING if learners.strategy.step_grows else 1
+        self.least = LEAST * grows if least is None else least
         learners.unrecorded = RARE if learners.device.type == "cpu" else ""
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
+        self.replays: dict[int, int] = {}  # of each size, of graphs that are forgotten
         self.block: Pool = {}
         self.memory: Memory = {}
         self.losses: Tensor | None = None
@@ -177,6 +179,7 @@ class Captured:
 
     def _forget(self) -> None:
         """What was recorded is of other places."""
+        self.replays |= {size: graph.replays for size, graph in self.graphs.items()}
         self.program, self.graphs, self.block = None, {}, {}
 
     def _settle(self) -> None:
@@ -202,8 +205,7 @@ class Captured:
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
-            least = self.by_hand * (GROWING if self.learners.strategy.step_grows else 1)
-            self.graphs[size] = Graph(self.learners.device, self.by_hand, least)
+            self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.replays.get(size, 0))
         graph = self.graphs[size]
         graph(lambda: self._step(size), self.left[size])
         self.left[size] -= 1

@@ -25,6 +25,9 @@ VALUE, SHAPE, LARGE = "a step asks for a value", "shapes depend on values", "its
 LIES = "a step changes how a tensor lies"
 RANDOM = "a step draws random numbers from PyTorch's generator"
 IMPURE = "a step gives something else when it is done again"
+OTHERWISE = "PyTorch computes a gradient in another way while operations are noted"
+OTHERWISE_FOR = (torch.ops.aten.prod.default, torch.ops.aten.prod.dim_int, torch.ops.aten.masked_fill.Tensor)
+"""Of all operations in PyTorch's own table for its tests (2.14) the gradients of these round otherwise then."""
 VALUES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
 """What reads a processor's memory without an operation."""
 INDEX, MASKS = torch.ops.aten.index.Tensor, (torch.bool, torch.uint8)
@@ -117,6 +120,8 @@ class Notes(TorchDispatchMode):
             return SHAPE
         if torch.Tag.inplace_view in operation.tags:
             return LIES
+        if operation in OTHERWISE_FOR and torch.is_grad_enabled():
+            return OTHERWISE
         return RANDOM if torch.Tag.nondeterministic_seeded in operation.tags else ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from continual.errors import BadOption
-from continual.learning.capture import Captured, Graph, usual_by_hand
+from continual.learning.capture import OFTEN, Captured, Graph
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import BYTES
 from continual.learning.seeds import MOST, Learners, under, within
@@ -330,9 +330,9 @@ def program_of(learners: Learners, training: Training) -> str:
     return (f"eager: {why}" if why else "captured") + compiled
 
 
-def captured(learners: Learners, training: Training, by_hand: int | None = None) -> Captured | None:
-    """What records the learners' steps; none where they are done one by one. ``by_hand`` as there."""
-    return None if not_captured(learners, training) else Captured(learners, by_hand)
+def captured(learners: Learners, training: Training, least: int | None = None) -> Captured | None:
+    """What records the learners' steps; none where they are done one by one. ``least`` as there."""
+    return None if not_captured(learners, training) else Captured(learners, least)
 
 
 def steps_of(
@@ -431,7 +431,9 @@ class Trace:
         if not self.captured:
             return evaluation(index)
         if (name, index) not in self.graphs:
-            self.graphs[name, index] = Graph(self.learners.device, usual_by_hand(self.learners))
+            device = self.learners.device
+            by_hand = OFTEN if device.type == "cpu" else 1 + self.learners.recipe.compiled
+            self.graphs[name, index] = Graph(device, by_hand)
         found = self.graphs[name, index](lambda: evaluation(index))
         assert found is not None
         return found.clone()
