@@ -82,19 +82,20 @@ def unopposed(gradient: Tensor, others: Tensor, bound: float = 0.0, added: float
     """
     # products of float32 numbers are exact in float64, which keeps an ill-conditioned GG' from being worse
     wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-    g, G = gradient.to(wide), others.to(wide)
-    products = G @ g
-    A = _gram(G) + ridge * torch.eye(len(G), dtype=wide, device=g.device)
-    v = nonnegative(A, products + bound * A.sum(1)) + bound + added
-    return torch.where((products < 0).any(), torch.addmv(g, G.T, v).to(gradient.dtype), gradient)
-
-
-def _gram(G: Tensor) -> Tensor:
-    """GG' of a few long lines, whose columns are shared out in blocks: of one product this short one thread is left."""
-    whole = G.shape[1] // BLOCK
-    blocks, rest = G[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).transpose(0, 1), G[:, whole * BLOCK :]
-    found: Tensor = (blocks @ blocks.mT).sum(0) + rest @ rest.T
-    return found
+    count, size = others.shape
+    blocks = -(-size // BLOCK)
+    whole = gradient.new_empty(count + 1, blocks * BLOCK, dtype=wide)  # G and g, and zeros to the end of the last block
+    whole[:-1, :size].copy_(others)
+    whole[-1, :size].copy_(gradient)
+    whole[:, size:].zero_()
+    # columns are shared out in blocks: of one product of a few long lines one thread is left
+    parts = whole.unflatten(1, (blocks, BLOCK)).transpose(0, 1)
+    products = (parts[:, :-1] @ parts.mT).sum(0)
+    A = products[:, :-1] + ridge * torch.eye(count, dtype=wide, device=gradient.device)
+    q = products[:, -1]
+    v = nonnegative(A, q + bound * A.sum(1)) + bound + added
+    nearest = torch.addmv(whole[-1, :size], whole[:-1, :size].T, v).to(gradient.dtype)
+    return torch.where((q < 0).any(), nearest, gradient)
 
 
 def nonnegative(A: Tensor, q: Tensor, few: int = FEW, iterations: int = ITERATIONS) -> Tensor:
