@@ -19,7 +19,7 @@ import torch
 
 from continual import failures, workers
 from continual.errors import BadOption
-from continual.learning.capture import LEAST
+from continual.learning.capture import least_of
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.train import Training, captured, schedule, steps_of
@@ -184,10 +184,11 @@ def step_seconds(
     with at_speed(training, recipe.net, streams, usual):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         rows = learners.begin(0)
-        least = 1 if training.steps(rows.shape[-1]) > LEAST else None  # nothing of a short task is replayed
+        replayed = training.steps(rows.shape[-1]) - 2 >= least_of(recipe.strategy)  # nothing of a short task is
+        recorder = captured(learners, training, 1 if replayed else None)
         batches = schedule(rows, training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
-        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, captured(learners, training, least)))
+        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, recorder))
         warm = steps[:-1][:WARM]
         passed(warm, learners.device)
         return spent(steps[len(warm) :], learners.device)

@@ -275,8 +275,9 @@ def test_statistics_that_an_operation_moves_unsaid_are_compared_too() -> None:
 
 
 @pytest.mark.parametrize("made", [
-    torch.prod, lambda x: x.prod(1), lambda x: x.masked_fill(x > 1, x.mean())
-], ids=["prod", "prod of rows", "masked_fill"])  # fmt: skip
+    torch.prod, lambda x: x.prod(1), lambda x: x.masked_fill(x > 1, x.mean()),
+    lambda x: (x * 1).masked_fill_(x > 1, x.mean()),
+], ids=["prod", "prod of rows", "masked_fill", "masked_fill_"])  # fmt: skip
 def test_what_would_round_otherwise_while_it_is_noted_is_not_recorded(made: Any) -> None:
     """Some backward passes take another way then."""
     x = torch.rand(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5

@@ -150,6 +150,8 @@ def test_the_gradient_of_flattened_images_lies_as_they_do(form: torch.memory_for
     seeds = torch.stack([x.detach(), 2 * x.detach()])
     mapped = torch.func.vmap(lambda x: gradient(modules.Flatten(), x))(seeds)
     assert torch.equal(mapped, torch.stack([wanted, 2 * wanted]))
+    forward = torch.func.jvp(lambda x: gradient(modules.Flatten(), x), (x.detach(),), (x.detach(),))[1]
+    torch.testing.assert_close(forward, wanted)  # it is linear in x
 
 
 def test_reduced_resnet_has_the_published_size() -> None:

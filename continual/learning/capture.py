@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from continual.learning.recording import Recording
     from continual.learning.seeds import Learners
     from continual.learning.step import Pool
-    from continual.learning.strategy import Memory
+    from continual.learning.strategy import Memory, Strategy
 
 
 OFTEN = 16
@@ -37,14 +37,13 @@ class Graph:
     The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
     and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is recorded if it
     will be called ``least`` times until something changes. It is called every time where it cannot be recorded, and
-    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on,
-    counted on from the ``replays`` of one that it takes the place of.
+    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on.
     """
 
-    def __init__(self, device: torch.device, by_hand: int, least: int = 0, replays: int = 0) -> None:
+    def __init__(self, device: torch.device, by_hand: int, least: int = 0) -> None:
         self.device, self.by_hand, self.least, self.calls, self.why = device.type, by_hand, least, 0, ""
         self.recording: Recording | None = None
-        self.replays, self.trusted = replays, False
+        self.replays, self.trusted = 0, False
 
     def doubt(self) -> None:
         """Something may have changed that the function does not say: a strategy may keep it where it should not."""
@@ -115,25 +114,28 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def least_of(strategy: Strategy) -> int:
+    """How many steps of a size have to be left in a task on a CPU, that it pays to record one."""
+    return LEAST * (GROWING if strategy.step_grows else 1)
+
+
 class Captured:
     """The steps of tasks, each a replay of one graph for its size of batch.
 
     All that differs between steps is a tensor: the rows of a task's steps lie in one ``table``, the learning rates in
     another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task goes on with the
     graphs of the task before where the program is the same. ``least``: how many steps of a size have to be left in a
-    task on a CPU; default: so many that it pays.
+    task on a CPU; default: those of :func:`least_of`.
     """
 
     def __init__(self, learners: Learners, least: int | None = None) -> None:
         self.learners = learners
         self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
-        grows = GROWING if learners.strategy.step_grows else 1
-        self.least = LEAST * grows if least is None else least
+        self.least = least_of(learners.strategy) if least is None else least
         learners.unrecorded = RARE if learners.device.type == "cpu" else ""
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
-        self.replays: dict[int, int] = {}  # of each size, of graphs that are forgotten
         self.block: Pool = {}
         self.memory: Memory = {}
         self.losses: Tensor | None = None
@@ -179,7 +181,6 @@ class Captured:
 
     def _forget(self) -> None:
         """What was recorded is of other places."""
-        self.replays |= {size: graph.replays for size, graph in self.graphs.items()}
         self.program, self.graphs, self.block = None, {}, {}
 
     def _settle(self) -> None:
@@ -205,7 +206,7 @@ class Captured:
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
-            self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.replays.get(size, 0))
+            self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least)
         graph = self.graphs[size]
         graph(lambda: self._step(size), self.left[size])
         self.left[size] -= 1

@@ -242,6 +242,10 @@ class _GradientAlike(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory formats
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
 
 class CNNBody(nn.Sequential):
     """Two 3x3 convolutions of 64 and 128 channels, each with ReLU and 2x2 max-pooling, and a layer of 1024 units."""

@@ -26,11 +26,12 @@ LIES = "a step changes how a tensor lies"
 RANDOM = "a step draws random numbers from PyTorch's generator"
 IMPURE = "a step gives something else when it is done again"
 OTHERWISE = "PyTorch computes a gradient in another way while operations are noted"
-OTHERWISE_FOR = (torch.ops.aten.prod.default, torch.ops.aten.prod.dim_int, torch.ops.aten.masked_fill.Tensor)
+ATEN = torch.ops.aten
+OTHERWISE_FOR = (ATEN.prod.default, ATEN.prod.dim_int, ATEN.masked_fill.Tensor, ATEN.masked_fill_.Tensor)
 """Of all operations in PyTorch's own table for its tests (2.14) the gradients of these round otherwise then."""
 VALUES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
 """What reads a processor's memory without an operation."""
-INDEX, MASKS = torch.ops.aten.index.Tensor, (torch.bool, torch.uint8)
+INDEX, MASKS = ATEN.index.Tensor, (torch.bool, torch.uint8)
 """Its shape depends on values where it is given a mask."""
 NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 """What only takes memory."""
@@ -192,7 +193,7 @@ class Recording:
             args, kwargs = self._twins((one.args, one.kwargs))
             into = None if one.written else _into(one.operation)
             if name in COPIES:
-                self._call(one, torch.ops.aten.copy_.default._op, (self._twins(one.found), args[0]), {})
+                self._call(one, ATEN.copy_.default._op, (self._twins(one.found), args[0]), {})
             elif into is not None:
                 function, names = into
                 self._call(one, function, args, kwargs | dict(zip(names, self._twins(one.results), strict=True)))
@@ -320,7 +321,7 @@ def _into(operation: Any) -> tuple[Callable[..., Any], list[str]] | None:
     name, wanted = operation._schema.name, [(one.name, str(one.type)) for one in operation._schema.arguments]
     if name in PRODUCTS or not name.startswith("aten::"):
         return None
-    packet = getattr(torch.ops.aten, name.removeprefix("aten::"))
+    packet = getattr(ATEN, name.removeprefix("aten::"))
     for other in (getattr(packet, one) for one in packet.overloads()):
         outputs = [one.name for one in other._schema.arguments if one.is_out]
         rest = [(one.name, str(one.type)) for one in other._schema.arguments if not one.is_out]

@@ -215,7 +215,7 @@ class Images(Augmentation):
             hidden.append((place >= 0) & (place < self.cutout))
         square = hidden[0][:, :, None] & hidden[1][:, None]
         square = square if free is None else square & free[:, None, None]
-        return x.clone().masked_fill_(square[:, None], 0.0)  # at once it would lose its layout in memory
+        return x.masked_fill(square[:, None], 0.0)
 
     def views(self, x: Tensor) -> list[Tensor]:
         """See :class:`Augmentation`."""

@@ -74,12 +74,15 @@ class Samples:
         for transform in self.transforms:
             x = transform(x, tasks)
         x = x + self.shift if self.shift else x
-        x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        x = self._laid_out(x)
         if self.channel is not None:
             factor, term = self.channel
             x = x.mul_(factor) if x is made else x * factor  # what was made here can be changed in place
             x = x.add_(term)  # on a CPU both are several times faster than addcmul
-        return x if shown is None else shown.covered(x, tasks)
+        return x if shown is None else self._laid_out(shown.covered(x, tasks))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The output units and the tasks of the rows (B,): (B,) each."""
