@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from continual.streams import rng
-from continual.streams.rng import LOW32, Key, draw, drawn_together, key, made, philox
+from continual.streams.rng import LOW32, Key, draw, drawn_together, draws, key, made, philox
 
 VECTORS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -101,17 +101,29 @@ def test_a_pool_changes_no_number(kind: str) -> None:
     wanted = KINDS[kind](asked)
     assert len(asked.wanted) == 1
     seeds, steps = torch.tensor([3, 4])[:, None], torch.arange(5)
-    block = {one: made(one, draw(seeds, one[0], 1, steps, one[1])) for one in asked.wanted}
+    block = draws(seeds, asked.wanted, 1, steps)
     pooled = dataclasses.replace(asked, pool={name: drawn[1, 2] for name, drawn in block.items()}, wanted=set())
     assert torch.equal(KINDS[kind](pooled), wanted)
     assert not pooled.wanted, "what the pool has is drawn once"
+
+
+def test_what_is_drawn_at_once_is_what_each_purpose_draws_by_itself() -> None:
+    wanted = [(name, n, kind, 10) for n in (0, 1, 4, 14) for kind in ("bits", "uniform", "integers") for name in "ab"]
+    wanted.append(("a", 6, "normal", 0))
+    seeds, steps = torch.tensor([3, 4])[:, None], torch.arange(5)
+    found = draws(seeds, wanted, 1, steps)
+    assert found.keys() == set(wanted)
+    for one, drawn in found.items():
+        assert torch.equal(drawn, made(one, draw(seeds, one[0], 1, steps, one[1])))
+        assert drawn.is_contiguous(), "a step takes one row of it"
+    assert draws(seeds, [], 1, steps) == {}
 
 
 @pytest.mark.parametrize("words", [1, 70, 2**17])
 def test_keys_that_are_alike_draw_what_each_draws_by_itself(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
     monkeypatch.setattr(rng, "AT_ONCE", words)  # one key at a time, two, all
     drawn: list[int] = []
-    monkeypatch.setattr(rng, "draw", lambda seed, *rest: drawn.append(seed.numel()) or draw(seed, *rest))
+    monkeypatch.setattr(rng, "draws", lambda seed, *rest: drawn.append(seed.numel()) or draws(seed, *rest))
 
     def numbers(one: Key) -> torch.Tensor:
         return torch.cat([one.uniform("a", 3, 4), one.child("x").normal("a", 6).expand(3, 6)], dim=1)

@@ -13,7 +13,7 @@ from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
-from continual.streams.rng import Draw, Key, draw, made
+from continual.streams.rng import Draw, Key, draws
 from continual.streams.stream import Samples, Task
 
 if TYPE_CHECKING:
@@ -332,6 +332,4 @@ class Program:
     def draw(self, first: int) -> Pool:
         """The random numbers of a block of steps, (..., POOLED_STEPS, m) each."""
         steps = torch.arange(first, first + POOLED_STEPS, device=self.learners.device)
-        seed = self.learners.seed[..., None]
-        index = self.task.index
-        return {one: made(one, draw(seed, one[0], index, steps, one[1])) for one in sorted(self.wanted)}
+        return draws(self.learners.seed[..., None], self.wanted, self.task.index, steps)

@@ -153,15 +153,14 @@ class Images(Augmentation):
         """See :class:`Augmentation`: where in an image, flattened, the rows and columns of its crops lie.
 
         For crops from the first corner to the last, rows (2 crop + 1, H) as they begin and columns (2 crop + 1, W), and
-        the same columns mirrored. An image has one black row and one black column behind it, which are all of its
-        border.
+        the same columns mirrored. Rows and columns of the border lie behind the image, which is black there.
         """
         if not (self.crop or self.flip):
             return None
-        corners = torch.arange(-self.crop, self.crop + 1, device=device)[:, None]
+        corners, behind = torch.arange(-self.crop, self.crop + 1, device=device)[:, None], height * width
         rows, columns = (corners + torch.arange(side, device=device) for side in (height, width))
-        rows = torch.where((rows < 0) | (rows > height), height, rows) * (width + bool(self.crop))
-        columns = torch.where((columns < 0) | (columns > width), width, columns)
+        rows = torch.where((rows < 0) | (rows >= height), behind, rows * width)
+        columns = torch.where((columns < 0) | (columns >= width), behind, columns)
         return rows, torch.cat([columns, columns.flip(1)])
 
     def moved(
@@ -178,13 +177,14 @@ class Images(Augmentation):
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
             down, across = _where(free, drawn, self.crop)  # in the middle they are as they were
-            rows, pixels = rows.index_select(0, down), _with_black(pixels)
+            rows = rows.index_select(0, down)
             line = torch.add(across, line, alpha=2 * self.crop + 1) if self.flip else across
         place = (rows[:, :, None] + columns.index_select(0, line)[:, None]).flatten(1)[:, None]
         # written where it is wanted, which PyTorch's compiler neither can nor needs
         written = channels_last and not torch.compiler.is_compiling()
         into = pixels.new_empty(n, height * width, channels).mT if written else None
-        taken = torch.gather(pixels.flatten(2), 2, place.expand(-1, channels, -1), out=into)
+        source = _with_black(pixels) if self.crop else pixels.flatten(2)
+        taken = torch.gather(source, 2, place.expand(-1, channels, -1), out=into)
         return taken.reshape(n, channels, height, width)
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
@@ -231,12 +231,11 @@ class Images(Augmentation):
 
 
 def _with_black(pixels: Tensor) -> Tensor:
-    """Images (B, C, H + 1, W + 1) with a black row and a black column behind them."""
+    """Images, flattened, and black behind them, as far as :meth:`Images.grid` leads: (B, C, 2HW + 1)."""
     n, channels, height, width = pixels.shape
-    whole = pixels.new_empty(n, channels, height + 1, width + 1)  # on a CPU this takes half the time of PyTorch's pad
-    whole[..., :height, :width].copy_(pixels)
-    whole[..., height, :].zero_()
-    whole[..., width].zero_()
+    whole = pixels.new_empty(n, channels, 2 * height * width + 1)  # on a CPU this takes half the time of PyTorch's pad
+    whole[..., : height * width].copy_(pixels.flatten(2))
+    whole[..., height * width :].zero_()
     return whole
 
 

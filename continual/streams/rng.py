@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -44,18 +44,33 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 def draw(seed: Tensor, purpose: str, task: int | Tensor, step: Tensor, n: int) -> Tensor:
     """``n`` words of 32 random bits as int64, shape ``(*S, n)``, where ``seed`` and ``step`` broadcast to S."""
-    blocks = torch.arange(math.ceil(n / 4), device=seed.device)
-    zero = torch.zeros((), dtype=torch.int64, device=seed.device)
-    counter = (blocks, step[..., None], zero + task, zero)
-    words = philox(counter, (seed[..., None], zero + zlib.crc32(purpose.encode())))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)[..., :n]
+    return _words(seed, [(purpose, n)], task, step)[0]
+
+
+def draws(seed: Tensor, wanted: Iterable[Draw], task: int | Tensor, step: Tensor) -> dict[Draw, Tensor]:
+    """All that is wanted, shape ``(*S, m)`` each; at once it takes little longer than one."""
+    asked = sorted(wanted)
+    words = _words(seed, [(purpose, n) for purpose, n, *_ in asked], task, step) if asked else []
+    return {one: made(one, found) for one, found in zip(asked, words, strict=True)}
+
+
+def _words(seed: Tensor, asked: Sequence[tuple[str, int]], task: int | Tensor, step: Tensor) -> list[Tensor]:
+    """For each purpose its words (*S, n)."""
+    zero, lengths = torch.zeros((), dtype=torch.int64, device=seed.device), [math.ceil(n / 4) for _, n in asked]
+    blocks = torch.cat([torch.arange(length, device=seed.device) for length in lengths])
+    keys = [zero + zlib.crc32(purpose.encode()) for purpose, _ in asked]
+    # one number where all blocks have the same: a draw may be large
+    key = keys[0] if len(keys) == 1 else torch.cat([one.expand(n) for one, n in zip(keys, lengths, strict=True)])
+    words = philox((blocks, step[..., None], zero + task, zero), (seed[..., None], key))
+    found = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2).split([4 * n for n in lengths], dim=-1)
+    return [part[..., :n] for part, (_, n) in zip(found, asked, strict=True)]
 
 
 def made(asked: Draw, words: Tensor) -> Tensor:
     """The numbers (..., m) that are made of words (..., n)."""
     _, n, kind, high = asked
     if kind == "bits":
-        return words
+        return words.contiguous()
     if kind == "integers":
         return (words * high) >> 32
     uniform = (words >> 8).float().mul(2.0**-24)
@@ -132,6 +147,6 @@ def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:
     size = max(1, (AT_ONCE_ON_GPU if first.seed.is_cuda else AT_ONCE) // max(1, words))
     for group in (others[start : start + size] for start in range(0, len(others), size)):
         seeds = torch.stack([one.seed for one in group])
-        drawn = {one: made(one, draw(seeds, one[0], first.task, first.step, one[1])) for one in sorted(first.wanted)}
+        drawn = draws(seeds, first.wanted, first.task, first.step)
         for number, one in enumerate(group):
             yield replace(one, pool={name: found[number] for name, found in drawn.items()})
