@@ -23,6 +23,8 @@ from continual.errors import BadOption, brief, choices, is_text, nearest
 
 LARGEST = 2**31 - 1
 """No whole number is larger: random numbers are drawn by counters of 32 bits, and nothing is counted further."""
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+"""A number as people and Python write it; msgspec takes it as JSON has it, where 0.5 is not .5 and 5.0 not 5."""
 LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -130,6 +132,8 @@ def _untexted(hint: Any, value: Any) -> Any:
     if isinstance(value, bool) and str(value).lower() in _words(hint):
         return str(value).lower()  # YAML reads the word true as a truth value
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if isinstance(value, str) and float in members and int not in members and re.fullmatch(NUMBER, value):
+        return float(value)
     if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
         return value
     # where a number alone is something else, a list is told by its dash

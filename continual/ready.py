@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
 
 FEW = 2**26
-"""So many bytes of images need no word."""
+"""So many bytes of images that lie on the device need no word, unless somebody asked for that."""
 LIE = {
     "device": "in the memory of the device",
     "pinned": "in pinned memory of the host",
@@ -116,10 +116,10 @@ def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
 
 
 def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: Progress) -> Where:
-    """Where the images will lie, which is told unless they are few."""
+    """Where the images will lie, which is told unless they are few and nobody asked."""
     where = choose(streams, device, plan.training.pixels)
     held = image_bytes(streams)
-    if held > FEW or where != "device":
+    if held > FEW or where != "device" or plan.training.pixels != "auto":
         told.note(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
                  f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
     return where

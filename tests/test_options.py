@@ -48,6 +48,7 @@ class Nothing(Configured):
 
 READ = [
     ("rate", "0.25", 0.25), ("rate", "1e-3", 1e-3), ("rate", 0.25, 0.25), ("count", "7", 7), ("count", 7, 7),
+    ("rate", ".25", 0.25), ("rate", "+0.5", 0.5), ("rate", "5.E-1", 0.5), ("share", "1.", 1.0),
     ("count", 7.0, 7), ("count", "1", 1), ("count", "10", 10), ("plain", "-3", -3), ("flag", "true", True),
     ("flag", "false", False), ("flag", "1", True), ("flag", True, True), ("mode", "seen", "seen"),
     ("limit", "none", None),

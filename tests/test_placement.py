@@ -92,6 +92,8 @@ def test_where_images_lie_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp
     assert "of images" not in CliRunner().invoke(cli.main, [*asked, "1"]).output
     told = CliRunner().invoke(cli.main, [*asked, "2", "--pixels", "mapped"])
     assert told.exit_code == 0 and "digits: 0 MB of images, read from their file as they are needed" in told.output
+    told = CliRunner().invoke(cli.main, [*asked, "4", "--pixels", "device"])
+    assert "in the memory of the device" in told.output, "who asked is told"
     monkeypatch.setattr("continual.ready.FEW", 1000)
     assert "in the memory of the device" in CliRunner().invoke(cli.main, [*asked, "3"]).output
 

@@ -543,6 +543,7 @@ def test_weights_without_the_count_of_batches_are_taken_as_older_ones_are(tmp_pa
         (lambda: ResNet18(norm="group", statistics="task"), "norm=group has none"),
         (lambda: Torchvision(arch="vit_b_16", norm="group"), "LayerNorm throughout"),
         (lambda: Torchvision(train="head", statistics="task"), "statistics=task does nothing with train=head"),
+        (lambda: Torchvision(train="block", norm="group"), "was learnt with BatchNorm"),
     ],
 )
 def test_what_is_refused(make: Any, told: str) -> None:

@@ -355,9 +355,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data root with MNIST and CIFAR-10")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="some rows, on fewer images, once")
+    parser.add_argument("--quick", action="store_true", help="some rows, on fewer images, in two turns")
     parser.add_argument("--only", action="append", default=[], help="rows whose name contains this; may be repeated")
-    parser.add_argument("--turns", type=int, help="turns of each row that says no other number [5; quick: 1]")
+    parser.add_argument(
+        "--turns", type=int, help="turns of a row that says no other number [5; quick: 2]; of the data path four times"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="training images of a class of MNIST [all; quick: 500]")
     parser.add_argument("--model", help="network for photographs [a small CNN; on a GPU ResNet-18]")

@@ -109,6 +109,9 @@ class Torchvision(Normalised):
         super().check()
         if self.weights == "new" and self.train != "all":
             raise BadOption(f"train={self.train} leaves the rest as it is, so weights=new makes no sense; give weights")
+        if self.train != "all" and self.norm != "batch":
+            raise BadOption(f"norm={self.norm} does not suit train={self.train}: what is not trained was learnt with "
+                            "BatchNorm; leave norm out, or give train=all")  # fmt: skip
         if self.train == "head" and self.statistics != "running":
             raise BadOption(f"statistics={self.statistics} does nothing with train=head, which trains no BatchNorm: "
                             "those of the network keep the statistics that they have; leave it out")  # fmt: skip

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PARTS = ("x", "y", "x_test", "y_test")
 PATIENCE = 3.0  # seconds before a progress bar appears
-CHUNK = 2**24  # values that are worked on at a time
+CHUNK = 2**20  # values that are worked on at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,12 +100,11 @@ class Data:
             return self
 
         def at(x: Tensor) -> Tensor:
-            parts = [
-                torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-                for part in in_parts(x)
-            ]
-            whole = [part.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else part for part in parts]
-            return torch.cat(whole)
+            return torch.cat([resized(part) for part in in_parts(x)])
+
+        def resized(x: Tensor) -> Tensor:
+            made = torch.nn.functional.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
+            return made.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else made
 
         return replace(self, x=at(self.x), x_test=at(self.x_test), packed=False)
 
