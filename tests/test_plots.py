@@ -51,7 +51,7 @@ def test_accuracies_between_steps_are_drawn_from_when_a_task_is_there() -> None:
 def test_training_and_validation_are_drawn_beside_the_test_of_one_task() -> None:
     result = run(benchmark="split-digits:limit=10,tasks=1,validation=0.2", evaluate_every="epoch", evaluate_rows="all")
     lines = drawn(result)
-    assert set(lines) == {"test", "training", "validation"} and len(lines["test"].get_xdata()) == 2
+    assert set(lines) == {"test", "training", "validation"} and list(lines["test"].get_xdata()) == [1, 2]
     assert result.validation_trace is not None and result.training_trace is not None
     assert np.allclose(lines["validation"].get_ydata(), 100 * result.validation_trace[:, :, 0].mean(0))
     assert len({line.get_color() for line in lines.values()}) == 3
@@ -60,13 +60,20 @@ def test_training_and_validation_are_drawn_beside_the_test_of_one_task() -> None
 def test_the_trace_as_a_table() -> None:
     result = run(benchmark="split-digits:limit=10,tasks=1,validation=0.2", evaluate_every="epoch", evaluate_rows="all")
     lines = tables.trace(result).splitlines()
-    assert lines[2].split() == ["step", "task", "test", "training", "validation"] and len(lines) == 8
-    assert result.training_trace is not None and result.trace_step is not None
-    step, _, _, training, _ = lines[5].split()
-    assert int(step) == result.trace_step[1]
+    assert lines[2].split() == ["epoch", "task", "test", "training", "validation"] and len(lines) == 8
+    assert result.training_trace is not None
+    epoch, _, _, training, _ = lines[5].split()
+    assert epoch == "2"
     assert float(training) == pytest.approx(100 * result.training_trace[:, 1, 0].mean(), abs=0.01)
     with pytest.raises(BadOption, match="run it with --evaluate-every"):
         tables.trace(run())
+    by_task = run(benchmark="split-digits:limit=10,tasks=2", evaluate_every="epoch")
+    lines = tables.trace(by_task).splitlines()
+    assert [line.split()[:2] for line in lines[4:8]] == [["1", "1"], ["2", "1"], ["1", "2"], ["2", "2"]]
+    by_step = run(benchmark="split-digits:limit=10,tasks=2", evaluate_every=1)
+    lines = tables.trace(by_step).splitlines()
+    assert by_step.trace_step is not None and lines[2].split()[0] == "step"
+    assert [line.split()[0] for line in lines[4 : 4 + len(by_step.trace_step)]] == [str(n) for n in by_step.trace_step]
 
 
 def test_a_picture_of_several_results(tmp_path: Path) -> None:

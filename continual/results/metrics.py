@@ -378,6 +378,15 @@ def _weights(criteria: Mapping[str, ArrayLike], weights: Mapping[str, float] | N
 # ---- the trace: De Lange et al. 2023, "Continual evaluation for lifelong learning: identifying the stability gap"
 
 
+def epochs_of(result: Measured) -> NDArray[np.int64] | None:
+    """The epoch of its task, from 1, after which each evaluation was made (E,); None unless one was made after each."""
+    every, task = result.record.get("protocol", {}).get("training", {}).get("evaluate_every"), result.trace_task
+    if every != "epoch" or task is None:
+        return None
+    found: NDArray[np.int64] = 1 + np.arange(len(task)) - np.searchsorted(task, task)  # tasks are in order
+    return found
+
+
 @_named("minimum-accuracy", "least while later tasks are learnt, mean over the first T-1", DE_LANGE, needs="trace")
 def minimum_accuracy(trace: ArrayLike, task: ArrayLike) -> Array:
     """min-ACC = 1/(T-1) Σ_{j<T} min_n A(E_j, f_n) over evaluations n while a later task is learnt (De Lange 2023)."""

@@ -21,6 +21,7 @@ from continual.results.metrics import (
     Measured,
     Metric,
     average_accuracy,
+    epochs_of,
     forgetting_by_task,
     metric,
     stability_gaps,
@@ -155,13 +156,15 @@ def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
 def curves(result: Drawn, axes: Axes | None = None) -> Axes:
     """Accuracy on each task over time, mean and standard deviation over the seeds, in percent.
 
-    Where the run was measured between steps (``--evaluate-every``) time is steps, with training and validation beside
-    the test where they were measured; else it is tasks, with the untrained network as 0.
+    Where the run was measured between steps (``--evaluate-every``) time is steps, or epochs of a single task, with
+    training and validation beside the test where they were measured; else it is tasks, with the untrained network as 0.
     """
     if result.trace is None or result.trace_step is None:
         return by_task(result, axes)
     others = {"training": result.training_trace, "validation": result.validation_trace}
-    return _curves(result, axes, result.trace, others, result.trace_step, "step")
+    epochs = epochs_of(result) if result.trace.shape[2] == 1 else None
+    time, unit = (result.trace_step, "step") if epochs is None else (epochs, "epoch")
+    return _curves(result, axes, result.trace, others, time, unit)
 
 
 def by_task(result: Drawn, axes: Axes | None = None) -> Axes:

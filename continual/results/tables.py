@@ -21,7 +21,7 @@ import numpy as np
 from continual.errors import BadOption, counted, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, INTERVALS, Content, number, signed, tabulated
-from continual.results.metrics import METRICS
+from continual.results.metrics import METRICS, epochs_of
 from continual.results.store import Result, experiment
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
@@ -72,20 +72,23 @@ def matrix(result: Result) -> str:
 def trace(result: Result) -> str:
     """What was measured between steps, for a terminal: a line for each time, a column for each task and kind of rows.
 
-    In percent, mean over the seeds; :class:`~continual.errors.BadOption` where nothing was measured between steps.
+    Time is steps, or epochs of the task where it was measured after each. In percent, mean over the seeds;
+    :class:`~continual.errors.BadOption` where nothing was measured between steps.
     """
     if result.trace is None or result.trace_step is None or result.trace_task is None:
         raise BadOption(f"{result.name}: nothing was measured between steps; run it with --evaluate-every")
     kinds = {"test": result.trace, "training": result.training_trace, "validation": result.validation_trace}
     measured = {kind: values for kind, values in kinds.items() if values is not None}
     tasks = result.trace.shape[2]
-    head = ["step", "task", *(kind if tasks == 1 else f"{kind} {j + 1}" for kind in measured for j in range(tasks))]
+    epochs = epochs_of(result)
+    unit, time = ("step", result.trace_step) if epochs is None else ("epoch", epochs)
+    head = [unit, "task", *(kind if tasks == 1 else f"{kind} {j + 1}" for kind in measured for j in range(tasks))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a task that was not there yet has no value
         means = [np.nanmean(values, axis=0) for values in measured.values()]
     rows = [
-        [str(step), str(task + 1), *(number(100 * value, 2) for mean in means for value in mean[line])]
-        for line, (step, task) in enumerate(zip(result.trace_step, result.trace_task, strict=True))
+        [str(when), str(task + 1), *(number(100 * value, 2) for mean in means for value in mean[line])]
+        for line, (when, task) in enumerate(zip(time, result.trace_task, strict=True))
     ]
     note = f"accuracy in %, mean over {counted(len(result.trace), 'seed')}"
     return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", note, *content.stopped([result])])
