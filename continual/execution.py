@@ -59,7 +59,7 @@ class Way:
     """How a run is done, where nobody asked for it: what a run that goes on has to keep to.
 
     ``how`` and ``inner`` as in :class:`Choice`; ``where`` images lie; ``cores`` that processes share; ``threads`` of
-    PyTorch's own choice.
+    PyTorch's own choice; whether the ``features`` of what is not trained were computed once for all.
     """
 
     how: How
@@ -67,6 +67,7 @@ class Way:
     where: Where
     cores: int
     threads: int
+    features: bool
 
 
 def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], processes: bool) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +17,13 @@ from continual.execution import Way
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Recipe, dtype_of, tensor_float
 from continual.progress import Progress
-from continual.streams.placement import Where, choose, free_memory, image_bytes, laid_out, place
+from continual.streams.placement import SHARE, Where, choose, free_memory, image_bytes, laid_out, place
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
     from continual.learning.models import Net
     from continual.learning.strategy import Strategy
 
-FEW = 2**26
-"""So many bytes of images that lie on the device need no word, unless somebody asked for that."""
 LIE = {
     "device": "in the memory of the device",
     "pinned": "in pinned memory of the host",
@@ -50,7 +49,8 @@ class Ready:
     def done(self, way: Way) -> Ready:
         """The same, done in a way; images lie where they do."""
         last = way.how != "map" and execution.helps(self.net, self.device, self.plan.training.precision)
-        return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
+        way = replace(way, where=self.way.where, features=self.way.features)
+        return replace(self, way=way, streams=laid_out(self.streams, last))
 
     def recipe(self, strategy: Strategy) -> Recipe:
         """What the learners of a strategy share."""
@@ -83,10 +83,14 @@ def prepare(
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
-    if not plan.augment.active:  # type: ignore[attr-defined]
+    whole = net
+    if way.features if way else not plan.augment.active:  # type: ignore[attr-defined]
         known = type(plan.model).__module__.startswith("continual.")  # of a network of the user's the code may change
+        room = math.inf if way else SHARE * free_memory(device)
         with tensor_float(training.precision == "tf32"):
-            net, streams = features_once(net, streams, dtype_of(training.precision), root if known else None, told.note)
+            net, streams = features_once(
+                net, streams, dtype_of(training.precision), root if known else None, room, told.note
+            )
     for strategy in strategies:
         strategy.suits(streams[0], net)
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
@@ -96,7 +100,7 @@ def prepare(
             choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
         if choice.why:
             told.note(choice.why)
-        way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads())
+        way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads(), net is not whole)
     return Ready(plan, root, device, streams, net, way).done(way)
 
 
@@ -116,10 +120,8 @@ def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
 
 
 def choose_place(plan: Plan, streams: list[Stream], device: torch.device, told: Progress) -> Where:
-    """Where the images will lie, which is told unless they are few and nobody asked."""
+    """Where the images will lie, which is told."""
     where = choose(streams, device, plan.training.pixels)
-    held = image_bytes(streams)
-    if held > FEW or where != "device" or plan.training.pixels != "auto":
-        told.note(f"{streams[0].data.name}: {held / 1e6:,.0f} MB of images, {LIE[where]} "
-                 f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
+    told.note(f"{streams[0].data.name}: {image_bytes(streams) / 1e6:,.1f} MB of images, {LIE[where]} "
+              f"({free_memory(device) / 1e6:,.0f} MB free on {device.type})")  # fmt: skip
     return where

@@ -191,6 +191,7 @@ def run_strategy(
     full = record | parts[0].facts | processes | {
         "deterministic": ready.plan.training.deterministic,
         "pixels": ready.way.where,
+        "features_once": ready.way.features,
         "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
         "time": {"began": began.isoformat(timespec="seconds"), "seconds": round(seconds, 3)},
         "stopped": stopped,

@@ -236,7 +236,7 @@ def test_streams_are_built_without_waiting_for_the_threads_of_other_runs(
 def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:
     asked = ["run", "split-digits:limit=10", "finetune", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
     said = CliRunner().invoke(cli.main, [*asked, "3"])
-    assert said.output.startswith("3 seeds ") and "a step of all, in ms: " in said.output
+    assert "\n3 seeds " in said.output and "a step of all, in ms: " in said.output
     assert "in ms" not in CliRunner().invoke(cli.main, [*asked, "4", "--quiet"]).output
 
 

@@ -146,10 +146,22 @@ def test_experiments_have_tables_of_their_own():
     assert [[one["name"] for one in each["results"]] for each in found] == [["a", "c"], ["b"]]
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_of_a_single_task_there_is_its_accuracy(traced):
+    """It was learnt last, and nothing can have been forgotten since."""
+    one = result("a", np.full((3, 2, 1), 0.5), trace=traced)
+    found = list(csv.DictReader(io.StringIO(tables.table([one], format="csv"))))
+    assert [line["metric"] for line in found] == ["average-accuracy"]
+
+
 def test_csv_is_read_back_in_full_precision():
     third = np.full((3, 2, 1), 1 / 3)
     third[1] = 0.1
-    found = list(csv.DictReader(io.StringIO(tables.table([result('a,"b"\nc', third)], format="csv"))))
+    found = list(
+        csv.DictReader(
+            io.StringIO(tables.table([result('a,"b"\nc', third)], ["average-accuracy", "forgetting"], "csv"))
+        )
+    )
     first = found[0]
     assert first["strategy"] == 'a,"b"\nc'
     assert first["metric"] == "average-accuracy"

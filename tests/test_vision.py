@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from dataclasses import replace
@@ -17,15 +18,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import continual as cl
-from continual import config
+from continual import config, ready
 from continual.errors import BadChain, BadData, BadOption, Notice
+from continual.execution import Way
 from continual.learning import frozen, importance, layers, modules, norms, vision
-from continual.learning.models import MLP, Net
+from continual.learning.models import MLP, LinearNet, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
 from continual.learning.train import Course, State, Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
+from continual.progress import Progress
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
 from continual.streams.rng import key
@@ -618,52 +621,207 @@ def test_a_run_with_a_network_for_images() -> None:
     assert result.record["protocol"]["model"]["statistics"] == "running"
 
 
-def test_features_of_a_network_whose_head_is_trained_are_computed_once(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The numbers are those of computing them at every step, which an augmentation that does nothing enforces."""
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through the first block of torchvision's network, each time."""
+    numbers: list[int] = []
+    once = torchvision.models.resnet.BasicBlock.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.conv1.in_channels == 64 and self.downsample is None:
+            numbers.append(len(x))
+        return once(self, x)
+
+    monkeypatch.setattr(torchvision.models.resnet.BasicBlock, "forward", counted)
+    return numbers
+
+
+class Still(Augmentation):
+    """It does nothing, so that all is computed at every step."""
+
+    active = True  # type: ignore[assignment]
+
+
+def noise(classes: int = 4, each: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Images for training and testing, and their labels."""
     numbers = np.random.default_rng(0)
-    x, y = numbers.integers(0, 256, (2, 12, 3, 32, 32), dtype=np.uint8), np.repeat(np.arange(4), 3)
+    shape = (2, classes * each, 3, 32, 32)
+    return numbers.integers(0, 256, shape, dtype=np.uint8), np.repeat(np.arange(classes), each)
+
+
+@pytest.mark.parametrize("train", ["head", "block"])
+def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], train: Any) -> None:
+    """The numbers are those of computing it at every step."""
+    x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, normalize="imagenet")
-    calls: list[int] = []
-    once = modules.ModuleNet.forward
-
-    def counted(self: Any, theta: Any, images: torch.Tensor, tasks: Any = None) -> Any:
-        calls.append(len(images))
-        return once(self, theta, images, tasks)
-
-    monkeypatch.setattr(modules.ModuleNet, "forward", counted)
-    settings: dict[str, Any] = {"model": Torchvision(weights=str(weights), train="head"), "seeds": 2, "epochs": 2}
+    settings: dict[str, Any] = {"model": Torchvision(weights=str(weights), train=train), "seeds": 2, "epochs": 2}
     settings |= {"batch": 4, "strategy": "replay:capacity=4", "precision": "float64"}
+    settings |= {"optimizer": "sgd:lr=0.001"}  # in training whatever is above the last bits would grow
     kept = cl.run(stream, **settings)
-    assert sum(calls) == 24 and kept.record["size"]["parameters"] == 4 * 513
-
-    class Still(Augmentation):
-        active = True  # type: ignore[assignment]
-
-    calls.clear()
+    twice = 2 * 2  # of each block there are two, and one image says how large features are
+    assert sum(seen) <= 2 * 24 + twice * 2 and kept.record["features_once"] is True
+    seen.clear()
     each = cl.run(stream, augment=Still(), **settings)
-    assert sum(calls) > 3 * 24
+    assert sum(seen) > 3 * 2 * 24 and each.record["features_once"] is False
+    assert kept.record["size"]["parameters"] == each.record["size"]["parameters"]
     np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
     assert np.array_equal(kept.accuracy, each.accuracy)
 
 
-def test_features_are_those_of_the_images_that_are_used(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = np.random.default_rng(0)
-    x, y = numbers.integers(0, 256, (2, 40, 3, 32, 32), dtype=np.uint8), np.repeat(np.arange(4), 10)
-    net = Torchvision(weights=str(weights), train="head").build((3, 32, 32), 4)
+@pytest.mark.parametrize("statistics", ["running", "task", "frozen"])
+@pytest.mark.parametrize("strategy", ["ewc:strength=10", "si", "lwf", "joint"])
+def test_methods_are_the_same_behind_what_is_computed_once(weights: Path, strategy: str, statistics: Any) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, scenario="task")
+    settings: dict[str, Any] = {"strategy": strategy, "seeds": 1, "epochs": 1, "batch": 8, "precision": "float64"}
+    settings |= {"optimizer": "sgd:lr=0.001"}
+    settings["model"] = Torchvision(weights=str(weights), train="block", statistics=statistics)
+    kept, each = cl.run(stream, **settings), cl.run(stream, augment=Still(), **settings)
+    np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
+    assert np.array_equal(kept.accuracy, each.accuracy)
+    assert (kept.record["features_once"], each.record["features_once"]) == (True, False)
+
+
+def test_where_there_is_no_room_all_is_computed_at_every_step(
+    weights: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    asked: dict[str, Any] = {"model": Torchvision(weights=str(weights), train="block"), "seeds": 1, "epochs": 2}
+    monkeypatch.setattr(ready, "free_memory", lambda device: 40_000)
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, line: told.append(line))
+    result = cl.run(stream, **asked)
+    assert sum(seen) > 3 * 2 * 24 and result.record["features_once"] is False
+    # 24 images of 256 channels and 2x2 places
+    wanted = "what is not trained of the network is computed at every step (once for all, it would take 0.1 MB"
+    assert any(wanted in line for line in told), told
+
+
+def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Path) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    plan = config.plan({"benchmark": stream, "model": Torchvision(weights=str(weights), train="block"), "seeds": 1})
+    for features in (True, False):
+        way = Way("loop", "loop", "device", 2, 2, features)
+        found = ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress(), way=way)
+        assert found.way.features is features
+        assert found.streams[0].shape == ((256, 2, 2) if features else (3, 32, 32))
+
+
+def small_transformer() -> torchvision.models.VisionTransformer:
+    return torchvision.models.VisionTransformer(32, 16, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=12)
+
+
+@pytest.mark.parametrize("make", [small_transformer, torchvision.models.resnet18, torchvision.models.resnet50])
+def test_the_parts_of_torchvisions_networks_are_the_network(make: Any) -> None:
+    whole = make().double().eval()
+    whole.heads = whole.fc = nn.Identity()
+    x, chain = images(3, side=32), modules.chain(copy.deepcopy(whole))
+    torch.testing.assert_close(chain(x).flatten(1), whole(x))
+    count = [sum(one.numel() for one in module.parameters()) for module in (chain, whole)]
+    assert count[0] == count[1] > 1000
+
+
+def random_trunk() -> modules.Headed:
+    """A network whose parts, which are not called as they come, are drawn anew each time."""
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 5, 3), nn.Flatten())
+    return modules.Headed(body, 5 * 12 * 12, 4)
+
+
+def transformer() -> modules.Headed:
+    return modules.Headed(modules.chain(small_transformer_without_head()), 8, 4)
+
+
+def small_transformer_without_head() -> torchvision.models.VisionTransformer:
+    module = small_transformer()
+    module.heads = nn.Sequential()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "trained", "parts"),
+    [
+        (random_trunk, ("head.", "body.2."), 2),
+        (random_trunk, ("head.", "body.3."), 3),
+        (random_trunk, ("head.",), 5),
+        (random_trunk, ("head.weight",), 5),
+        (transformer, ("head.", "body.encoder_layer_2."), 3),
+        (transformer, ("head.", "body.ln."), 4),
+        (transformer, ("head.", "body.encoder_layer_1."), 2),
+    ],
+)
+def test_a_network_is_what_stays_and_what_is_behind_it(make: Any, trained: tuple[str, ...], parts: int) -> None:
+    net = modules.ModuleNet(make, lambda name: name.startswith(trained))
+    still = net.still()
+    assert still is not None and still.count == parts
+    behind, x, tasks = still.behind(), images(3, side=32), torch.zeros(3, dtype=torch.int64)
+    theta = net.initial(key(1), torch.float64)
+    assert torch.equal(theta, behind.initial(key(1), torch.float64)) and net.shapes == behind.shapes
+    torch.testing.assert_close(behind.logits(theta, still(x, tasks)), net.logits(theta, x))
+    one, other = (torch.func.grad(lambda t, f=f: f(t).square().sum())(theta) for f in (  # type: ignore[misc]
+        lambda t: behind.logits(t, still(x, tasks)), lambda t: net.logits(t, x)))  # fmt: skip
+    torch.testing.assert_close(one, other)
+    assert one.any() and isinstance(behind, LinearNet) == (trained == ("head.",))
+
+
+@pytest.mark.parametrize("trained", [("head.", "body."), ("head.", "body.0.weight")])
+def test_nothing_stays_where_the_first_part_is_trained(trained: tuple[str, ...]) -> None:
+    assert modules.ModuleNet(random_trunk, lambda name: name.startswith(trained)).still() is None
+
+
+def test_a_network_that_goes_its_own_way_is_computed_at_every_step() -> None:
+    class Own(modules.ModuleNet):
+        def forward(self, theta: torch.Tensor, x: torch.Tensor, tasks: torch.Tensor | None = None) -> Any:
+            return super().forward(theta, 2 * x, tasks)
+
+    assert Own(random_trunk, lambda name: name.startswith("head.")).still() is None
+
+
+@pytest.mark.parametrize("trained", [("head.",), ("head.bias",)])
+def test_a_body_that_is_no_sequence_stays_as_a_whole(trained: tuple[str, ...]) -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(48, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.layer(x.flatten(1)))
+
+    net = modules.ModuleNet(lambda: modules.Headed(Body(), 5, 4), lambda name: name.startswith(trained))
+    still, x, tasks = net.still(), images(3, side=4), torch.zeros(3, dtype=torch.int64)
+    assert still is not None
+    theta = net.initial(key(1), torch.float64)
+    torch.testing.assert_close(still.behind().logits(theta, still(x, tasks)), net.logits(theta, x))
+
+
+def test_parts_without_parameters_are_not_worth_keeping() -> None:
+    def make() -> modules.Headed:
+        return modules.Headed(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), 5, 4)
+
+    assert modules.ModuleNet(make).still() is None
+
+
+@pytest.mark.parametrize("train", ["head", "block"])
+def test_features_are_those_of_the_images_that_are_used(weights: Path, train: Any) -> None:
+    x, y = noise(each=10)
+    net = Torchvision(weights=str(weights), train=train).build((3, 32, 32), 4)
     theta = net.initial(key(0), torch.float32)
     for options in ({"limit": 2}, {"limit": 2, "validation": 0.2}):
         whole = Stream.from_arrays(x[0], y, x[1], y, tasks=2, **options)
-        _, (few,) = frozen.features_once(net, [whole], torch.float32)
+        behind, (few,) = frozen.features_once(net, [whole], torch.float32)
         used = sum(len(task.train) + len(task.validation) for task in whole.tasks)
         assert len(few.samples.pixels) == used < 40
+
+        def same(kept: Any, samples: Any, rows: torch.Tensor, behind: Net = behind) -> None:
+            given = net.features(theta, samples.images(rows, torch.float32))
+            got = behind.features(theta, kept.images(rows, torch.float32))
+            torch.testing.assert_close(got, given, rtol=1e-4, atol=1e-5)
+
         for task in whole.tasks:
             for rows in (task.train, task.validation):
-                given = net.features(theta, whole.samples.images(rows, torch.float32))
-                torch.testing.assert_close(few.samples.images(rows, torch.float32), given)
-            given = net.features(theta, whole.test_samples.images(task.test, torch.float32))
-            torch.testing.assert_close(few.test_samples.images(task.test, torch.float32), given)
+                same(few.samples, whole.samples, rows)
+            same(few.test_samples, whole.test_samples, task.test)
 
 
 def class_folders(folder: Path, classes: int, train: int, test: int) -> None:
@@ -685,9 +843,9 @@ def test_features_of_packed_images_are_kept_for_other_runs(
     computed: list[int] = []
     features = frozen._features
 
-    def counted(net: Any, theta: Any, samples: Any, dtype: Any) -> torch.Tensor:
+    def counted(still: Any, samples: Any, dtype: Any) -> torch.Tensor:
         computed.append(len(samples.image))
-        return features(net, theta, samples, dtype)
+        return features(still, samples, dtype)
 
     monkeypatch.setattr(frozen, "_features", counted)
     model, asked = Torchvision(weights=str(weights), train="head"), "split-imagenet:folder=birds,size=32,tasks="

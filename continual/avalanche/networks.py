@@ -37,14 +37,14 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """
     if isinstance(net, LinearNet):
         return _linear(net, theta)
-    if not isinstance(net, ModuleNet) or net.frozen or any(one.count for one in net.norms):
+    if not isinstance(net, ModuleNet) or net.how == "frozen" or any(one.count for one in net.norms):
         raise BadChain("a strategy of avalanche-lib trains an ordinary network; give statistics=running, or another "
                        "model")  # fmt: skip
     whole = copy.deepcopy(net.module)
-    values = net.parameters(theta.detach())
+    values = {**net.kept, **net.parameters(theta.detach())}
     with torch.no_grad():
         for name, value in {**dict(whole.named_parameters()), **dict(whole.named_buffers())}.items():
-            value.copy_(values.get(name, value))
+            value.copy_(values[name])
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(name in net.trained)
     body: Any = _usual(whole.body, {f"body.{name}" for name in _names(net)}, "body")

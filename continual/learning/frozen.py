@@ -1,8 +1,8 @@
-"""Where only the head of a network is trained, what it takes never changes: computed once, and learnt from as data.
+"""What a network's parts in front give, where they are not trained, never changes: computed once, and learnt from.
 
-Features of a packed data set's images are kept beside it, ``<root>/packed/features/*.safetensors``, for all runs of the
-same weights, images, way to show them, precision, versions and kind of device, where all tasks show images alike. A
-file that is deleted is made again when it is needed.
+Such features of a packed data set's images are kept beside it, ``<root>/packed/features/*.safetensors``, for all runs
+of the same weights, images, way to show them, precision, versions and kind of device, where all tasks show images
+alike. A file that is deleted is made again when it is needed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +24,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from continual.errors import BadFolder, Notice
-from continual.learning.models import LinearNet, Net
 from continual.learning.modules import ModuleNet
 from continual.streams import packed
 from continual.streams.data import PATIENCE, digest
@@ -30,76 +31,94 @@ from continual.streams.data import PATIENCE, digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.streams.rng import Key
+    from continual.learning.models import Net
+    from continual.learning.modules import Still
     from continual.streams.stream import Samples, Stream
 
 CHUNK = 256
 FORMAT = "continual features 1"
 
 
-class Head(LinearNet):
-    """The head of a network alone, with the untrained head that the whole network has."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The training or the test samples of a stream.
 
-    def __init__(self, whole: ModuleNet) -> None:
-        units, features = whole.shapes["head.weight"]
-        super().__init__((features, units))
-        self.whole = whole
-
-    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
-        """See :meth:`Net.initial`."""
-        return self.whole.initial(key, dtype)
-
-
-def features_once(
-    net: Net, streams: list[Stream], dtype: torch.dtype, root: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[Net, list[Stream]]:  # fmt: skip
-    """The head and streams of features, where nothing else of the network is trained; else both as they are.
-
-    The streams must show their images as they are (no augmentation). Features take the place of pixels, in ``dtype``,
-    of the images that some task uses. With a data ``root``, those of packed images are kept there; ``say`` is told
-    where.
+    Features are needed of the images of ``rows``, one of each where all tasks show an image ``alike``; ``shown`` are
+    those rows as samples of their own. ``name``: what the images are called in a file; none: they are in none.
     """
-    if not isinstance(net, ModuleNet) or set(net.shapes) != set(net.head):
-        return net, streams
-    found: list[tuple[Samples, Tensor]] = []
-    theta = net.initial(streams[0].tasks[0].key, dtype)
 
-    @functools.cache
-    def weights() -> str:
-        return digest({name: value.detach().cpu() for name, value in net.kept.items()})
+    samples: Samples
+    rows: Tensor
+    alike: bool
+    shown: Samples
+    name: list[str] | None
 
-    def embedded(stream: Stream, part: str, used: Tensor) -> Samples:
-        samples: Samples = getattr(stream, part)
-        # where all tasks show an image alike, its features are computed once for all seeds; else for each row
-        alike = all((shown.table == shown.table[:1]).all() for shown in samples.transforms)
+    @classmethod
+    def of(cls, stream: Stream, name: str, used: Tensor) -> Part:
+        """That part of a stream, of whose rows these are ``used``."""
+        samples: Samples = getattr(stream, name)
+        alike = all(bool((shown.table == shown.table[:1]).all()) for shown in samples.transforms)
         rows = _one_of_each(samples.image, used) if alike else used
         task = torch.zeros_like(samples.task) if alike else samples.task
         # what is learnt of an image does not change what it shows
         shown = dataclasses.replace(samples, image=samples.image[rows], y=torch.zeros_like(rows), task=task[rows])
-        features = next((features for known, features in found if _same(known, shown)), None)
-        if features is None:
-            file = None
-            if root is not None and stream.data.packed and alike:  # others are many, of one stream alone
-                name = _name([part, stream.data.sha256], shown, [repr(net.module), weights()], dtype)
-                file = root / "packed" / "features" / f"{name}.safetensors"
-            features = _kept(file, lambda: _features(net, theta, shown, dtype), say).to(theta.device)
-            found.append((shown, features))
-        place = torch.zeros(len(samples.pixels) if alike else len(samples.image), dtype=torch.int64, device=rows.device)
-        place[samples.image[rows] if alike else rows] = torch.arange(len(rows), device=rows.device)
+        kept = stream.data.packed and alike  # others are many, of one stream alone
+        return cls(samples, rows, alike, shown, [name, stream.data.sha256] if kept else None)
+
+    def learnt_from(self, features: Tensor) -> Samples:
+        """The samples with the features of their rows in the place of pixels."""
+        samples, rows = self.samples, self.rows
+        known = samples.image[rows] if self.alike else rows
+        size = len(samples.pixels if self.alike else samples.image)
+        place = torch.zeros(size, dtype=torch.int64, device=rows.device)
+        place[known] = torch.arange(len(rows), device=rows.device)
         return dataclasses.replace(
-            samples, pixels=features, image=place[samples.image] if alike else place, scale=1.0, shift=0.0, top=1.0,
-            channel=None, transforms=(), mapped=False, channels_last=False,
+            samples, pixels=features, image=place[samples.image] if self.alike else place, scale=1.0, shift=0.0,
+            top=1.0, channel=None, transforms=(), mapped=False, channels_last=False,
         )  # fmt: skip
 
-    def one(stream: Stream) -> Stream:
-        learnt = torch.cat([part for task in stream.tasks for part in (task.train, task.validation)])
-        samples = embedded(stream, "samples", learnt)
-        tasks = tuple(dataclasses.replace(task, samples=samples) for task in stream.tasks)
-        tested = embedded(stream, "test_samples", torch.cat([task.test for task in stream.tasks]))
-        return dataclasses.replace(stream, samples=samples, tasks=tasks, test_samples=tested)
 
-    return Head(net), [one(stream) for stream in streams]
+def features_once(
+    net: Net, streams: list[Stream], dtype: torch.dtype, root: Path | None = None, room: float = math.inf,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Net, list[Stream]]:  # fmt: skip
+    """What is left of the network, and streams of features, where parts in front are not trained; else both as given.
+
+    The streams must show their images as they are (no augmentation). Features take the place of pixels, in ``dtype``,
+    of the images that some task uses. With a data ``root``, those of packed images are kept there. Where they would
+    take more than ``room`` bytes, both stay as given. ``say`` is told either.
+    """
+    still = net.still() if isinstance(net, ModuleNet) else None
+    if still is None:
+        return net, streams
+    parts: list[Part] = []
+    for stream in streams:
+        learnt = torch.cat([rows for task in stream.tasks for rows in (task.train, task.validation)])
+        tested = torch.cat([task.test for task in stream.tasks])
+        parts += [Part.of(stream, "samples", learnt), Part.of(stream, "test_samples", tested)]
+    # of those that show the same images alike, the first
+    firsts = [next(other for other in parts if _same(part.shown, other.shown)) for part in parts]
+    one_image = _some(still, parts[0].shown, torch.zeros_like(parts[0].rows[:1]), dtype)
+    needed = sum(len(part.rows) for part in set(firsts)) * one_image.nbytes
+    if needed > room:
+        say(f"{streams[0].data.name}: what is not trained of the network is computed at every step (once for all, it "
+            f"would take {needed / 1e6:,.1f} MB, and it may take {room / 1e6:,.1f})")  # fmt: skip
+        return net, streams
+    weights = digest({name: value.detach().cpu() for name, value in still.kept.items()}) if root else ""
+    features: dict[Part, Tensor] = {}
+    for part in dict.fromkeys(firsts):
+        file = None
+        if root is not None and part.name is not None:
+            name = _name(part.name, part.shown, [repr(still.front), weights], dtype)
+            file = root / "packed" / "features" / f"{name}.safetensors"
+        found = _kept(file, functools.partial(_features, still, part.shown, dtype), say)
+        features[part] = found.to(part.rows.device)
+    learnt_from = (part.learnt_from(features[first]) for part, first in zip(parts, firsts, strict=True))
+    made: list[Stream] = []
+    for stream, train, test in zip(streams, learnt_from, learnt_from, strict=True):
+        tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
+        made.append(dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test))
+    return still.behind(), made
 
 
 def _name(images: list[str], samples: Samples, body: list[str], dtype: torch.dtype) -> str:
@@ -143,16 +162,22 @@ def _one_of_each(image: Tensor, used: Tensor) -> Tensor:
     return last[last >= 0]
 
 
-def _features(net: ModuleNet, theta: Tensor, samples: Samples, dtype: torch.dtype) -> Tensor:
-    """The features of all rows (N, D), with a progress bar where that takes long."""
+def _features(still: Still, samples: Samples, dtype: torch.dtype) -> Tensor:
+    """The features of all rows (N, ...), with a progress bar where that takes long."""
     from tqdm import tqdm
 
-    parts = torch.arange(len(samples.image), device=samples.image.device).split(CHUNK)
+    every = torch.arange(len(samples.image), device=samples.image.device)
+    first = _some(still, samples, every[:1], dtype)
+    features = first.new_empty(len(every), *first.shape[1:])
+    for rows in tqdm(every.split(CHUNK), desc="features", delay=PATIENCE, leave=False, disable=None):
+        features.index_copy_(0, rows, _some(still, samples, rows, dtype))
+    return features
+
+
+def _some(still: Still, samples: Samples, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The features of some rows (B,): (B, ...)."""
     with torch.no_grad():
-        return torch.cat([
-            net.features(theta, samples.images(part, dtype), samples.task[part])
-            for part in tqdm(parts, desc="features", delay=PATIENCE, leave=False, disable=None)
-        ])  # fmt: skip
+        return still(samples.images(rows, dtype), samples.task[rows])
 
 
 def _same(a: Samples, b: Samples) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,22 @@ from torch import nn
 from torch.func import functional_call
 
 from continual.learning import layers
-from continual.learning.models import Net, Out, check_size
+from continual.learning.models import LinearNet, Net, Out, check_size
 from continual.learning.norms import BatchNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torchvision.models import VisionTransformer
 
     from continual.learning.norms import Statistics
     from continual.streams.rng import Key
 
 
 class Headed(nn.Module):
-    """A body, which gives features (B, D), and the head."""
+    """A body, which gives features (B, D), and the head.
+
+    Where a body is an ``nn.Sequential``, those of its parts in front that are not trained are computed once.
+    """
 
     def __init__(self, body: nn.Module, features: int, units: int) -> None:
         super().__init__()
@@ -53,6 +59,7 @@ class ModuleNet(Net):
             check_size(sum(one.numel() for one in make().parameters()))
         self.make, self.module = make, make()
         self.module.requires_grad_(False)
+        self.how = statistics
         parameters = dict(self.module.named_parameters())
         self.trained = [name for name in parameters if trained(name)]
         self.convolves = any(isinstance(one, nn.Conv2d) for one in self.module.modules())
@@ -67,7 +74,7 @@ class ModuleNet(Net):
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
         self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
-        self.frozen, self.given = statistics == "frozen", given
+        self.given = given
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """See :meth:`Net.initial`."""
@@ -97,7 +104,7 @@ class ModuleNet(Net):
 
     def fixed(self, theta: Tensor) -> bool:
         """See :meth:`Net.fixed`: frozen ones, once they were learnt; of a new network all means are 0."""
-        if not (self.frozen and self.statistics):
+        if self.how != "frozen" or not self.statistics:
             return False
         means = [part for name, part in self.parameters(theta).items() if name.endswith(".running_mean")]
         return self.given or bool(torch.stack([mean.any() for mean in means]).any())
@@ -106,6 +113,20 @@ class ModuleNet(Net):
     def mixes(self) -> bool:
         """See :meth:`Net.mixes`: where it normalises by the batch."""
         return type(self).learn is not ModuleNet.learn or bool(self.statistics)
+
+    def still(self) -> Still | None:
+        """What of the network never changes, from the images on; None where nothing with a parameter does not."""
+        mine = (type(self).forward, type(self).learn, type(self.module).forward)
+        if mine != (ModuleNet.forward, ModuleNet.learn, Headed.forward):
+            return None
+        body = self.module.body
+        parts = _parts(body) if isinstance(body, nn.Sequential) else [("", body)]
+        theirs = {id(value) for name, value in self.module.named_parameters() if name in self.shapes}
+        kept = [*itertools.takewhile(lambda one: not any(id(p) in theirs for p in one[1].parameters()), parts)]
+        if not any(True for _, part in kept for _ in part.parameters()):
+            return None
+        whole = len(kept) == len(parts)
+        return Still(self, body if whole else nn.Sequential(OrderedDict(kept)), len(kept), whole)
 
     def layered(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
@@ -167,6 +188,59 @@ class ModuleNet(Net):
         return self._kept_as[kind]
 
 
+def _parts(body: Any) -> list[tuple[str, nn.Module]]:
+    """The parts of an ``nn.Sequential`` with their names, also one that is there twice."""
+    return list(body._modules.items())
+
+
+class Still:
+    """The parts of a network's body in front that never change, and the network that is behind them.
+
+    θ of the network behind is that of the whole one, number by number.
+    """
+
+    def __init__(self, whole: ModuleNet, front: nn.Module, count: int, all_of_it: bool) -> None:
+        self.whole, self.front, self.count, self.all_of_it = whole, front, count, all_of_it
+        values = {**dict(front.named_parameters()), **dict(front.named_buffers())}
+        self.kept = {name: whole.kept[f"body.{name}"] for name in values}
+
+    def __call__(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """What images (B, C, H, W) of ``tasks`` (B,) are behind these parts: (B, ...)."""
+        like = self.whole._kept_like(x)
+        for one in self.whole.by_task:
+            one.tasks = tasks
+        out: Tensor = functional_call(self.front, {name: like[f"body.{name}"] for name in self.kept}, (x,))
+        return out.flatten(1) if self.all_of_it else out
+
+    def behind(self) -> Net:
+        """The network behind, which takes what these parts give."""
+        whole = self.whole
+        if self.all_of_it and set(whole.shapes) == set(whole.head):
+            return Head(whole)
+
+        def make() -> Headed:
+            made = whole.make()
+            made.body = nn.Sequential(OrderedDict([] if self.all_of_it else _parts(made.body)[self.count :]))
+            return made
+
+        net = ModuleNet(make, lambda name: name in whole.shapes, whole.how, whole.given)
+        net.kept = {name: whole.kept[name] for name in net.kept}
+        return net
+
+
+class Head(LinearNet):
+    """The head of a network alone, with the untrained head that the whole network has."""
+
+    def __init__(self, whole: ModuleNet) -> None:
+        units, features = whole.shapes["head.weight"]
+        super().__init__((features, units))
+        self.whole = whole
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """See :meth:`Net.initial`."""
+        return self.whole.initial(key, dtype)
+
+
 @contextlib.contextmanager
 def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Within it, each function is told what goes in and comes out of its module."""
@@ -176,6 +250,38 @@ def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[N
     finally:
         for one in handles:
             one.remove()
+
+
+class Tokens(nn.Module):
+    """What a vision transformer makes of images (B, C, H, W) before its layers: the tokens (B, 1 + patches, D)."""
+
+    def __init__(self, transformer: VisionTransformer) -> None:
+        super().__init__()
+        self.class_token, self.conv_proj = transformer.class_token, transformer.conv_proj
+        self.pos_embedding, self.dropout = transformer.encoder.pos_embedding, transformer.encoder.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The class token and the patches, each with its place."""
+        patches = self.conv_proj(x).flatten(2).mT
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1)
+        out: Tensor = self.dropout(tokens + self.pos_embedding)
+        return out
+
+
+class First(nn.Module):
+    """The first of the tokens (B, T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """That of each sample, (B, D)."""
+        return x[:, 0]
+
+
+def chain(body: Any) -> nn.Sequential:
+    """A network of torchvision's without its head, as the parts that images go through one after the other."""
+    if hasattr(body, "encoder"):
+        layers = [*body.encoder.layers.named_children(), ("ln", body.encoder.ln)]
+        return nn.Sequential(OrderedDict([("tokens", Tokens(body)), *layers, ("first", First())]))
+    return nn.Sequential(OrderedDict([*body.named_children()][:-1]))
 
 
 def see_grey(module: nn.Module) -> None:

@@ -88,7 +88,7 @@ class ReducedResNet18(ResNet18):
 ARCHITECTURES = {
     "resnet18": ("ResNet18_Weights", "fc", "layer4."),
     "resnet50": ("ResNet50_Weights", "fc", "layer4."),
-    "vit_b_16": ("ViT_B_16_Weights", "heads", "encoder.layers.encoder_layer_11."),
+    "vit_b_16": ("ViT_B_16_Weights", "heads", "encoder_layer_11."),
 }
 """torchvision's networks: the name of their weights, of their head and of their last block."""
 
@@ -142,7 +142,8 @@ class Torchvision(Normalised):
             setattr(body, head, torch.nn.Identity())
             if shape[0] == 1:
                 modules.see_grey(body)
-            return modules.Headed(norms.replaced(body, self.norm, own), features.in_features, units)
+            chain = modules.chain(norms.replaced(body, self.norm, own))
+            return modules.Headed(chain, features.in_features, units)
 
         def trained(name: str) -> bool:
             in_head = name.startswith("head.")

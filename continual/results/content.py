@@ -68,7 +68,9 @@ def chosen(group: list[Result], names: list[str] | None) -> list[Metric]:
 
 
 def _default(group: list[Result]) -> list[Metric]:
-    """What fits into a hundred columns."""
+    """What fits into a hundred columns, and of a single task what it has."""
+    if all(result.accuracy.shape[2] == 1 for result in group):
+        return [METRICS[DEFAULT[0]]]
     if all(result.trace is not None for result in group):
         return [METRICS[name] for name in DEFAULT_TRACED]
     return [METRICS[name] for name in (*DEFAULT, *(["intransigence"] if joint(group) else []))]

@@ -43,7 +43,7 @@ def table(
         metrics: names of metrics, one column each; or ``["all"]``, what all results of an experiment have; or
             ``["tasks"]``, the accuracy on each task after the last. By default accuracy, learning, forgetting and
             transfer, and intransigence where one result is ``joint``; or, where all have a trace, the worst case in
-            place of transfer.
+            place of transfer; of a single task accuracy alone.
         format: table, markdown, latex, csv or json.
         interval: what stands after ±: sd, se or ci95; csv and json have all.
 
