@@ -32,8 +32,8 @@ def result(name="ewc", accuracy=A, trace=False, strategy=None, benchmark="split-
     if trace:
         arrays |= {
             "trace": accuracy[:, 1:].repeat(2, axis=1),
-            "trace_task": np.array([0, 0, 1, 1]),
-            "trace_step": np.arange(4),
+            "trace_task": np.arange(accuracy.shape[2]).repeat(2),
+            "trace_step": np.arange(2 * accuracy.shape[2]),
         }
     return Result(record, arrays)
 
@@ -157,11 +157,8 @@ def test_of_a_single_task_there_is_its_accuracy(traced):
 def test_csv_is_read_back_in_full_precision():
     third = np.full((3, 2, 1), 1 / 3)
     third[1] = 0.1
-    found = list(
-        csv.DictReader(
-            io.StringIO(tables.table([result('a,"b"\nc', third)], ["average-accuracy", "forgetting"], "csv"))
-        )
-    )
+    text = tables.table([result('a,"b"\nc', third)], ["average-accuracy", "forgetting"], "csv")
+    found = list(csv.DictReader(io.StringIO(text)))
     first = found[0]
     assert first["strategy"] == 'a,"b"\nc'
     assert first["metric"] == "average-accuracy"
