@@ -101,20 +101,46 @@ def _kernels() -> dict[str, Callable[..., Any]]:
     onednn = torch.ops.mkldnn._linear_pointwise.default
 
     def mm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        return onednn(a, b.mT, None, "none", [], "") if _suits(a, b, 2) else own["mm"](keys, a, b)
+        return onednn(*_given(a, b)) if _suits(a, b, 2) else own["mm"](keys, a, b)
 
     def addmm(keys: Any, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-        if _suits(a, b, 2) and beta == alpha == 1 and _adds(bias, b):
-            return onednn(a, b.mT, bias, "none", [], "")
+        if _suits(a, b, 2) and _adds(bias, b, beta, alpha):
+            return onednn(*_given(a, b, bias))
         return own["addmm"](keys, bias, a, b, beta=beta, alpha=alpha)
 
     def bmm(keys: Any, a: Tensor, b: Tensor) -> Any:
         if _suits(a, b, 3) and len(a):
-            found = [onednn(x, y.mT, None, "none", [], "") for x, y in zip(a, b, strict=True)]
+            found = [onednn(*_given(x, y)) for x, y in zip(a, b, strict=True)]
             return torch.stack(found) if len(found) > 1 else found[0][None]
         return own["bmm"](keys, a, b)
 
     return {"mm": mm, "addmm": addmm, "bmm": bmm}
+
+
+Work = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def direct(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
+    """What does an operation here, and what it is given: of oneDNN's own Python is not asked again.
+
+    Where oneDNN does not multiply, both are given back.
+    """
+    if not _inside or operation not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        return operation, args, kwargs
+    *bias, a, b = args
+    if not _suits(a, b, 2) or not all(_adds(one, b, **kwargs) for one in bias):
+        return operation, args, kwargs
+    return torch.ops.mkldnn._linear_pointwise.default, _given(a, b, *bias), {}
+
+
+def replaced(operation: Any, args: tuple[Any, ...]) -> bool:
+    """Whether another kernel than PyTorch's does an operation here."""
+    return bool(_inside) and operation is torch.ops.aten.bmm.default and _suits(args[0], args[1], 3)
+
+
+def _given(a: Tensor, b: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
+    """What oneDNN is given for the product of a and b."""
+    return a, b.mT, bias, "none", [], ""
 
 
 def _suits(a: Tensor, b: Tensor, dimensions: int) -> bool:
@@ -130,6 +156,6 @@ def _suits(a: Tensor, b: Tensor, dimensions: int) -> bool:
     return (along == 1 and down == columns) or (down == 1 and along == between)
 
 
-def _adds(bias: Tensor, b: Tensor) -> bool:
+def _adds(bias: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> bool:
     """Whether oneDNN can add it to each row of a product with b: it reads numbers that lie side by side."""
-    return bias.shape == b.shape[1:] and bias.dtype is b.dtype and bias.is_contiguous()
+    return beta == alpha == 1 and bias.shape == b.shape[1:] and bias.dtype is b.dtype and bias.is_contiguous()

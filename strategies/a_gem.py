@@ -53,7 +53,8 @@ class AGEM(Strategy):
             return gradient
         rows = memory["rows"]
         past = torch.where(task.samples.task[rows] < task.number, rows, -1)
-        reference = stored_gradients(net, theta, drawn(past[None], self.samples, batch.key), batch, task)[0]
+        rows = drawn(past[None], self.samples, batch.key)
+        reference = stored_gradients(net, theta, batch.readable(rows), rows >= 0, task)[0]
         product, square = gradient @ reference, reference @ reference
         share = product.clamp_max(0) / torch.where(square > 0, square, 1.0)
         return gradient - share * reference

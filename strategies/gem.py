@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
+
 from continual.learning.projection import drawn, stored_gradients, unopposed
 from continual.learning.strategy import Batch, Memory
 from continual.options import option
@@ -70,5 +72,7 @@ class GEM(Rehearsal):
         rows = self.stored(memory, task)
         if self.samples is not None:
             rows = drawn(rows, self.samples, batch.key)
-        past = stored_gradients(net, theta, rows, batch, task)
+        # not a row of the batch: what is stored is then the same at each step, and its images are made once
+        readable = torch.where(rows >= 0, rows, task.train[0])
+        past = stored_gradients(net, theta, readable, rows >= 0, task)
         return unopposed(gradient, past, **{self.margin_as: self.margin}, ridge=self.ridge)

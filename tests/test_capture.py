@@ -228,7 +228,7 @@ def test_what_is_recorded_once_serves_later_tasks(text: str, seeds: list[int], m
     class Strict(Graph):
         """A graph that holds each later call against the second one, which would be recorded."""
 
-        def __call__(self, function: Any, left: int = 0) -> Any:
+        def __call__(self, function: Any, left: int = 0, steady: Any = ()) -> Any:
             nonlocal compared
             self.calls += 1
             assert course.captured is not None

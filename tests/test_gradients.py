@@ -318,10 +318,10 @@ def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bo
     """Of what there is in a line, over the outputs that are active; of a line without anything, zero."""
     net, task, samples = copy.copy(NETS[kind]), STREAM.tasks[2], STREAM.samples
     net.mapped = mapped
-    theta, batch = vector(7, 2 * net.size).reshape(2, -1), batch_of(task)
+    theta = vector(7, 2 * net.size).reshape(2, -1)
 
     def found(theta: torch.Tensor) -> torch.Tensor:
-        return stored_gradients(net, theta, LINES, batch, task)
+        return stored_gradients(net, theta, torch.where(LINES >= 0, LINES, 17), LINES >= 0, task)
 
     got = torch.vmap(found)(theta) if mapped else torch.stack([found(one) for one in theta])
     for r, line in itertools.product(range(2), range(3)):

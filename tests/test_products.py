@@ -12,6 +12,7 @@ import torch
 
 import continual as cl
 from continual import products
+from continual.learning.recording import recorded
 from continual.progress import Progress
 
 pytestmark = pytest.mark.skipif(not products.can(), reason="this PyTorch has no oneDNN, or is older than get_kernel")
@@ -208,3 +209,27 @@ def test_it_is_for_processors_whose_avx512_mkl_leaves_alone(
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(products, "processor", lambda: f"vendor_id : {processor}")
     assert products.faster.__wrapped__() is wanted
+
+
+def test_recorded_products_are_done_without_asking_whose_they_are() -> None:
+    """Large ones by oneDNN's own operation, small ones where they lay; many at once, which are cut up, as ever."""
+    aten, onednn = torch.ops.aten, torch.ops.mkldnn._linear_pointwise.default._op
+    x, w, b = torch.randn(128, 200), torch.randn(200, 200), torch.randn(200)
+    ways: dict[str, tuple[Callable[[], torch.Tensor], object]] = {
+        "a product": (lambda: x @ w, onednn),
+        "with a bias": (lambda: torch.nn.functional.linear(x, w, b), onednn),
+        "another bias": (lambda: torch.addmm(b, x, w, beta=0.5), aten.addmm.out._op),
+        "a small product": (lambda: x[:8] @ w, aten.mm.out._op),
+        "a small one with a bias": (lambda: torch.nn.functional.linear(x[:8], w, b), aten.addmm.out._op),
+        "many": (lambda: torch.bmm(x.expand(2, -1, -1), w.expand(2, -1, -1)), aten.bmm.default._op),
+        "many small ones": (lambda: torch.bmm(x[:8].expand(2, -1, -1), w.expand(2, -1, -1)), aten.bmm.out._op),
+    }
+    for name, (way, operation) in ways.items():
+        with products.by_onednn():
+            noted, why = recorded(way)
+            assert noted is not None, (name, why)
+            assert [call.function for call in noted.calls] == [operation], name
+            x.add_(1)
+            assert noted.compared(way)[0], name
+        noted, _ = recorded(way)
+        assert noted is not None and [call.function for call in noted.calls] != [onednn], "PyTorch's own are back"

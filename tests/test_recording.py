@@ -71,17 +71,23 @@ def gradient(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor)
         return torch.autograd.grad(function(live).square().sum(), live)[0]
 
 
-def any_function(seed: int, state: list[torch.Tensor]) -> Function:
-    """Forty operations on tensors that lie in place and on what came of others, some of which are written back."""
+def any_function(seed: int, state: list[torch.Tensor], steady: list[torch.Tensor]) -> Function:
+    """Forty operations on tensors that lie in place and on what came of others, some of which are written back.
+
+    Half of them take what is steady, or came of that, alone; but any may write to whatever it takes.
+    """
     numbers = np.random.default_rng(seed)
     names = [*numbers.permutation(list(OPERATIONS)), *numbers.choice(list(OPERATIONS), 13)]
     chosen = [(str(name), *(int(one) for one in numbers.integers(0, 10**6, 3))) for name in names]
 
     def function() -> torch.Tensor:
-        there = list(state)
+        there, still = [*state, *steady], list(steady)
         for name, a, b, place in chosen:
-            made = OPERATIONS[name](there[a % len(there)], there[b % len(there)])
-            there.append(torch.nan_to_num(made).clamp(-3, 3) if place % 3 else made.clamp_(-3, 3).nan_to_num_())
+            taken = still if steady and place % 2 else there
+            made = OPERATIONS[name](taken[a % len(taken)], taken[b % len(taken)])
+            made = torch.nan_to_num(made).clamp(-3, 3) if place % 3 else made.clamp_(-3, 3).nan_to_num_()
+            for one in (there, still) if taken is still else (there,):
+                one.append(made)
             if place % 4 == 0:
                 state[place % len(state)].copy_(made)
         return there[chosen[0][1] % len(there)]
@@ -89,30 +95,37 @@ def any_function(seed: int, state: list[torch.Tensor]) -> Function:
     return function
 
 
-def some_state(seed: int) -> list[torch.Tensor]:
+def some_state(seed: int, count: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(6, 6, generator=generator) for _ in range(4)]
+    return [torch.randn(6, 6, generator=generator) for _ in range(count)]
 
 
+@pytest.mark.parametrize("steady", [0, 3])
 @pytest.mark.parametrize("seed", range(60))
-def test_a_replay_gives_the_functions_bits(seed: int) -> None:
+def test_a_replay_gives_the_functions_bits(seed: int, steady: int) -> None:
+    """What is said to be steady changes with each doubt, and else where the function itself changes it."""
     mine, theirs = some_state(seed), some_state(seed)
-    graph, plain, asked = Graph(CPU, 1), any_function(seed, theirs), list[int]()
-    function = any_function(seed, mine)
+    still, other = some_state(seed + 1, steady), some_state(seed + 1, steady)
+    graph, plain, asked = Graph(CPU, 1), any_function(seed, theirs, other), list[int]()
+    function = any_function(seed, mine, still)
 
     def counted() -> torch.Tensor | None:
         asked.append(1)
         return function()
 
-    for turn in range(7):
-        for one, other in zip(mine, theirs, strict=True):
+    for turn in range(9):
+        for one, two in zip(mine, theirs, strict=True):
             change = torch.randn(6, 6, generator=torch.Generator().manual_seed(turn))
-            one.add_(change), other.add_(change)
-        got, wanted = graph(counted), plain()
+            one.add_(change), two.add_(change)
+        if turn == 5:
+            graph.doubt()
+            for one, two in zip(still, other, strict=True):
+                one.mul_(-0.7), two.mul_(-0.7)
+        got, wanted = graph(counted, steady=lambda: still), plain()
         assert got is not None and wanted is not None
         assert torch.equal(got, wanted), turn
-        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True)), turn
-    assert not graph.why and len(asked) == 3, "as it is, as it is noted, and as it is compared"
+        assert all(torch.equal(*pair) for pair in zip(mine + still, theirs + other, strict=True)), turn
+    assert not graph.why and len(asked) == 4, "as it is, as it is noted, and twice as it is compared"
 
 
 def test_operations_that_are_wrong_by_a_bit_are_found() -> None:
@@ -155,6 +168,62 @@ def test_what_is_the_same_each_time_is_left_out() -> None:
     x, y = torch.ones(3), torch.zeros(3)
     noted, _ = recorded(lambda: y.copy_(x.view(1, 3)[0] + torch.arange(3.0).mul(2).sin()))
     assert noted is not None and len(noted.calls) == 2
+
+
+def test_what_comes_of_what_is_steady_is_done_once() -> None:
+    x, y, still = torch.ones(3), torch.zeros(3), torch.arange(3.0)
+    noted, _ = recorded(lambda: y.copy_(x + (2 * still).add_(1)), [still])
+    assert noted is not None and (len(noted.once), len(noted.calls)) == (2, 2)
+    noted.again()
+    assert torch.equal(y, 2 + 2 * torch.arange(3.0))
+    still.add_(1)
+    noted.again()
+    assert torch.equal(y, 2 + 2 * torch.arange(3.0)), "that it has changed was not said"
+    noted.stale = True
+    noted.again()
+    assert torch.equal(y, 4 + 2 * torch.arange(3.0))
+
+
+ONCE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any], int]] = {
+    "nothing of it is steady": (lambda x, y, still: y.copy_(2 * x), 0),
+    "something else is added in place": (lambda x, y, still: y.copy_((2 * still).add_(x)), 0),
+    "and to a part": (lambda x, y, still: ((made := 2 * still)[:1].add_(x[:1]), y.copy_(made)), 0),
+    "it is read before it is written to again": (
+        lambda x, y, still: ((made := 2 * still), x.add_(made), made.mul_(3), y.copy_(made)), 0),
+    "it is read behind that": (lambda x, y, still: ((made := 2 * still), made.mul_(3), x.add_(made), y.copy_(made)), 2),
+    "what was read before stays": (
+        lambda x, y, still: ((made := 2 * still), (more := made + 1), x.add_(more), made.mul_(x), y.copy_(made)), 0),
+    "the function writes to it": (lambda x, y, still: (y.copy_(2 * still), still.add_(1)), 0),
+    "a view of it is written to": (lambda x, y, still: (y.copy_(2 * still), still.view(1, 3)[0].add_(1)), 0),
+    "an empty one is filled": (lambda x, y, still: y.copy_(torch.empty(3).copy_(still) + x), 1),
+    "an empty one is filled by something else": (lambda x, y, still: y.copy_(torch.empty(3).copy_(x) + still), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_no_more_is_done_once_than_what_stays(name: str) -> None:
+    does, once = ONCE[name]
+    mine, theirs = ([torch.ones(3), torch.zeros(3), torch.arange(3.0)] for _ in range(2))
+    noted, _ = recorded(lambda: (does(*mine), None)[1], [mine[2]])
+    assert noted is not None and len(noted.once) == once
+    for _ in range(4):
+        noted.again()
+        does(*theirs)
+        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+def test_what_was_said_to_be_steady_and_is_not_ends_the_run() -> None:
+    x, y = torch.ones(3), torch.zeros(3)
+    graph = Graph(CPU, 1)
+
+    def function() -> None:
+        y.add_(x * 2)
+
+    with pytest.raises(BadOption, match=r"after 8 replays.*--program eager, or set can_be_captured"):
+        for turn in range(40):
+            x.fill_(1.0 if turn < 5 else 2.0)
+            graph(function, steady=lambda: [x])
+    assert turn == 9
 
 
 # ---- what cannot be recorded
@@ -423,7 +492,7 @@ def test_a_recording_leaves_nothing_to_the_garbage_collector() -> None:
 def test_a_rare_step_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recording takes as long as some twenty replays save: GEM has a program for each task."""
     made = list[int]()
-    monkeypatch.setattr(recording, "recorded", lambda function: made.append(1) or recorded(function))
+    monkeypatch.setattr(recording, "recorded", lambda *given: made.append(1) or recorded(*given))
     for strategy, epochs, times in (("finetune", 1, 0), ("finetune", 20, 1), ("gem", 12, 0), ("gem", 20, 3)):
         made.clear()
         outcome(learners_of(config.make_strategy(strategy), [0]), replace(TRAINING, batch=12, epochs=epochs))

@@ -48,17 +48,22 @@ class Graph:
     def doubt(self) -> None:
         """Something may have changed that the function does not say: a strategy may keep it where it should not."""
         self.trusted = False
+        if self.recording is not None:
+            self.recording.stale = True
 
-    def __call__(self, function: Callable[[], Tensor | None], left: int = 2**31) -> Tensor | None:
+    def __call__(
+        self, function: Callable[[], Tensor | None], left: int = 2**31, steady: Callable[[], list[Tensor]] = list
+    ) -> Tensor | None:
         """What the function, the same each time, gives; where it is recorded the same tensor, which is written over.
 
-        ``left``: how often it will be called until something changes. Raises :class:`~continual.errors.BadOption` where
-        replays did something else than it would have.
+        ``left``: how often it will be called until something changes; ``steady`` says which tensors nobody but the
+        function writes to, unless there is a :meth:`doubt`. Raises :class:`~continual.errors.BadOption` where replays
+        did something else than it would have.
         """
         self.calls += 1
         if self.why or self.calls <= self.by_hand:
             return function()
-        return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function, left)
+        return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function, left, steady)
 
     def _on_gpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
         if self.calls == self.by_hand + 1:
@@ -69,13 +74,15 @@ class Graph:
         self.graph.replay()
         return self.result
 
-    def _on_cpu(self, function: Callable[[], Tensor | None], left: int) -> Tensor | None:
+    def _on_cpu(
+        self, function: Callable[[], Tensor | None], left: int, steady: Callable[[], list[Tensor]]
+    ) -> Tensor | None:
         if not self.trusted and left < (min(self.least, FEW) if self.recording else self.least):
             return function()
         if self.recording is None:
             from continual.learning.recording import recorded  # which needs all of PyTorch at once
 
-            self.recording, self.why = recorded(function)
+            self.recording, self.why = recorded(function, steady())
         if self.recording is None:
             return function()
         if not self.trusted:
@@ -208,7 +215,7 @@ class Captured:
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least)
         graph = self.graphs[size]
-        graph(lambda: self._step(size), self.left[size])
+        graph(lambda: self._step(size), self.left[size], self._steady)
         self.left[size] -= 1
         if graph.why or (graph.replays and self.learners.unrecorded == RARE):
             self.learners.unrecorded = graph.why
@@ -224,6 +231,10 @@ class Captured:
         self.losses.index_copy_(-1, at.view(1), loss.unsqueeze(-1).to(self.losses.dtype))
         self._keep_memory()
         at.add_(1)
+
+    def _steady(self) -> list[Tensor]:
+        assert self.program is not None
+        return self.program.steady(self.memory)
 
     def _set_rate(self, rate: Tensor) -> None:
         """The learning rate is a tensor that the optimiser reads on the device."""

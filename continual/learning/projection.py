@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from continual.learning.models import Net
-from continual.learning.strategy import Batch, cross_entropy, gradient_of
+from continual.learning.strategy import cross_entropy, gradient_of
 from continual.streams.rng import Key
 from continual.streams.stream import Task
 
@@ -30,13 +30,13 @@ def drawn(rows: Tensor, n: int, key: Key) -> Tensor:
     return rows.gather(-1, torch.where(rows >= 0, lots, -1).topk(n).indices)
 
 
-def stored_gradients(net: Net, theta: Tensor, rows: Tensor, batch: Batch, task: Task) -> Tensor:
-    """The gradients (t, P) of the mean cross-entropy of each line of stored rows (t, S); -1 counts nothing.
+def stored_gradients(net: Net, theta: Tensor, rows: Tensor, there: Tensor, task: Task) -> Tensor:
+    """The gradients (t, P) of the mean cross-entropy of each line of stored rows (t, S), of those that are ``there``.
 
-    The outputs are those that are active in the step. A line without any row has the gradient zero.
+    The outputs are those that are active in the step. A line without any row has the gradient zero; whatever is not
+    there is read, and has to be a row.
     """
-    weight = (rows >= 0).to(theta.dtype)
-    rows = batch.readable(rows)
+    weight = there.to(theta.dtype)
     of_all = (task.samples.images(rows.flatten(), theta.dtype), *task.samples.labels(rows.flatten()))
     x, y, tasks = (part.unflatten(0, rows.shape) for part in of_all)
 

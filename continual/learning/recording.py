@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from continual import products
 from continual.learning.seeds import MOST, storage_of
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ INDEX, MASKS = ATEN.index.Tensor, (torch.bool, torch.uint8)
 NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 """What only takes memory."""
 COPIES = ("aten::_to_copy", "aten::clone")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
-"""What another library may do in PyTorch's place, but not where it is told where to write."""
 UNSAID = ("running_mean", "running_var")
 """Arguments that an operation may write to and not say so."""
 
@@ -85,6 +84,7 @@ class Notes(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             for one in _written(func, args, kwargs):
                 self._keep(one)
+            func, args, kwargs = products.direct(func, args, kwargs)
             found = func(*args, **kwargs)
             if why := self._why_not(func, args, found):
                 raise CannotRecord(why)
@@ -164,50 +164,46 @@ class Recording:
     """What a function did, to be done again; ``result`` is what it gave, and is written over.
 
     An operation that can be told where to write writes where it wrote before; what others give comes to lie in the
-    place of what they gave. Views are there already, and what is the same each time is left out.
+    place of what they gave. Views are there already. What gives the same each time is done ``once``, and again only
+    where the recording is ``stale``: what lies in the storages ``steady`` may have changed.
     """
 
-    def __init__(self, done: list[Done], outside: list[Tensor], result: Tensor | None) -> None:
-        self.calls, self.outside = list[Call](), outside
+    def __init__(self, done: list[Done], outside: list[Tensor], result: Tensor | None, steady: set[int]) -> None:
+        self.once, self.calls, self.outside, self.stale = list[Call](), list[Call](), outside, True
         self.twins: dict[int, Tensor] = {}
         self.lying: dict[int, list[View]] = defaultdict(list)
         self.result: Tensor | None = self._twins(result)
-        made, moving = self._note_calls(done)
+        made, moving = self._note_calls(done, steady)
         kept = set() if result is None else {storage_of(result)}
         self._share_memory(made - moving - kept)
         del self.twins, self.lying
 
-    def _note_calls(self, done: list[Done]) -> tuple[set[int], set[int]]:
-        """The calls; the storages that they make, but for constants, and those of them that are new each time."""
-        written = {place for one in done for place in one.written}
-        made, moving, constant = set[int](), set[int](), set[int]()
+    def _note_calls(self, done: list[Done], steady: set[int]) -> tuple[set[int], set[int]]:
+        """The calls; the storages that those of each time make, and those of them that are new then."""
+        made, moving = set[int](), set[int]()
         moves: list[tuple[Call, list[tuple[int, int]]]] = []
-        for one in done:
-            name, fresh = one.operation._schema.name, one.made
-            if not one.written and one.read <= constant and not fresh & written:
-                constant |= fresh
-                continue
-            made |= fresh
+        for one, alike in zip(done, _alike(done, steady), strict=True):
+            name, fresh, calls = one.operation._schema.name, one.made, self.once if alike else self.calls
+            made |= set() if alike else fresh
             if not (one.written or fresh) or name in NOTHING:
                 continue
             args, kwargs = self._twins((one.args, one.kwargs))
-            into = None if one.written else _into(one.operation)
+            kept = one.written or products.replaced(one.operation, one.args)
+            into = None if kept else _into(one.operation)
             if name in COPIES:
-                self._call(one, ATEN.copy_.default._op, (self._twins(one.found), args[0]), {})
+                calls.append(Call(ATEN.copy_.default._op, (self._twins(one.found), args[0]), {}, [], one.grad))
             elif into is not None:
                 function, names = into
-                self._call(one, function, args, kwargs | dict(zip(names, self._twins(one.results), strict=True)))
+                kwargs |= dict(zip(names, self._twins(one.results), strict=True))
+                calls.append(Call(function, args, kwargs, [], one.grad))
             else:
-                self._call(one, one.operation._op, args, kwargs)
+                calls.append(Call(one.operation._op, args, kwargs, [], one.grad))
                 places = [(n, storage_of(part)) for n, part in enumerate(one.results) if part is not None]
-                moves.append((self.calls[-1], [(n, place) for n, place in places if place in fresh]))
+                moves.append((calls[-1], [(n, place) for n, place in places if place in fresh]))
                 moving |= fresh
         for call, new in moves:
             call.moved.extend((n, self.lying[place]) for n, place in new if place in self.lying)
         return made, moving
-
-    def _call(self, one: Done, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append(Call(function, args, kwargs, [], one.grad))
 
     def _twins(self, tree: Any) -> Any:
         """The same with tensors that know no gradients, in the same places."""
@@ -239,11 +235,19 @@ class Recording:
 
     def again(self) -> Tensor | None:
         """Do it again."""
+        if self.stale:
+            self._do(self.once)
+            self.stale = False
+        self._do(self.calls)
+        return self.result
+
+    @staticmethod
+    def _do(calls: list[Call]) -> None:
         set_grad, before = torch._C._set_grad_enabled, torch.is_grad_enabled()
         now = before
         try:
             with torch._C._AutoDispatchBelowAutograd():
-                for function, args, kwargs, moved, grad in self.calls:
+                for function, args, kwargs, moved, grad in calls:
                     if grad is not now:
                         set_grad(grad)
                         now = grad
@@ -254,7 +258,6 @@ class Recording:
                             view.turn_to(storage)
         finally:
             set_grad(before)
-        return self.result
 
     def compared(self, function: Callable[[], Tensor | None]) -> tuple[bool, Tensor | None]:
         """Whether it does what the function does, by all bits that they write; and what that gives, which is done."""
@@ -267,19 +270,44 @@ class Recording:
         return all(one is None or other is None or torch.equal(one, _bits(other)) for one, other in pairs), wanted
 
 
-def recorded(function: Callable[[], Tensor | None]) -> tuple[Recording | None, str]:
-    """What a function does, which is undone, or why it cannot be recorded."""
+def recorded(function: Callable[[], Tensor | None], steady: Iterable[Tensor] = ()) -> tuple[Recording | None, str]:
+    """What a function does, which is undone, or why it cannot be recorded.
+
+    ``steady``: tensors that nobody else writes to, unless the recording is said to be stale.
+    """
     notes = Notes()
     try:
         with Asking(), notes:
             result = function()
-        return Recording(notes.done, [one for one, _ in notes.outside.values()], result), ""
+        outside = [one for one, _ in notes.outside.values()]
+        return Recording(notes.done, outside, result, set(map(storage_of, steady))), ""
     except CannotRecord as reason:
         return None, str(reason)
     except Exception as error:  # what is wrong with the function itself is raised when it is called next
         return None, f"PyTorch cannot record it ({type(error).__name__})"
     finally:
         notes.undo()
+
+
+def _alike(done: list[Done], steady: set[int]) -> list[bool]:
+    """Which operations give the same each time: those that read what is steady, or what others of them made, alone.
+
+    What they made is steady, too, unless another operation writes to it, or reads it before they have all written.
+    """
+    last = {place: number for number, one in enumerate(done) for place in one.written}
+    outside, moving = steady - last.keys(), set[int]()
+    while True:
+        known, found, more = set(outside), list[bool](), set[int]()
+        for number, one in enumerate(done):
+            found.append(one.read <= known and not (one.made | one.written) & moving)
+            if found[-1]:
+                known |= one.made
+            else:
+                read = one.read & known - outside
+                more |= {place for place in read if place in one.written or last.get(place, -1) > number}
+        if not more:
+            return found
+        moving |= more
 
 
 def _parts(tree: Any) -> list[Any]:
@@ -319,7 +347,7 @@ def _writes(operation: Any) -> list[tuple[int, str]]:
 def _into(operation: Any) -> tuple[Callable[..., Any], list[str]] | None:
     """The same operation with tensors to write to, by their names, where PyTorch has a kernel of its own for that."""
     name, wanted = operation._schema.name, [(one.name, str(one.type)) for one in operation._schema.arguments]
-    if name in PRODUCTS or not name.startswith("aten::"):
+    if not name.startswith("aten::"):
         return None
     packet = getattr(ATEN, name.removeprefix("aten::"))
     for other in (getattr(packet, one) for one in packet.overloads()):

@@ -132,6 +132,13 @@ class Program:
         """The program of the later steps, when the first is done."""
         return self.before or self
 
+    def steady(self, memory: Memory) -> list[Tensor]:
+        """What the later steps read, and what nobody but they may write to while a task lasts."""
+        samples, outputs = self.task.samples, self.task.outputs
+        shown = [samples.pixels, *samples.tables, *([] if samples.channel is None else [samples.channel])]
+        answers = [value for value in self.answers.values() if isinstance(value, torch.Tensor)]
+        return [*shown, *self.tables, outputs.units, outputs.seen, *answers, *self.held.values(), *memory.values()]
+
     def serves(self, other: Program) -> bool:
         """Whether the later steps of another task, whose program has done the first, are the same."""
         if not self.first_is_done or (self.noted, self.fixed) != (other.noted, other.fixed):
