@@ -109,10 +109,12 @@ def _kernels() -> dict[str, Callable[..., Any]]:
         return own["addmm"](keys, bias, a, b, beta=beta, alpha=alpha)
 
     def bmm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        if _suits(a, b, 3) and len(a):
-            found = [onednn(*_given(x, y)) for x, y in zip(a, b, strict=True)]
-            return torch.stack(found) if len(found) > 1 else found[0][None]
-        return own["bmm"](keys, a, b)
+        if not _suits(a, b, 3):
+            return own["bmm"](keys, a, b)
+        out = a.new_empty(len(a), a.shape[1], b.shape[2])
+        for n in range(len(a)):  # each is copied while the processor still has it at hand
+            out[n] = onednn(*_given(a[n], b[n]))
+        return out
 
     return {"mm": mm, "addmm": addmm, "bmm": bmm}
 

@@ -82,7 +82,8 @@ class Graph:
         if self.recording is None:
             from continual.learning.recording import recorded  # which needs all of PyTorch at once
 
-            self.recording, self.why = recorded(function, steady())
+            with _uncollected():
+                self.recording, self.why = recorded(function, steady())
         if self.recording is None:
             return function()
         if not self.trusted:
@@ -111,7 +112,11 @@ class Graph:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Within it, no garbage is collected: an older graph that is let go spoils the one that is being recorded."""
+    """Within it, no garbage is collected.
+
+    On a GPU an older graph that is let go spoils the one that is being recorded; on a CPU the many notes of a
+    recording, which are soon gone, would have all objects of the process looked through, for a tenth of a second.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
