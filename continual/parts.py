@@ -188,7 +188,7 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
         "parameters": learners.net.size,
         "memory_bytes": sum(value.numel() * value.element_size() for value in memory.values()),
         "stored_samples_per_task": stored.reshape(-1, stored.shape[-1])[0].tolist(),
-        "sample_bytes": stream.samples.pixels[0].numel() * stream.samples.pixels.element_size(),
+        "sample_bytes": stream.data.x[0].nbytes,  # not what a network's parts that stay make of it
         "train_samples_per_task": [len(task.train) for task in stream.tasks],
     }
 

@@ -44,11 +44,17 @@ class Ready:
 
     def begun(self, kept: resume.Kept | None) -> Ready:
         """The same, for a strategy whose run may have been begun in another way."""
-        return self if kept is None else self.done(kept.begin(self.way))
+        if kept is None:
+            return self
+        way = kept.begin(self.way)
+        if way.features != self.way.features:
+            return prepare(self.plan, (), self.root, self.device, Progress(), way=way)
+        return self.done(way)
 
     def done(self, way: Way) -> Ready:
         """The same, done in a way; images lie where they do."""
-        last = way.how != "map" and execution.helps(self.net, self.device, self.plan.training.precision)
+        helps = execution.helps(self.net, self.device, self.plan.training.precision)
+        last = way.how != "map" and helps and len(self.streams[0].shape) == 3  # images, or what lies as they do
         way = replace(way, where=self.way.where, features=self.way.features)
         return replace(self, way=way, streams=laid_out(self.streams, last))
 

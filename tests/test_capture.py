@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+import continual as cl
 from continual import config, plugins
 from continual.conformance import TRAINING, learners_of
 from continual.learning import capture, step
@@ -310,3 +312,28 @@ def test_a_program_without_steps_serves_nobody(text: str) -> None:
         found.append(course.program)
     assert [len(loss) for loss in course.losses[:-1]] == [0, 0] and len(course.losses[-1])
     assert found[-1].later is found[-1] and found[-1].first_is_done and not found[0].first_is_done
+
+
+@dataclass(frozen=True)
+class Tail(Strategy):
+    """Its memory changes with the small batch at an epoch's end, of 130 rows by seven, and is read in every step."""
+
+    def init(self, net: Any, theta: Any, stream: Any) -> Any:
+        return {"scale": torch.ones((), dtype=theta.dtype)}
+
+    def penalty(self, net: Any, theta: Any, memory: Any, batch: Any, out: Any, task: Any) -> Any:
+        return (memory["scale"] * 2).exp() * theta.square().sum() * 1e-3
+
+    def after_step(self, net: Any, theta: Any, memory: Any, step: Any, task: Any) -> Any:
+        small = len(step.batch.y) < 5
+        return theta, memory | {"scale": memory["scale"] + 0.1} if small else memory
+
+
+@pytest.mark.parametrize("epochs", [2, 6])
+def test_what_a_step_of_one_size_writes_a_step_of_another_reads(epochs: int) -> None:
+    found = [
+        cl.run("split-digits:limit=65", Tail(), seeds=1, epochs=epochs, batch=7, program=program, out=None)
+        for program in ("eager", "captured")
+    ]
+    for name, values in found[0].arrays.items():
+        assert np.array_equal(values, found[1].arrays[name], equal_nan=True), name

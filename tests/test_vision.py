@@ -32,7 +32,7 @@ from continual.progress import Progress
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
 from continual.streams.rng import key
-from continual.streams.stream import Split, Stream
+from continual.streams.stream import Split, Stream, permuted
 
 SMALL = ReducedResNet18(width=2)
 TASKS = torch.tensor([0, 0, 1, 0, 1, 1, 1, 0])
@@ -706,6 +706,15 @@ def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Pa
         way = Way("loop", "loop", "device", 2, 2, features)
         found = ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress(), way=way)
         assert found.way.features is features
+
+        class Begun:
+            """A run that was begun in the other way, while the first of the command was begun in this one."""
+
+            def begin(self, way: Way) -> Way:
+                return replace(way, features=not way.features)
+
+        other = found.begun(Begun())  # type: ignore[arg-type]
+        assert other.way.features is not features and (other.streams[0].shape == (3, 32, 32)) is features
         assert found.streams[0].shape == ((256, 2, 2) if features else (3, 32, 32))
 
 
@@ -763,6 +772,63 @@ def test_a_network_is_what_stays_and_what_is_behind_it(make: Any, trained: tuple
         lambda t: behind.logits(t, still(x, tasks)), lambda t: net.logits(t, x)))  # fmt: skip
     torch.testing.assert_close(one, other)
     assert one.any() and isinstance(behind, LinearNet) == (trained == ("head.",))
+
+
+class Twice(nn.Sequential):
+    """A sequence that goes its own way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(2 * x)
+
+
+def own_sequence() -> modules.Headed:
+    whole = random_trunk()
+    return modules.Headed(Twice(*whole.body), 5 * 12 * 12, 4)  # type: ignore[arg-type]
+
+
+def with_part(part: nn.Module) -> Any:
+    def make() -> modules.Headed:
+        whole = random_trunk()
+        return modules.Headed(nn.Sequential(part, *whole.body), 5 * 12 * 12, 4)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("make", [own_sequence, with_part(nn.BatchNorm2d(3)), with_part(nn.Dropout(0.5)),
+                                  with_part(nn.Sequential(nn.Dropout2d(0.1)))])  # fmt: skip
+def test_what_may_be_another_each_time_is_not_kept(make: Any) -> None:
+    for trained in (("head.", "body.3."), ("head.", "body.2.")):
+        assert modules.ModuleNet(make, lambda name, trained=trained: name.startswith(trained)).still() is None  # type: ignore[misc]
+
+
+def test_a_layer_that_is_called_again_behind_is_not_kept() -> None:
+    def make() -> modules.Headed:
+        layer = nn.Conv2d(3, 3, 3, padding=1)
+        body = nn.Sequential(layer, nn.Conv2d(3, 3, 3, padding=1), layer, nn.Flatten())
+        return modules.Headed(body, 3 * 8 * 8, 4)
+
+    assert modules.ModuleNet(make, lambda name: name.startswith(("head.", "body.1."))).still() is None
+
+
+@pytest.mark.parametrize("train", ["head", "block"])
+def test_seeds_that_show_images_differently_learn_from_their_own_features(weights: Path, train: Any) -> None:
+    x, y = noise(classes=2, each=4)
+    data = Data.from_arrays(x[0], y, x[1], y)
+    stream = permuted(data, tasks=2)
+    settings: dict[str, Any] = {
+        "seeds": 2,
+        "epochs": 1,
+        "batch": 8,
+        "precision": "float64",
+        "strategy": "replay:capacity=4",
+    }
+    settings |= {"model": Torchvision(weights=str(weights), train=train), "optimizer": "sgd:lr=0.001"}
+    loop, mapped = (cl.run(stream, seeds_as=how, **settings) for how in ("loop", "map"))
+    each = cl.run(stream, seeds_as="loop", augment=Still(), **settings)
+    assert loop.record["features_once"] and mapped.record["features_once"] and not each.record["features_once"]
+    for found in (loop, mapped):
+        np.testing.assert_allclose(found.arrays["loss"], each.arrays["loss"], rtol=1e-6)
+    assert not np.allclose(each.arrays["loss"][0], each.arrays["loss"][1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("trained", [("head.", "body."), ("head.", "body.0.weight")])
@@ -891,8 +957,10 @@ def test_features_are_shared_where_images_are_shown_alike(weights: Path) -> None
     data = Data.from_arrays(x[0], y, x[1], y)
     one, other, again = (Split(tasks=2, normalize=given).build(data) for given in ("channel", "imagenet", "channel"))
     _, found = frozen.features_once(net, [one, other, again], torch.float32)
-    first, second, third = (stream.samples.pixels for stream in found)
-    assert first is third and not torch.allclose(first, second)
+    held = {id(stream.samples.pixels): stream.samples.pixels for stream in found}
+    assert [len(pixels) for pixels in held.values()] == [16], "of two ways to show eight images, for all"
+    first, second, third = (stream.samples.images(torch.arange(8), torch.float32) for stream in found)
+    assert torch.equal(first, third) and not torch.allclose(first, second)
 
 
 def test_batch_norm_that_is_not_trained_keeps_its_statistics(weights: Path) -> None:

@@ -48,6 +48,10 @@ class Graph:
     def doubt(self) -> None:
         """Something may have changed that the function does not say: a strategy may keep it where it should not."""
         self.trusted = False
+        self.stale()
+
+    def stale(self) -> None:
+        """What was said to be steady may have changed."""
         if self.recording is not None:
             self.recording.stale = True
 
@@ -221,6 +225,9 @@ class Captured:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least)
         graph = self.graphs[size]
         graph(lambda: self._step(size), self.left[size], self._steady)
+        for other in self.graphs.values():  # what this step wrote may be what a step of another size only reads
+            if other is not graph:
+                other.stale()
         self.left[size] -= 1
         if graph.why or (graph.replays and self.learners.unrecorded == RARE):
             self.learners.unrecorded = graph.why

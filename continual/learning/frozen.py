@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -65,13 +66,13 @@ class Part:
         kept = stream.data.packed and alike  # others are many, of one stream alone
         return cls(samples, rows, alike, shown, [name, stream.data.sha256] if kept else None)
 
-    def learnt_from(self, features: Tensor) -> Samples:
-        """The samples with the features of their rows in the place of pixels."""
+    def learnt_from(self, features: Tensor, start: int) -> Samples:
+        """The samples with features, those of their rows from ``start`` on, in the place of pixels."""
         samples, rows = self.samples, self.rows
         known = samples.image[rows] if self.alike else rows
         size = len(samples.pixels if self.alike else samples.image)
         place = torch.zeros(size, dtype=torch.int64, device=rows.device)
-        place[known] = torch.arange(len(rows), device=rows.device)
+        place[known] = start + torch.arange(len(rows), device=rows.device)
         return dataclasses.replace(
             samples, pixels=features, image=place[samples.image] if self.alike else place, scale=1.0, shift=0.0,
             top=1.0, channel=None, transforms=(), mapped=False, channels_last=False,
@@ -113,12 +114,21 @@ def features_once(
             file = root / "packed" / "features" / f"{name}.safetensors"
         found = _kept(file, functools.partial(_features, still, part.shown, dtype), say)
         features[part] = found.to(part.rows.device)
-    learnt_from = (part.learnt_from(features[first]) for part, first in zip(parts, firsts, strict=True))
+    trains, tests = (_together(parts[n::2], firsts[n::2], features) for n in range(2))
     made: list[Stream] = []
-    for stream, train, test in zip(streams, learnt_from, learnt_from, strict=True):
+    for stream, train, test in zip(streams, trains, tests, strict=True):
         tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
         made.append(dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test))
     return still.behind(), made
+
+
+def _together(parts: list[Part], firsts: list[Part], features: dict[Part, Tensor]) -> list[Samples]:
+    """The samples of all seeds, whose features lie in one tensor, as pixels do, which seeds side by side share."""
+    own = list(dict.fromkeys(firsts))
+    whole = features[own[0]] if len(own) == 1 else torch.cat([features[one] for one in own])
+    ends = itertools.accumulate((len(one.rows) for one in own), initial=0)
+    start = dict(zip(own, ends, strict=False))
+    return [part.learnt_from(whole, start[first]) for part, first in zip(parts, firsts, strict=True)]
 
 
 def _name(images: list[str], samples: Samples, body: list[str], dtype: torch.dtype) -> str:

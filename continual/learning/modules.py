@@ -120,10 +120,16 @@ class ModuleNet(Net):
         if mine != (ModuleNet.forward, ModuleNet.learn, Headed.forward):
             return None
         body = self.module.body
-        parts = _parts(body) if isinstance(body, nn.Sequential) else [("", body)]
+        parts = _parts(body) if type(body).forward is nn.Sequential.forward else [("", body)]
         theirs = {id(value) for name, value in self.module.named_parameters() if name in self.shapes}
-        kept = [*itertools.takewhile(lambda one: not any(id(p) in theirs for p in one[1].parameters()), parts)]
-        if not any(True for _, part in kept for _ in part.parameters()):
+
+        def stays(part: nn.Module) -> bool:
+            return not (any(id(one) in theirs for one in part.parameters()) or any(map(_unsteady, part.modules())))
+
+        kept = list(itertools.takewhile(lambda one: stays(one[1]), parts))
+        mine_too, others = ({id(p) for _, part in some for p in part.parameters()}
+                            for some in (kept, parts[len(kept) :]))  # fmt: skip
+        if not mine_too or mine_too & others:  # a layer may be called twice
             return None
         whole = len(kept) == len(parts)
         return Still(self, body if whole else nn.Sequential(OrderedDict(kept)), len(kept), whole)
@@ -191,6 +197,13 @@ class ModuleNet(Net):
 def _parts(body: Any) -> list[tuple[str, nn.Module]]:
     """The parts of an ``nn.Sequential`` with their names, also one that is there twice."""
     return list(body._modules.items())
+
+
+def _unsteady(module: nn.Module) -> bool:
+    """Whether what a module gives for an image may be another each time, or depend on the others of its batch."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    )
 
 
 class Still:
