@@ -55,8 +55,7 @@ class Ready:
         """The same, done in a way; images lie where they do."""
         helps = execution.helps(self.net, self.device, self.plan.training.precision)
         last = way.how != "map" and helps and len(self.streams[0].shape) == 3  # images, or what lies as they do
-        way = replace(way, where=self.way.where, features=self.way.features)
-        return replace(self, way=way, streams=laid_out(self.streams, last))
+        return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
 
     def recipe(self, strategy: Strategy) -> Recipe:
         """What the learners of a strategy share."""

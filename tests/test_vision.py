@@ -636,7 +636,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
-class Still(Augmentation):
+class Idle(Augmentation):
     """It does nothing, so that all is computed at every step."""
 
     active = True  # type: ignore[assignment]
@@ -649,8 +649,12 @@ def noise(classes: int = 4, each: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return numbers.integers(0, 256, shape, dtype=np.uint8), np.repeat(np.arange(classes), each)
 
 
-@pytest.mark.parametrize("train", ["head", "block"])
-def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], train: Any) -> None:
+# a layer of 512 units; or with it the last block: four convolutions, one of 1x1, five BatchNorms with their statistics
+@pytest.mark.parametrize(("train", "parameters"), [
+    ("head", 4 * 513),
+    ("block", 9 * (256 * 512 + 3 * 512 * 512) + 256 * 512 + 5 * 4 * 512 + 4 * 513),
+])  # fmt: skip
+def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], train: Any, parameters: int) -> None:
     """The numbers are those of computing it at every step."""
     x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, normalize="imagenet")
@@ -658,12 +662,13 @@ def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], tr
     settings |= {"batch": 4, "strategy": "replay:capacity=4", "precision": "float64"}
     settings |= {"optimizer": "sgd:lr=0.001"}  # in training whatever is above the last bits would grow
     kept = cl.run(stream, **settings)
-    twice = 2 * 2  # of each block there are two, and one image says how large features are
-    assert sum(seen) <= 2 * 24 + twice * 2 and kept.record["features_once"] is True
+    # there are two such blocks, and one image more says how large features are
+    assert sum(seen) == 2 * (24 + 1) and kept.record["features_once"] is True
     seen.clear()
-    each = cl.run(stream, augment=Still(), **settings)
+    each = cl.run(stream, augment=Idle(), **settings)
     assert sum(seen) > 3 * 2 * 24 and each.record["features_once"] is False
-    assert kept.record["size"]["parameters"] == each.record["size"]["parameters"]
+    assert kept.record["size"]["parameters"] == each.record["size"]["parameters"] == parameters
+    assert kept.record["size"]["sample_bytes"] == each.record["size"]["sample_bytes"] == 3 * 32 * 32
     np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
     assert np.array_equal(kept.accuracy, each.accuracy)
 
@@ -676,7 +681,7 @@ def test_methods_are_the_same_behind_what_is_computed_once(weights: Path, strate
     settings: dict[str, Any] = {"strategy": strategy, "seeds": 1, "epochs": 1, "batch": 8, "precision": "float64"}
     settings |= {"optimizer": "sgd:lr=0.001"}
     settings["model"] = Torchvision(weights=str(weights), train="block", statistics=statistics)
-    kept, each = cl.run(stream, **settings), cl.run(stream, augment=Still(), **settings)
+    kept, each = cl.run(stream, **settings), cl.run(stream, augment=Idle(), **settings)
     np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
     assert np.array_equal(kept.accuracy, each.accuracy)
     assert (kept.record["features_once"], each.record["features_once"]) == (True, False)
@@ -824,7 +829,7 @@ def test_seeds_that_show_images_differently_learn_from_their_own_features(weight
     }
     settings |= {"model": Torchvision(weights=str(weights), train=train), "optimizer": "sgd:lr=0.001"}
     loop, mapped = (cl.run(stream, seeds_as=how, **settings) for how in ("loop", "map"))
-    each = cl.run(stream, seeds_as="loop", augment=Still(), **settings)
+    each = cl.run(stream, seeds_as="loop", augment=Idle(), **settings)
     assert loop.record["features_once"] and mapped.record["features_once"] and not each.record["features_once"]
     for found in (loop, mapped):
         np.testing.assert_allclose(found.arrays["loss"], each.arrays["loss"], rtol=1e-6)
@@ -909,9 +914,9 @@ def test_features_of_packed_images_are_kept_for_other_runs(
     computed: list[int] = []
     features = frozen._features
 
-    def counted(still: Any, samples: Any, dtype: Any) -> torch.Tensor:
+    def counted(still: Any, samples: Any, like: Any) -> torch.Tensor:
         computed.append(len(samples.image))
-        return features(still, samples, dtype)
+        return features(still, samples, like)
 
     monkeypatch.setattr(frozen, "_features", counted)
     model, asked = Torchvision(weights=str(weights), train="head"), "split-imagenet:folder=birds,size=32,tasks="

@@ -61,8 +61,8 @@ class Graph:
         """What the function, the same each time, gives; where it is recorded the same tensor, which is written over.
 
         ``left``: how often it will be called until something changes; ``steady`` says which tensors nobody but the
-        function writes to, unless there is a :meth:`doubt`. Raises :class:`~continual.errors.BadOption` where replays
-        did something else than it would have.
+        function writes to, unless it is said to be :meth:`stale`. Raises :class:`~continual.errors.BadOption` where
+        replays did something else than it would have.
         """
         self.calls += 1
         if self.why or self.calls <= self.by_hand:

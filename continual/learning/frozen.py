@@ -41,7 +41,7 @@ FORMAT = "continual features 1"
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Needed:
     """The training or the test samples of a stream.
 
     Features are needed of the images of ``rows``, one of each where all tasks show an image ``alike``; ``shown`` are
@@ -55,8 +55,8 @@ class Part:
     name: list[str] | None
 
     @classmethod
-    def of(cls, stream: Stream, name: str, used: Tensor) -> Part:
-        """That part of a stream, of whose rows these are ``used``."""
+    def of(cls, stream: Stream, name: str, used: Tensor) -> Needed:
+        """Those of a stream that go by this name, of whose rows these are ``used``."""
         samples: Samples = getattr(stream, name)
         alike = all(bool((shown.table == shown.table[:1]).all()) for shown in samples.transforms)
         rows = _one_of_each(samples.image, used) if alike else used
@@ -92,43 +92,41 @@ def features_once(
     still = net.still() if isinstance(net, ModuleNet) else None
     if still is None:
         return net, streams
-    parts: list[Part] = []
-    for stream in streams:
-        learnt = torch.cat([rows for task in stream.tasks for rows in (task.train, task.validation)])
-        tested = torch.cat([task.test for task in stream.tasks])
-        parts += [Part.of(stream, "samples", learnt), Part.of(stream, "test_samples", tested)]
+    learnt = [[rows for task in one.tasks for rows in (task.train, task.validation)] for one in streams]
+    trains = [Needed.of(one, "samples", torch.cat(rows)) for one, rows in zip(streams, learnt, strict=True)]
+    tests = [Needed.of(one, "test_samples", torch.cat([task.test for task in one.tasks])) for one in streams]
+    both = [*trains, *tests]
     # of those that show the same images alike, the first
-    firsts = [next(other for other in parts if _same(part.shown, other.shown)) for part in parts]
-    one_image = _some(still, parts[0].shown, torch.zeros_like(parts[0].rows[:1]), dtype)
-    needed = sum(len(part.rows) for part in set(firsts)) * one_image.nbytes
+    first = {one: next(other for other in both if _same(one.shown, other.shown)) for one in both}
+    one_image = _some(still, trains[0].shown, torch.zeros_like(trains[0].rows[:1]), dtype)
+    needed = sum(len(one.rows) for one in set(first.values())) * one_image.nbytes
     if needed > room:
         say(f"{streams[0].data.name}: what is not trained of the network is computed at every step (once for all, it "
             f"would take {needed / 1e6:,.1f} MB, and it may take {room / 1e6:,.1f})")  # fmt: skip
         return net, streams
     weights = digest({name: value.detach().cpu() for name, value in still.kept.items()}) if root else ""
-    features: dict[Part, Tensor] = {}
-    for part in dict.fromkeys(firsts):
+    features: dict[Needed, Tensor] = {}
+    for one in dict.fromkeys(first.values()):
         file = None
-        if root is not None and part.name is not None:
-            name = _name(part.name, part.shown, [repr(still.front), weights], dtype)
+        if root is not None and one.name is not None:
+            name = _name(one.name, one.shown, [repr(still.front), weights], dtype)
             file = root / "packed" / "features" / f"{name}.safetensors"
-        found = _kept(file, functools.partial(_features, still, part.shown, dtype), say)
-        features[part] = found.to(part.rows.device)
-    trains, tests = (_together(parts[n::2], firsts[n::2], features) for n in range(2))
+        found = _kept(file, functools.partial(_features, still, one.shown, one_image), say)
+        features[one] = found.to(one.rows.device)
     made: list[Stream] = []
-    for stream, train, test in zip(streams, trains, tests, strict=True):
+    shown = (_together({one: first[one] for one in some}, features) for some in (trains, tests))
+    for stream, train, test in zip(streams, *shown, strict=True):
         tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
         made.append(dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test))
     return still.behind(), made
 
 
-def _together(parts: list[Part], firsts: list[Part], features: dict[Part, Tensor]) -> list[Samples]:
+def _together(first: dict[Needed, Needed], features: dict[Needed, Tensor]) -> list[Samples]:
     """The samples of all seeds, whose features lie in one tensor, as pixels do, which seeds side by side share."""
-    own = list(dict.fromkeys(firsts))
+    own = list(dict.fromkeys(first.values()))
     whole = features[own[0]] if len(own) == 1 else torch.cat([features[one] for one in own])
-    ends = itertools.accumulate((len(one.rows) for one in own), initial=0)
-    start = dict(zip(own, ends, strict=False))
-    return [part.learnt_from(whole, start[first]) for part, first in zip(parts, firsts, strict=True)]
+    starts = dict(zip(own, itertools.accumulate((len(one.rows) for one in own), initial=0), strict=False))
+    return [one.learnt_from(whole, starts[same]) for one, same in first.items()]
 
 
 def _name(images: list[str], samples: Samples, body: list[str], dtype: torch.dtype) -> str:
@@ -172,15 +170,14 @@ def _one_of_each(image: Tensor, used: Tensor) -> Tensor:
     return last[last >= 0]
 
 
-def _features(still: Still, samples: Samples, dtype: torch.dtype) -> Tensor:
-    """The features of all rows (N, ...), with a progress bar where that takes long."""
+def _features(still: Still, samples: Samples, like: Tensor) -> Tensor:
+    """The features of all rows (N, ...), ``like`` those of one (1, ...), with a progress bar where that takes long."""
     from tqdm import tqdm
 
     every = torch.arange(len(samples.image), device=samples.image.device)
-    first = _some(still, samples, every[:1], dtype)
-    features = first.new_empty(len(every), *first.shape[1:])
+    features = like.new_empty(len(every), *like.shape[1:])
     for rows in tqdm(every.split(CHUNK), desc="features", delay=PATIENCE, leave=False, disable=None):
-        features.index_copy_(0, rows, _some(still, samples, rows, dtype))
+        features.index_copy_(0, rows, _some(still, samples, rows, like.dtype))
     return features
 
 

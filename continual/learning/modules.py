@@ -115,7 +115,7 @@ class ModuleNet(Net):
         return type(self).learn is not ModuleNet.learn or bool(self.statistics)
 
     def still(self) -> Still | None:
-        """What of the network never changes, from the images on; None where nothing with a parameter does not."""
+        """The parts that never change, from the images on; None where none of them has a parameter."""
         mine = (type(self).forward, type(self).learn, type(self.module).forward)
         if mine != (ModuleNet.forward, ModuleNet.learn, Headed.forward):
             return None
@@ -127,9 +127,9 @@ class ModuleNet(Net):
             return not (any(id(one) in theirs for one in part.parameters()) or any(map(_unsteady, part.modules())))
 
         kept = list(itertools.takewhile(lambda one: stays(one[1]), parts))
-        mine_too, others = ({id(p) for _, part in some for p in part.parameters()}
-                            for some in (kept, parts[len(kept) :]))  # fmt: skip
-        if not mine_too or mine_too & others:  # a layer may be called twice
+        front, behind = ({id(one) for _, part in some for one in part.parameters()}
+                         for some in (kept, parts[len(kept) :]))  # fmt: skip
+        if not front or front & behind:  # a layer may be called twice
             return None
         whole = len(kept) == len(parts)
         return Still(self, body if whole else nn.Sequential(OrderedDict(kept)), len(kept), whole)

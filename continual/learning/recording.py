@@ -182,9 +182,9 @@ class Recording:
         """The calls; the storages that those of each time make, and those of them that are new then."""
         made, moving = set[int](), set[int]()
         moves: list[tuple[Call, list[tuple[int, int]]]] = []
-        for one, alike in zip(done, _alike(done, steady), strict=True):
-            name, fresh, calls = one.operation._schema.name, one.made, self.once if alike else self.calls
-            made |= set() if alike else fresh
+        for one, once in zip(done, _done_once(done, steady), strict=True):
+            name, fresh, calls = one.operation._schema.name, one.made, self.once if once else self.calls
+            made |= set() if once else fresh
             if not (one.written or fresh) or name in NOTHING:
                 continue
             args, kwargs = self._twins((one.args, one.kwargs))
@@ -289,7 +289,7 @@ def recorded(function: Callable[[], Tensor | None], steady: Iterable[Tensor] = (
         notes.undo()
 
 
-def _alike(done: list[Done], steady: set[int]) -> list[bool]:
+def _done_once(done: list[Done], steady: set[int]) -> list[bool]:
     """Which operations give the same each time: those that read what is steady, or what others of them made, alone.
 
     What they made is steady, too, unless another operation writes to it, or reads it before they have all written.
