@@ -50,24 +50,32 @@ def fast_products() -> contextlib.AbstractContextManager[None]:
     return by_onednn() if faster() else contextlib.nullcontext()
 
 
-_lock, _inside, _held = threading.Lock(), 0, contextlib.ExitStack()
+class _Here(threading.local):
+    """How often this thread is within :func:`by_onednn`."""
+
+    inside = 0
+
+
+_lock, _inside, _held, _here = threading.Lock(), 0, contextlib.ExitStack(), _Here()
 
 
 @contextlib.contextmanager
 def by_onednn() -> Iterator[None]:
-    """Within it, large products of float32 matrices on the CPU are oneDNN's, until the last that is within has left.
+    """Within it, large products of float32 matrices on the CPU are oneDNN's, those of this thread.
 
-    PyTorch's kernels are replaced for the whole process, and PyTorch does not guard that: another thread must not
-    multiply in the very moment in which the first enters or the last leaves.
+    PyTorch's kernels are replaced for the whole process until the last that is within has left, and PyTorch does not
+    guard that: another thread must not multiply in the very moment in which the first enters or the last leaves.
     """
     global _inside  # noqa: PLW0603  (so is what is replaced)
     with _lock:
         if not _inside:
             _held.enter_context(_replaced())
         _inside += 1
+    _here.inside += 1
     try:
         yield
     finally:
+        _here.inside -= 1
         with _lock:
             _inside -= 1
             if not _inside:
@@ -127,7 +135,7 @@ def direct(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wor
 
     Where oneDNN does not multiply, both are given back.
     """
-    if not _inside or operation not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+    if operation not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
         return operation, args, kwargs
     *bias, a, b = args
     if not _suits(a, b, 2) or not all(_adds(one, b, **kwargs) for one in bias):
@@ -137,7 +145,7 @@ def direct(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wor
 
 def replaced(operation: Any, args: tuple[Any, ...]) -> bool:
     """Whether another kernel than PyTorch's does an operation here."""
-    return bool(_inside) and operation is torch.ops.aten.bmm.default and _suits(args[0], args[1], 3)
+    return operation is torch.ops.aten.bmm.default and _suits(args[0], args[1], 3)
 
 
 def _given(a: Tensor, b: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
@@ -146,11 +154,11 @@ def _given(a: Tensor, b: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
 
 
 def _suits(a: Tensor, b: Tensor, dimensions: int) -> bool:
-    """Whether oneDNN is to multiply: matrices of float32 that match and are large, the second without gaps.
+    """Whether oneDNN is to multiply here: matrices of float32 that match and are large, the second without gaps.
 
     Where there are gaps in the second, or its rows overlap, oneDNN takes a thousand times as long or refuses.
     """
-    if not (a.ndim == b.ndim == dimensions and a.dtype is b.dtype is torch.float32):
+    if not (_here.inside and a.ndim == b.ndim == dimensions and a.dtype is b.dtype is torch.float32):
         return False
     (*many, rows, inner), (*others, between, columns), (*_, down, along) = a.shape, b.shape, b.stride()
     if many != others or inner != between or rows * inner * columns < LEAST:

@@ -91,7 +91,8 @@ def prepare(
     whole = net
     if way.features if way else not plan.augment.active:  # type: ignore[attr-defined]
         known = type(plan.model).__module__.startswith("continual.")  # of a network of the user's the code may change
-        room = math.inf if way else SHARE * free_memory(device)
+        each = min(len(streams), workers.cores()) if processes or training.seeds_as == "processes" else 1
+        room = math.inf if way else SHARE * free_memory(device) / each  # which processes do not share
         with tensor_float(training.precision == "tf32"):
             net, streams = features_once(
                 net, streams, dtype_of(training.precision), root if known else None, room, told.note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,26 @@ def test_runs_in_two_threads_may_end_in_any_order() -> None:
     assert by_onednn(lambda: large @ large)
     two.__exit__(None, None, None)
     assert not by_onednn(lambda: large @ large)
+
+
+def test_what_one_thread_does_is_not_what_another_does() -> None:
+    """A run's numbers must not depend on whether another run, in another thread, is within at the time."""
+    torch.manual_seed(0)
+    x, w = torch.randn(300, 300, requires_grad=True), torch.randn(300, 300)
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad((x @ w @ torch.stack([w, w])).sin().sum(), x)[0]
+
+    alone = gradient()
+    with products.by_onednn():
+        fast = gradient()
+        recording, _ = recorded(gradient)
+        with ThreadPoolExecutor(1) as other:
+            theirs, (made, _) = other.submit(gradient).result(), other.submit(recorded, gradient).result()
+            assert torch.equal(theirs, alone) and not torch.equal(fast, alone)
+            assert made is not None and recording is not None
+            assert torch.equal(other.submit(made.again).result(), alone) and torch.equal(recording.again(), fast)
+    assert torch.equal(made.again(), alone)
 
 
 def test_none_is_onednns_that_it_is_slow_at() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import continual as cl
-from continual import config, ready
+from continual import config, ready, workers
 from continual.errors import BadChain, BadData, BadOption, Notice
 from continual.execution import Way
 from continual.learning import frozen, importance, layers, modules, norms, vision
@@ -703,6 +703,26 @@ def test_where_there_is_no_room_all_is_computed_at_every_step(
     assert any(wanted in line for line in told), told
 
 
+@pytest.mark.parametrize(
+    ("settings", "processes"), [({}, 1), ({"seeds_as": "loop"}, 1), ({"seeds_as": "processes"}, 2)]
+)
+def test_processes_each_have_a_part_of_the_room(
+    weights: Path, settings: dict[str, Any], processes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    asked = {"model": Torchvision(weights=str(weights), train="head"), "seeds": 2, "benchmark": stream} | settings
+    size = 24 * 512 * 4  # of the features of all images, for which half of what is free may be taken
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+
+    def kept(free: int) -> bool:
+        monkeypatch.setattr(ready, "free_memory", lambda device: free)
+        plan = config.plan(asked)
+        return ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress()).way.features
+
+    assert kept(2 * size * processes) and not kept(2 * size * processes - 2 * processes)
+
+
 def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Path) -> None:
     x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
@@ -804,6 +824,22 @@ def with_part(part: nn.Module) -> Any:
 def test_what_may_be_another_each_time_is_not_kept(make: Any) -> None:
     for trained in (("head.", "body.3."), ("head.", "body.2.")):
         assert modules.ModuleNet(make, lambda name, trained=trained: name.startswith(trained)).still() is None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook",
+                                      "register_full_backward_hook"])  # fmt: skip
+@pytest.mark.parametrize("name", ["", "body", "body.0", "body.3", "head"])
+def test_what_somebody_watches_is_not_kept(register: str, name: str) -> None:
+    """A hook sees each pass of the network, of the images and not of their features."""
+
+    def make(watched: bool = True) -> modules.Headed:
+        whole = modules.Headed(random_trunk().body, 5 * 12 * 12, 4)
+        if watched:
+            getattr(whole.get_submodule(name), register)(lambda *given: None)
+        return whole
+
+    assert modules.ModuleNet(lambda: make(False), lambda name: name.startswith("head.")).still() is not None
+    assert modules.ModuleNet(make, lambda name: name.startswith("head.")).still() is None
 
 
 def test_a_layer_that_is_called_again_behind_is_not_kept() -> None:

@@ -95,37 +95,45 @@ def features_once(
     learnt = [[rows for task in one.tasks for rows in (task.train, task.validation)] for one in streams]
     trains = [Needed.of(one, "samples", torch.cat(rows)) for one, rows in zip(streams, learnt, strict=True)]
     tests = [Needed.of(one, "test_samples", torch.cat([task.test for task in one.tasks])) for one in streams]
-    both = [*trains, *tests]
-    # of those that show the same images alike, the first
-    first = {one: next(other for other in both if _same(one.shown, other.shown)) for one in both}
-    one_image = _some(still, trains[0].shown, torch.zeros_like(trains[0].rows[:1]), dtype)
-    needed = sum(len(one.rows) for one in set(first.values())) * one_image.nbytes
+    first = {one: next(other for other in some if _same(one.shown, other.shown)) for some in (trains, tests)
+             for one in some}  # fmt: skip
+    like = _some(still, trains[0].shown, torch.zeros_like(trains[0].rows[:1]), dtype)
+    needed = sum(len(one.rows) for one in set(first.values())) * like.nbytes
     if needed > room:
         say(f"{streams[0].data.name}: what is not trained of the network is computed at every step (once for all, it "
             f"would take {needed / 1e6:,.1f} MB, and it may take {room / 1e6:,.1f})")  # fmt: skip
         return net, streams
     weights = digest({name: value.detach().cpu() for name, value in still.kept.items()}) if root else ""
-    features: dict[Needed, Tensor] = {}
-    for one in dict.fromkeys(first.values()):
+
+    def found(one: Needed) -> Tensor:
         file = None
         if root is not None and one.name is not None:
             name = _name(one.name, one.shown, [repr(still.front), weights], dtype)
             file = root / "packed" / "features" / f"{name}.safetensors"
-        found = _kept(file, functools.partial(_features, still, one.shown, one_image), say)
-        features[one] = found.to(one.rows.device)
+        return _kept(file, functools.partial(_features, still, one.shown, like), say).to(one.rows.device)
+
     made: list[Stream] = []
-    shown = (_together({one: first[one] for one in some}, features) for some in (trains, tests))
+    shown = (_together({one: first[one] for one in some}, like, found) for some in (trains, tests))
     for stream, train, test in zip(streams, *shown, strict=True):
         tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
         made.append(dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test))
     return still.behind(), made
 
 
-def _together(first: dict[Needed, Needed], features: dict[Needed, Tensor]) -> list[Samples]:
-    """The samples of all seeds, whose features lie in one tensor, as pixels do, which seeds side by side share."""
+def _together(first: dict[Needed, Needed], like: Tensor, found: Callable[[Needed], Tensor]) -> list[Samples]:
+    """The samples of all seeds, whose features lie in one tensor, as pixels do, which seeds side by side share.
+
+    ``first``: for each, the first that shows the same images alike; ``found`` gives its features, each ``like`` one.
+    """
     own = list(dict.fromkeys(first.values()))
-    whole = features[own[0]] if len(own) == 1 else torch.cat([features[one] for one in own])
-    starts = dict(zip(own, itertools.accumulate((len(one.rows) for one in own), initial=0), strict=False))
+    ends = list(itertools.accumulate(len(one.rows) for one in own))
+    starts = dict(zip(own, [0, *ends], strict=False))
+    if len(own) == 1:
+        whole = found(own[0])  # they may lie in their file
+    else:
+        whole = like.new_empty(ends[-1], *like.shape[1:])
+        for one in own:
+            whole[starts[one] : starts[one] + len(one.rows)] = found(one)
     return [one.learnt_from(whole, starts[same]) for one, same in first.items()]
 
 

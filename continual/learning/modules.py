@@ -115,9 +115,12 @@ class ModuleNet(Net):
         return type(self).learn is not ModuleNet.learn or bool(self.statistics)
 
     def still(self) -> Still | None:
-        """The parts that never change, from the images on; None where none of them has a parameter."""
+        """The parts that never change, from the images on; None where none of them has a parameter.
+
+        None, too, where a module has hooks, which want to see every pass of the network as it is.
+        """
         mine = (type(self).forward, type(self).learn, type(self.module).forward)
-        if mine != (ModuleNet.forward, ModuleNet.learn, Headed.forward):
+        if mine != (ModuleNet.forward, ModuleNet.learn, Headed.forward) or any(map(_watched, self.module.modules())):
             return None
         body = self.module.body
         parts = _parts(body) if type(body).forward is nn.Sequential.forward else [("", body)]
@@ -204,6 +207,12 @@ def _unsteady(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or (
         isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     )
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody else's functions are called when a module is."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks)
 
 
 class Still:
