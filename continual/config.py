@@ -223,7 +223,8 @@ def make_benchmark(given: Any) -> Any:
     if any(isinstance(one, dict) and "sequence" in one for one in listed):
         raise BadOption("sequence: there is one within it; write its benchmarks into the outer one")
     options = {str(name): value for name, value in given.items() if name not in ("sequence", "name")}
-    return Sequence.of([make("benchmarks", one) for one in listed], **options)
+    said = [None if isinstance(one, Configured) else set(read(one)[1]) for one in listed]
+    return Sequence.of([make("benchmarks", one) for one in listed], said, **options)
 
 
 def plan(given: dict[str, Any]) -> Plan:

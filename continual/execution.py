@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from continual import failures, workers
-from continual.errors import BadOption
+from continual.errors import BadOption, Mistake
 from continual.learning.capture import least_of
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
@@ -38,6 +38,8 @@ WARM, TIMED = 3, 5
 """Steps that are done before some are timed, and those: the third is recorded."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
+LONGEST = 200
+"""So many letters of an error are shown in a line that says more."""
 START, START_ON_GPU = 6.0, 15.0
 """Seconds that a process takes until it learns."""
 CONTEXT = 1e9
@@ -82,12 +84,16 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     if len(streams) == 1 or recipe.strategy.trains_itself or training.deterministic:
         return Choice("loop")
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
+    cannot = ""
     if can_map:
         try:
             seconds["map"] = step_seconds(recipe, training, streams)
-        except (MemoryError, RuntimeError) as error:  # all at once they need more memory than there is
-            if not failures.is_memory(error):
-                raise
+        except Mistake:
+            raise
+        except Exception as error:  # one by one it went well: a hook, or the network, does what cannot be mapped
+            if not failures.is_memory(error):  # all at once they need more memory than there is
+                first = str(error).strip().partition("\n")[0].partition(". ")[0][:LONGEST]
+                cannot = f"; side by side they cannot be done: {type(error).__name__}: {first}"
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
     if processes:
         seconds |= seconds_in_processes(recipe, training, streams, most, seconds)
@@ -95,7 +101,9 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
     ordered = sorted(seconds, key=lambda how: seconds[how])
     listed = ", ".join(f"{told[one]} {1000 * seconds[one]:.1f}" for one in ordered)
     inner: Literal["map", "loop"] = "map" if seconds.get("map", math.inf) < seconds["loop"] else "loop"
-    return Choice(ordered[0], f"{len(streams)} seeds {told[ordered[0]]} (a step of all, in ms: {listed})", inner)
+    return Choice(
+        ordered[0], f"{len(streams)} seeds {told[ordered[0]]} (a step of all, in ms: {listed}{cannot})", inner
+    )
 
 
 def seconds_in_processes(

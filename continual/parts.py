@@ -15,6 +15,7 @@ import torch
 
 from continual import execution, resume, workers
 from continual.config import Plan
+from continual.errors import Mistake
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
 from continual.learning.train import Watch, program_of, train
@@ -51,7 +52,7 @@ def in_groups(
     with (
         execution.at_speed(training, ready.net, together, ready.way.threads) as products,
         tensor_float(training.precision == "tf32"),
-        _blamed(record),
+        _blamed(record, mapped),
     ):
         for number, group in enumerate(groups):
             own = kept.group([seeds[r] for r in group], told.say) if kept else None
@@ -171,13 +172,20 @@ def _alone(
 
 
 @contextlib.contextmanager
-def _blamed(record: dict[str, Any]) -> Iterator[None]:
-    """What is raised within it names the command that finds out what is wrong with a strategy of the user's."""
+def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
+    """What is raised within it names the strategy, or the command that finds out what is wrong with one of a user's."""
     try:
         yield
+    except Mistake as mistake:
+        mistake.args = (f"{record['title']}: {mistake}",)
+        raise
     except Exception as error:
         if record["code"]:
             error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
+        if record["code"] and mapped:
+            error.add_note("seeds are done side by side, where a hook may ask for no value and choose no shape by one; "
+                           "--seeds-as loop does one after the other, and so does can_be_captured = False in a "
+                           "strategy's class")  # fmt: skip
         raise
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
 
 LIE = {
-    "device": "in the memory of the device",
+    "device": "in memory",
     "pinned": "in pinned memory of the host",
     "mapped": "read from their file as they are needed",
 }
@@ -86,6 +86,10 @@ def prepare(
         files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
         told.note(f"{data.name}: {files} left out, which cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
+    shown, learnt = (getattr(of, "normalize", None) for of in (plan.benchmark, plan.model))
+    if learnt and shown not in (None, learnt) and streams[0].shape[0] == 3:
+        told.note(f"{data.name}: images are shown with normalize={shown}, and the network's weights were learnt with "
+                  f"normalize={learnt}: give that to the benchmark, unless the weights are others")  # fmt: skip
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     whole = net

@@ -187,12 +187,13 @@ def run_strategy(
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
         told.say(f"{record['title']}: {describe_stop(one)}{others}")
     seconds = time.perf_counter() - clock + (kept.before if kept else 0)
+    data = ready.streams[0].data
     processes = {"seeds_as": "processes"} if ready.way.how == "processes" else {}
     full = record | parts[0].facts | processes | {
         "deterministic": ready.plan.training.deterministic,
         "pixels": ready.way.where,
         "features_once": ready.way.features,
-        "data": {"sha256": ready.streams[0].data.sha256, "skipped": list(ready.streams[0].data.skipped)},
+        "data": {"sha256": data.sha256, "skipped": list(data.skipped), "classes": list(data.classes)},
         "time": {"began": began.isoformat(timespec="seconds"), "seconds": round(seconds, 3)},
         "stopped": stopped,
     }  # fmt: skip

@@ -42,7 +42,7 @@ WITHOUT_STEPS = ["joint:every=false", "cumulative:every=false+replay:capacity=9,
 def both(strategy: Strategy, seeds: list[int], training: Training = TRAINING) -> list[dict[str, torch.Tensor]]:
     """Everything that training gave, one by one and recorded."""
     found = []
-    for program in ("eager", "captured"):
+    for program in ("eager", "auto"):
         learners = learners_of(strategy, seeds)
         arrays, stopped = train(learners, replace(training, program=program), Watch())
         assert not stopped

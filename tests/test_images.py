@@ -435,6 +435,14 @@ def test_a_sequences_members_have_no_options_of_the_whole() -> None:
                         ("split-imagenet:size=48", "size"), ("split-digits:validation=0.1", "validation")):  # fmt: skip
         with pytest.raises(BadOption, match=f"was given {name}=.*: write {name} beside 'sequence'"):
             config.plan({"benchmark": {"sequence": ["split-mnist", given]}})
+    # so is what is a default of its own, where somebody wrote it; an object does not know what was written
+    for given, name, told in (("split-imagenet:size=none", "size", {}), ("split-digits:scenario=class", "scenario",
+                              {"scenario": "task"}), ("split-digits:validation=0", "validation", {"validation": 0.1}),
+                              ({"name": "mnist", "validation": 0.2}, "validation", {})):  # fmt: skip
+        with pytest.raises(BadOption, match=f"was given {name}=.*: write {name} beside 'sequence'"):
+            config.plan({"benchmark": {"sequence": ["split-mnist", given], **told}})
+    objects = [cl.benchmarks.SplitDigits(), SplitCIFAR10(size=48)]
+    assert config.make_benchmark({"sequence": objects, "scenario": "task", "size": 48}).parts()[1].scenario == "task"
     whole = {"size": 48, "validation": 0.1}
     made = config.make_benchmark({"sequence": ["mnist", "split-imagenet:size=48"], **whole})
     assert [(part.validation, getattr(part, "size", None)) for part in made.parts()] == [(0.1, None), (0.1, 48)]

@@ -90,7 +90,7 @@ def test_numbers_do_not_depend_on_where_images_lie(strategy: str, seeds_as: str)
 def test_where_images_lie_is_told_in_a_line(tmp_path: Path) -> None:
     asked = ["run", "split-digits", "finetune", "--epochs", "1", "--out", str(tmp_path), "--seeds"]
     told = CliRunner().invoke(cli.main, [*asked, "1"])
-    assert told.exit_code == 0 and "digits: 0.1 MB of images, in the memory of the device (" in told.output
+    assert told.exit_code == 0 and "digits: 0.1 MB of images, in memory (" in told.output
     told = CliRunner().invoke(cli.main, [*asked, "2", "--pixels", "mapped"])
     assert told.exit_code == 0 and "digits: 0.1 MB of images, read from their file as they are needed" in told.output
 

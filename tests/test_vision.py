@@ -723,6 +723,25 @@ def test_processes_each_have_a_part_of_the_room(
     assert kept(2 * size * processes) and not kept(2 * size * processes - 2 * processes)
 
 
+@pytest.mark.parametrize(("shown", "taken", "said"), [("unit", "FILE", True), ("imagenet", "FILE", False),
+                                                      ("unit", "new", False)])  # fmt: skip
+def test_weights_that_were_learnt_from_images_shown_otherwise_are_told(
+    weights: Path, shown: str, taken: str, said: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "imagenet"
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (9, 8, 7)).save(folder / part / name / "one.png")
+    model = {"name": "torchvision", "weights": str(weights) if taken == "FILE" else taken}
+    plan = config.plan({"benchmark": f"split-imagenet:tasks=2,normalize={shown}", "model": model, "seeds": 1})
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, line: told.append(line))
+    found = ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress())
+    assert found.streams[0].data.classes == ("a", "b")
+    assert any("were learnt with normalize=imagenet" in line for line in told) == said
+
+
 def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Path) -> None:
     x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)

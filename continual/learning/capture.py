@@ -6,11 +6,12 @@ import contextlib
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual.errors import BadOption
+from continual.errors import BadChain, BadOption
+from continual.learning.aside import Kept
 from continual.learning.seeds import storage_of
 from continual.learning.step import POOLED_STEPS, Program
 
@@ -29,6 +30,7 @@ LEAST, GROWING, FEW = 16, 2, 8
 """A step is recorded there where a task has so many more of its size; where each task has a step of its own, so many
 times as many. In a later task a recording serves where it has so few more: comparing a replay takes longer, too."""
 RARE = "there are too few steps"
+KEEPS = "a hook keeps something in Python between steps"
 
 
 class Graph:
@@ -37,11 +39,13 @@ class Graph:
     The function takes nothing and asks the device for nothing. It is called as it is ``by_hand`` times, then recorded,
     and only replayed from then on: whatever it reads and writes has to lie where it lay. On a CPU it is recorded if it
     will be called ``least`` times until something changes. It is called every time where it cannot be recorded, and
-    ``why`` says why. The first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on.
+    ``why`` says why: among other things where a call changes what is ``kept`` in Python, which a replay would not. The
+    first replay after a :meth:`doubt` is compared with it, and the 8th, the 64th and so on.
     """
 
-    def __init__(self, device: torch.device, by_hand: int, least: int = 0) -> None:
+    def __init__(self, device: torch.device, by_hand: int, least: int = 0, kept: Callable[[], Any] = tuple) -> None:
         self.device, self.by_hand, self.least, self.calls, self.why = device.type, by_hand, least, 0, ""
+        self.kept = kept
         self.recording: Recording | None = None
         self.replays, self.trusted = 0, False
 
@@ -65,8 +69,12 @@ class Graph:
         replays did something else than it would have.
         """
         self.calls += 1
-        if self.why or self.calls <= self.by_hand:
+        if self.why or self.calls < self.by_hand:
             return function()
+        if self.calls == self.by_hand:  # what is made once and then kept is there by now
+            before, found = self.kept(), function()
+            self.why = "" if self.kept() == before else KEEPS
+            return found
         return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function, left, steady)
 
     def _on_gpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
@@ -83,7 +91,8 @@ class Graph:
     ) -> Tensor | None:
         if not self.trusted and left < (min(self.least, FEW) if self.recording else self.least):
             return function()
-        if self.recording is None:
+        new = self.recording is None
+        if new:
             from continual.learning.recording import recorded  # which needs all of PyTorch at once
 
             with _uncollected():
@@ -91,26 +100,37 @@ class Graph:
         if self.recording is None:
             return function()
         if not self.trusted:
-            return self._compared(self.recording, function)
+            return self._compared(self.recording, function, new)
         self.replays += 1
         if self.replays.bit_count() == 1 and self.replays.bit_length() % 3 == 1 and self.replays > 1:
             return self._compared(self.recording, function)
         return self.recording.again()
 
-    def _compared(self, recording: Recording, function: Callable[[], Tensor | None]) -> Tensor | None:
-        """What the function gives; it is not replayed again where a replay gives something else."""
-        from continual.learning.recording import IMPURE
+    def _compared(
+        self, recording: Recording, function: Callable[[], Tensor | None], new: bool = False
+    ) -> Tensor | None:
+        """What the function gives; it is not replayed again where a replay gives something else.
 
-        same, found = recording.compared(function)
-        if not same and self.trusted:
+        ``new``: it was recorded just now, so the function was called twice for one step.
+        """
+        from continual.learning.recording import IMPURE, CannotRecord
+
+        before = self.kept()
+        try:
+            same, found = recording.compared(function)
+        except CannotRecord as reason:
+            self.why, self.recording = str(reason), None
+            return function()
+        if not same and (self.trusted or new):
             raise BadOption(
                 f"program: {IMPURE}, which showed after {self.replays} replays: a strategy, or the network, keeps "
                 "something elsewhere than in memory, or computes it by other means than tensor operations; give "
                 "--program eager, or set can_be_captured = False in the strategy's class"
             )
-        self.trusted = same
-        if not same:
-            self.why, self.recording = IMPURE, None
+        keeps = self.kept() != before
+        self.trusted = same and not keeps
+        if not self.trusted:
+            self.why, self.recording = KEEPS if keeps else IMPURE, None
         return found
 
 
@@ -130,6 +150,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def must_not(why: str) -> BadOption:
+    """The error where steps were to be recorded and are not."""
+    return BadOption(
+        f"program=captured: steps cannot be recorded ({why}); give --program auto, which does such one by one, or eager"
+    )
+
+
 def least_of(strategy: Strategy) -> int:
     """How many steps of a size have to be left in a task on a CPU, that it pays to record one."""
     return LEAST * (GROWING if strategy.step_grows else 1)
@@ -141,14 +168,15 @@ class Captured:
     All that differs between steps is a tensor: the rows of a task's steps lie in one ``table``, the learning rates in
     another, and ``at`` counts. Random numbers come in blocks that are drawn between steps. A task goes on with the
     graphs of the task before where the program is the same. ``least``: how many steps of a size have to be left in a
-    task on a CPU; default: those of :func:`least_of`.
+    task on a CPU; default: those of :func:`least_of`. ``must``: what cannot be recorded is refused.
     """
 
-    def __init__(self, learners: Learners, least: int | None = None) -> None:
-        self.learners = learners
+    def __init__(self, learners: Learners, least: int | None = None, must: bool = False) -> None:
+        self.learners, self.must = learners, must
         self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
         self.least = least_of(learners.strategy) if least is None else least
         learners.unrecorded = RARE if learners.device.type == "cpu" else ""
+        self.kept = Kept(learners)
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
@@ -222,7 +250,7 @@ class Captured:
         if self.drawn != first or len(self.block) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
-            self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least)
+            self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
         graph = self.graphs[size]
         graph(lambda: self._step(size), self.left[size], self._steady)
         for other in self.graphs.values():  # what this step wrote may be what a step of another size only reads
@@ -231,6 +259,8 @@ class Captured:
         self.left[size] -= 1
         if graph.why or (graph.replays and self.learners.unrecorded == RARE):
             self.learners.unrecorded = graph.why
+        if graph.why and self.must:
+            raise must_not(graph.why)
 
     def _step(self, size: int) -> None:
         at, program = self.at, self.program
@@ -273,6 +303,10 @@ class Captured:
 
     def _keep_memory(self) -> None:
         """What a step, or what came between tasks, made of the memory goes where the memory lies."""
+        if self.memory and not self._alike(self.learners.memory):
+            raise BadChain(f"a hook of {type(self.learners.strategy).__name__} gave memory another form in a step "
+                           f"({_form(self.memory)} became {_form(self.learners.memory)}): its names, shapes and types "
+                           "stay as they are within a task; or give --program eager")  # fmt: skip
         places = {storage_of(value) for value in self.memory.values()}
         new = {name: value for name, value in self.learners.memory.items() if not _lies(value, self.memory[name])}
         # what lies in the memory under another name is read before that is written over
@@ -290,6 +324,11 @@ class Captured:
                 self.block[name].copy_(drawn)
             else:
                 self.block[name] = drawn
+
+
+def _form(memory: Memory) -> str:
+    """The names and shapes of a memory."""
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in memory.items()) or "nothing"
 
 
 def _lies(value: Tensor, place: Tensor) -> bool:

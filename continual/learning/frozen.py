@@ -164,7 +164,7 @@ def _kept(file: Path | None, compute: Callable[[], Tensor], say: Callable[[str],
         if not os.path.exists(file):
             features = compute().cpu()
             packed.write(file, {"features": features}, facts)
-            say(f"features are kept in {file} ({features.nbytes / 1e6:,.0f} MB)")
+            say(f"features are kept in {file} ({features.nbytes / 1e6:,.1f} MB)")
         return packed.read(file, facts, ("features",), "they are computed again")[0]["features"]
     except BadFolder as error:  # it cannot be written, or not be read
         warnings.warn(Notice(f"{error}; until then features are computed at every start"), stacklevel=2)

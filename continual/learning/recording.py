@@ -34,7 +34,16 @@ VALUES = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch
 """What reads a processor's memory without an operation."""
 INDEX, MASKS = ATEN.index.Tensor, (torch.bool, torch.uint8)
 """Its shape depends on values where it is given a mask."""
-NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
+ABOUT = ("aten::is_same_size", "aten::_has_same_storage_numel")
+"""What asks how tensors lie, which is the same each time, and not what is in them."""
+NOTHING = (
+    *ABOUT,
+    "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+    "aten::new_empty",
+    "aten::new_empty_strided",
+)
 """What only takes memory."""
 COPIES = ("aten::_to_copy", "aten::clone")
 UNSAID = ("running_mean", "running_var")
@@ -58,7 +67,7 @@ class Done:
         self.results = _parts(found)
         self.read = {storage_of(one) for one in _tensors((args, kwargs))}
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
-        self.made = {storage_of(one) for one in self.results if one is not None} - self.read
+        self.made = {storage_of(one) for one in _tensors(found)} - self.read
         self.grad = torch.is_grad_enabled()
 
 
@@ -115,7 +124,7 @@ class Notes(TorchDispatchMode):
     def _why_not(operation: Any, args: tuple[Any, ...], found: Any) -> str:
         results = _parts(found)
         if not all(one is None or isinstance(one, torch.Tensor) for one in results):
-            return VALUE
+            return "" if operation._schema.name in ABOUT else VALUE
         masked = operation is INDEX and any(one.dtype in MASKS for one in _tensors(args[1]))
         if masked or (operation is not INDEX and torch.Tag.dynamic_output_shape in operation.tags):
             return SHAPE
@@ -260,11 +269,18 @@ class Recording:
             set_grad(before)
 
     def compared(self, function: Callable[[], Tensor | None]) -> tuple[bool, Tensor | None]:
-        """Whether it does what the function does, by all bits that they write; and what that gives, which is done."""
+        """Whether it does what the function does, by all bits that they write; and what that gives, which is done.
+
+        Raises :class:`CannotRecord` where it cannot be done again; then nothing is done.
+        """
         before = [one.clone() for one in self.outside]
-        mine = [None if one is None else _bits(one).clone() for one in (self.again(), *self.outside)]
-        for one, value in zip(self.outside, before, strict=True):
-            one.copy_(value)
+        try:
+            mine = [None if one is None else _bits(one).clone() for one in (self.again(), *self.outside)]
+        except Exception as error:  # what is wrong with the function itself is raised when it is called
+            raise CannotRecord(f"PyTorch cannot do it again ({type(error).__name__})") from error
+        finally:
+            for one, value in zip(self.outside, before, strict=True):
+                one.copy_(value)
         wanted = function()
         pairs = zip(mine, (wanted, *self.outside), strict=True)
         return all(one is None or other is None or torch.equal(one, _bits(other)) for one, other in pairs), wanted
@@ -275,7 +291,7 @@ def recorded(function: Callable[[], Tensor | None], steady: Iterable[Tensor] = (
 
     ``steady``: tensors that nobody else writes to, unless the recording is said to be stale.
     """
-    notes = Notes()
+    notes, drawn = Notes(), torch.get_rng_state()
     try:
         with Asking(), notes:
             result = function()
@@ -287,6 +303,7 @@ def recorded(function: Callable[[], Tensor | None], steady: Iterable[Tensor] = (
         return None, f"PyTorch cannot record it ({type(error).__name__})"
     finally:
         notes.undo()
+        torch.set_rng_state(drawn)
 
 
 def _done_once(done: list[Done], steady: set[int]) -> list[bool]:

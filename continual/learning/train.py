@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from continual.errors import BadOption
-from continual.learning.capture import OFTEN, Captured, Graph
+from continual.learning.capture import OFTEN, Captured, Graph, must_not
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import BYTES
 from continual.learning.seeds import MOST, Learners, under, within
@@ -58,8 +58,8 @@ class Training(Configured):
     )
     program: Literal["auto", "captured", "eager"] = option(
         "auto",
-        "steps are recorded once and replayed (on a GPU as CUDA graphs), or done one by one; auto: recorded if "
-        "possible",
+        "steps are recorded once and replayed (on a GPU as CUDA graphs), or done one by one; captured: what cannot be "
+        "recorded is refused; auto: it is done one by one",
     )
     compile: bool = option(
         False, "compile the forward pass with torch.compile: up to a minute more, for steps that may be faster"
@@ -201,7 +201,7 @@ class Course:
         self.evaluations = _evaluations(learners, training)
         self.program: Program | None = None
         self.captured = captured(learners, training)
-        self.traced = Trace(learners, training, self.captured is not None)
+        self.traced = Trace(learners, training, self.captured)
         most = max(training.steps(len(task.train)) for stream in learners.streams for task in stream.tasks)
         self.place = self._place_of_losses(most)
         self.task, self.done = 0, 0  # steps of the task that are done; 0 between tasks
@@ -331,8 +331,14 @@ def program_of(learners: Learners, training: Training) -> str:
 
 
 def captured(learners: Learners, training: Training, least: int | None = None) -> Captured | None:
-    """What records the learners' steps; none where they are done one by one. ``least`` as there."""
-    return None if not_captured(learners, training) else Captured(learners, least)
+    """What records the learners' steps; none where they are done one by one. ``least`` as there.
+
+    Raises :class:`~continual.errors.BadOption` where they have to be recorded, and cannot.
+    """
+    why, must = not_captured(learners, training), training.program == "captured"
+    if why and must:
+        raise must_not(why)
+    return None if why else Captured(learners, least, must)
 
 
 def steps_of(
@@ -391,7 +397,7 @@ def _stop_lost(learners: Learners, losses: Tensor, index: int) -> list[Stopped]:
 class Trace:
     """The accuracy on the tasks seen, between steps; it stays on the device until a task ends."""
 
-    def __init__(self, learners: Learners, training: Training, captured: bool = False) -> None:
+    def __init__(self, learners: Learners, training: Training, captured: Captured | None = None) -> None:
         self.captured, self.graphs = captured, dict[tuple[str, int], Graph]()
         self.every, self.learners, self.count = training.evaluate_every, learners, 0
         self.rows: dict[str, tuple[str, list[list[Tensor]]]] = {}
@@ -428,12 +434,12 @@ class Trace:
             self.marks.append((index, self.count))
 
     def _measured(self, name: str, evaluation: Evaluation, index: int) -> Tensor:
-        if not self.captured:
+        if self.captured is None:
             return evaluation(index)
         if (name, index) not in self.graphs:
             device = self.learners.device
             by_hand = OFTEN if device.type == "cpu" else 1 + self.learners.recipe.compiled
-            self.graphs[name, index] = Graph(device, by_hand)
+            self.graphs[name, index] = Graph(device, by_hand, kept=self.captured.kept)
         found = self.graphs[name, index](lambda: evaluation(index))
         assert found is not None
         return found.clone()

@@ -104,6 +104,11 @@ class Torchvision(Normalised):
     weights: str = option("imagenet", "imagenet: torchvision's newest, from its cache; new; or the path of a file")
     train: Literal["all", "block", "head"] = option("all", "what is trained: all, the last block and the head, or that")
 
+    @property
+    def normalize(self) -> str | None:
+        """How images were shown to the network when its weights were learnt; none: nobody knows."""
+        return None if self.weights == "new" else "imagenet"
+
     def check(self) -> None:
         """What is not trained has to have been learnt."""
         super().check()

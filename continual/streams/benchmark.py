@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,17 +173,19 @@ class Sequence(Benchmark):
     members: tuple[SplitBenchmark, ...] = field(default=(), init=False)
 
     @classmethod
-    def of(cls, members: Iterable[Any], **options: Any) -> Self:
+    def of(cls, members: Iterable[Any], said: Iterable[set[str] | None] = (), /, **options: Any) -> Self:
         """The sequence of benchmarks whose tasks divide classes; ``options`` are those of the whole.
 
-        What is the whole's, the members have from it; they may say the same, but nothing else.
+        What is the whole's, the members have from it; they may say the same, but nothing else. ``said`` names the
+        options that each was given; where that is not known, those are taken for given that are no defaults.
         """
         made = cls.read(options, "a sequence")
-        object.__setattr__(made, "members", tuple(made._member(one) for one in members))
+        pairs = itertools.zip_longest(members, said)
+        object.__setattr__(made, "members", tuple(made._member(one, given) for one, given in pairs))
         made.parts()
         return made
 
-    def _member(self, one: Any) -> SplitBenchmark:
+    def _member(self, one: Any, said: set[str] | None) -> SplitBenchmark:
         """A benchmark as it is in this sequence."""
         if not isinstance(one, SplitBenchmark):
             raise BadOption("a sequence takes benchmarks that divide classes, such as split-mnist, not "
@@ -190,8 +193,9 @@ class Sequence(Benchmark):
         own = options_of(type(one))
         whole = {name: getattr(self, name) for name in self.OF_THE_WHOLE if name in own}
         for name, value in whole.items():
-            if getattr(one, name) not in (own[name].default, value):
-                raise BadOption(f"a sequence's {one.data} was given {name}={getattr(one, name)}, which is one for the "
+            found = getattr(one, name)
+            if found != value and (found != own[name].default if said is None else name in said):
+                raise BadOption(f"a sequence's {one.data} was given {name}={found}, which is one for the "
                                 f"whole sequence: write {name} beside 'sequence'")  # fmt: skip
         return replace(one, **whole)
 

@@ -1,0 +1,103 @@
+"""What hooks of a user's keep in Python, beside memory, where a step that is replayed does not come by."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Set
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from continual.learning.seeds import Learners
+
+OURS = ("continual", "torch", "torchvision", "builtins", "typing", "abc")
+"""Packages whose objects keep nothing between steps that matters."""
+DEEP, MANY, LARGE = 6, 10_000, 1_000_000
+"""How far, and at how many things, is looked, and at arrays of less than so many bytes."""
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+NEVER = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, property)
+OF_TORCH = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module that a step gets otherwise."""
+
+
+class Kept:
+    """What is kept in Python by the strategies and the network of learners, where that is code of a user's.
+
+    Called, it gives something that is equal to what it gave before unless that has changed: attributes, those of the
+    classes, variables of the modules that they are written in, and the states of Python's and NumPy's generators.
+    Tensors and unknown things count as they are, whatever is written to them: writing to a tensor is replayed.
+    """
+
+    def __init__(self, learners: Learners) -> None:
+        module = getattr(learners.recipe.net, "module", None)
+        parts = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+        self.objects = [one for one in (*learners.strategy.parts, learners.recipe.net, *parts) if _theirs(type(one))]
+        self.classes = list(dict.fromkeys(base for one in self.objects for base in _theirs(type(one))))
+        self.modules = list(dict.fromkeys(base.__module__ for base in self.classes))
+
+    def __call__(self) -> tuple[Any, ...]:
+        """What there is now."""
+        if not self.objects:
+            return ()
+        seen = _Seen()
+        own = [seen.attributes(one, 0) for one in (*self.objects, *self.classes)]
+        names = [seen.attributes(sys.modules[name], 0) for name in self.modules if name in sys.modules]
+        legacy: Any = np.random.get_state()  # whoever draws from it
+        return (*own, *names, random.getstate(), legacy[1].tobytes(), legacy[2:])
+
+
+def _theirs(kind: type) -> list[type]:
+    """A class and its bases that are not ours or a library's of ours."""
+    return [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in OURS]
+
+
+def _each(values: Collection[Any]) -> list[tuple[Any, ...]]:
+    return [(len(values),), *((one,) for one in itertools.islice(values, MANY))]
+
+
+INSIDE: dict[type, Callable[[Any], Any]] = {
+    dict: lambda one: [(len(one),), *itertools.islice(one.items(), MANY)],
+    list: _each,
+    tuple: _each,
+    deque: _each,
+    Set: _each,
+    np.ndarray: lambda one: one.tobytes() if one.dtype != object and one.nbytes < LARGE else one.shape,
+    random.Random: random.Random.getstate,
+    np.random.Generator: lambda one: repr(one.bit_generator.state),
+    torch.Generator: lambda one: one.get_state().numpy().tobytes(),
+    Iterator: repr,  # of itertools.count, where it stands
+}
+"""What is in things of a kind: a list of tuples of things, or something else that can be compared."""
+
+
+class _Seen:
+    """What things are, told so that it can be compared; each thing is looked at once."""
+
+    def __init__(self) -> None:
+        self.ids = set[int]()
+
+    def of(self, value: Any, depth: int) -> Any:
+        """What a value is."""
+        if isinstance(value, PLAIN):
+            return repr(value)  # a NaN is equal to itself, too
+        if isinstance(value, (torch.Tensor, type, *NEVER)) or depth > DEEP or len(self.ids) > MANY:
+            return id(value)
+        if id(value) in self.ids:
+            return "again"
+        self.ids.add(id(value))
+        inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), None)
+        if inside is None:
+            return id(value), self.attributes(value, depth + 1) if _theirs(type(value)) else ()
+        found = inside(value)
+        return [tuple(self.of(part, depth + 1) for part in one) for one in found] if isinstance(found, list) else found
+
+    def attributes(self, value: Any, depth: int) -> Any:
+        """What the attributes of an object, a class or a module are."""
+        names = list(getattr(value, "__dict__", {}).items())
+        return [(name, self.of(one, depth)) for name, one in names if name not in OF_TORCH and name[:2] != "__"]

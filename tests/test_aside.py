@@ -1,0 +1,227 @@
+"""What a strategy keeps in Python is seen, and its steps are then not replayed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import types
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from test_gpu import outcome
+
+from continual.conformance import TRAINING, learners_of
+from continual.errors import BadChain, BadOption
+from continual.learning.aside import Kept
+from continual.learning.capture import KEEPS
+from continual.learning.models import Net, Out
+from continual.learning.strategy import Batch, Memory, Step, Strategy
+from continual.learning.train import program_of
+from continual.streams.stream import Task
+
+VARIABLES: dict[str, Any] = {}
+VALUE = "a step asks for a value"
+
+
+class Thing:
+    """Something of a user's that is neither a number nor a list."""
+
+    def __init__(self) -> None:
+        self.inner = {"n": [1]}
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "a dict": (dict, lambda one: one.update(n=1)),
+    "a list": (lambda: [1], lambda one: one.append(2)),
+    "a list in a dict in a tuple": (lambda: ({"a": [1]},), lambda one: one[0]["a"].append(2)),
+    "a set": (set, lambda one: one.add(1)),
+    "a deque": (lambda: deque([1], maxlen=1), lambda one: one.append(2)),
+    "a counter": (Counter, lambda one: one.update("a")),
+    "an array": (lambda: np.zeros(3), lambda one: one.__setitem__(1, 2.0)),
+    "a number in a namespace": (lambda: types.SimpleNamespace(n=1), lambda one: setattr(one, "n", 2)),
+    "an object's attribute's part": (Thing, lambda one: one.inner["n"].append(2)),
+    "another tensor": (lambda: {"f": torch.zeros(2)}, lambda one: one.update(f=one["f"] + 1)),
+    "Python's generator": (lambda: random.Random(0), lambda one: one.random()),
+    "NumPy's generator": (lambda: np.random.default_rng(0), lambda one: one.random()),
+    "PyTorch's generator": (torch.Generator, lambda one: torch.rand(1, generator=one)),
+    "a count": (itertools.count, next),
+}
+
+
+@dataclass(frozen=True)
+class Keeper(Strategy):
+    """It has something beside memory."""
+
+    thing: Any = field(default=None, compare=False)
+
+
+def kept_by(strategy: Strategy) -> Kept:
+    return Kept(learners_of(strategy, [0]))
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("where", ["attribute", "class", "variable"])
+def test_a_change_is_seen_wherever_it_is(what: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, change = CHANGES[what]
+    thing = make()
+    if where == "class":
+        monkeypatch.setattr(Keeper, "shared", thing, raising=False)
+    elif where == "variable":
+        monkeypatch.setitem(VARIABLES, "thing", thing)
+    kept = kept_by(Keeper(thing if where == "attribute" else None))
+    before = kept()
+    assert kept() == before
+    change(thing)
+    assert kept() != before
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_a_draw_from_the_common_generators_is_seen(draw: Callable[[], float]) -> None:
+    kept = kept_by(Keeper())
+    before = kept()
+    assert kept() == before
+    draw()
+    assert kept() != before
+
+
+def test_writing_to_a_tensor_is_no_change_and_ours_keep_nothing() -> None:
+    thing = {"f": torch.zeros(2)}
+    kept = kept_by(Keeper(thing))
+    before = kept()
+    thing["f"].add_(1)
+    assert kept() == before
+    assert kept_by(Strategy())() == ()
+
+
+def test_what_holds_itself_is_looked_at_once() -> None:
+    thing: dict[str, Any] = {}
+    thing["self"] = thing
+    kept = kept_by(Keeper(thing))
+    before = kept()
+    thing["n"] = 1
+    assert kept() != before
+
+
+@dataclass(frozen=True)
+class Counts(Strategy):
+    """Its penalty begins with its hundredth call."""
+
+    calls: list[int] = field(default_factory=list, compare=False)
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        self.calls.append(1)
+        return theta.square().sum() * (1.0 if len(self.calls) > 20 else 0.0)
+
+
+class Shared(Strategy):
+    """It counts in its class."""
+
+    steps: ClassVar[int] = 0
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        type(self).steps += 1
+        return theta * (0.5 if type(self).steps % 11 == 0 else 1.0), memory
+
+
+@dataclass(frozen=True)
+class Sums(Strategy):
+    """It adds up gradients in a variable of its module."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        VARIABLES.clear()
+        return {"omega": torch.zeros_like(theta)}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return (memory["omega"] * theta.square()).sum()
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        assert step.gradient is not None
+        VARIABLES["sum"] = VARIABLES.get("sum", 0) + step.gradient.square()
+        return theta, memory
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        return theta, {"omega": VARIABLES["sum"]}
+
+
+@dataclass(frozen=True)
+class Draws(Strategy):
+    """It draws from PyTorch's generator."""
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return (torch.rand_like(theta) * theta).sum()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(("make", "why"), [(Counts, KEEPS), (Shared, KEEPS), (Sums, KEEPS),
+                                          (Draws, "a step draws random numbers from PyTorch's generator")])  # fmt: skip
+def test_a_strategy_that_keeps_something_does_what_it_does(make: Callable[[], Strategy], why: str) -> None:
+    found = []
+    for program in ("eager", "auto"):
+        torch.manual_seed(0)
+        Shared.steps = 0
+        learners = learners_of(make(), [0])
+        found.append(outcome(learners, replace(TRAINING, program=program, epochs=4)))
+    assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
+    assert program_of(learners, TRAINING) == f"eager: {why}"
+
+
+@dataclass(frozen=True)
+class Refuses(Strategy):
+    """Its class says so."""
+
+    can_be_captured: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Asks(Strategy):
+    """It branches on a value."""
+
+    def loss(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> torch.Tensor:
+        loss = super().loss(net, theta, memory, batch, out, task)
+        return loss if loss > 0.5 else 2 * loss
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("make", "why"), [(Refuses, "the strategy cannot be captured"), (Asks, VALUE), (Counts, KEEPS)]
+)
+def test_what_has_to_be_recorded_and_cannot_be_is_refused(make: Callable[[], Strategy], why: str) -> None:
+    with pytest.raises(BadOption, match=rf"program=captured: steps cannot be recorded \({why}\)"):
+        outcome(learners_of(make(), [0]), replace(TRAINING, program="captured"))
+
+
+@dataclass(frozen=True)
+class Grows(Strategy):
+    """Its memory gets longer in each step, or another name."""
+
+    named: bool = False
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        return {"a": torch.zeros(1)}
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        more = torch.zeros(1)
+        return theta, memory | ({"b": more} if self.named else {"a": torch.cat([memory["a"], more])})
+
+
+@pytest.mark.parametrize(("named", "became"), [(False, r"a \(2,\)"), (True, r"a \(1,\), b \(1,\)")])
+def test_memory_keeps_its_form_within_a_task(named: bool, became: str) -> None:
+    with pytest.raises(BadChain, match=rf"Grows gave memory another form in a step \(a \(1,\) became {became}\)"):
+        outcome(learners_of(Grows(named), [0]), TRAINING)
