@@ -26,7 +26,7 @@ from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import HOOKS, Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import State, Training, Watch, schedule, train
+from continual.learning.train import Course, State, Stopped, Training, Watch, schedule, train
 from continual.streams.rng import key
 from continual.streams.stream import Samples, Stream, Task
 
@@ -118,6 +118,10 @@ def learners_of(strategy: Strategy, seeds: list[int], streams: list[Stream] | No
 def outcome(learners: Learners, watch: Watch | None = None) -> dict[str, Tensor]:
     """Everything that training gave: accuracies, losses, θ and memory."""
     arrays, stopped = train(learners, TRAINING, watch or Watch())
+    return _outcome(learners, arrays, stopped)
+
+
+def _outcome(learners: Learners, arrays: dict[str, Tensor], stopped: list[Stopped]) -> dict[str, Tensor]:
     if stopped:
         raise Failed(f"the loss of seed {stopped[0].seed} is not finite at task {stopped[0].task}, "
                      f"step {stopped[0].step}")  # fmt: skip
@@ -183,6 +187,22 @@ def mapped_equals_looped(strategy: Strategy) -> None:
         alone = outcome(learners_of(strategy, [r]))
         got = {name: value[r] for name, value in group.items()}
         compare(got, alone, f"seed {r} should be the same in a group and alone")
+
+
+def recorded_like_one_by_one(strategy: Strategy) -> None:
+    """Steps that are recorded and done again without Python give what they give one by one."""
+    found = []
+    for program in ("eager", "auto"):
+        with torch.random.fork_rng(devices=[]):  # who draws from it fails another check
+            torch.manual_seed(0)
+            learners = learners_of(strategy, [0])
+            course = Course(learners, replace(TRAINING, epochs=6, program=program), Watch())
+            if course.captured is not None:
+                course.captured.least = 1  # they are few
+            while course.task < course.tasks:
+                course.learn()
+        found.append(_outcome(learners, course.arrays(), course.stopped))
+    compare(found[1], found[0], "a step should be the same recorded and done by hooks")
 
 
 class Passing(Chain):
@@ -289,6 +309,7 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
     "reads only its task and its memory": reads_its_own,
     "first task as under fine-tuning, if it says so": first_task_like_finetuning,
     "seeds side by side as one by one": mapped_equals_looped,
+    "steps recorded as one by one": recorded_like_one_by_one,
     "a pass before the step is as one in it": spares_what_it_has,
     "a step asks the device for nothing, unless it says so": asks_nothing,
     "a step does not grow with the tasks, unless it says so": does_not_grow,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from continual.options import option
 from continual.strategies import L2, MIR, Finetune, Replay
 from continual.streams.stream import Stream, Task
 
-YAML, PURE, READS, FIRST, MAPPED, SPARES, ASKS, GROWS, INERT, GOES_ON = CHECKS
+YAML, PURE, READS, FIRST, MAPPED, RECORDED, SPARES, ASKS, GROWS, INERT, GOES_ON = CHECKS
 
 VARIANTS = [
     *plugins.registered("strategies"),
@@ -349,6 +350,22 @@ class RemembersInItself(L2):
         return getattr(self, "began", 0) * super().penalty(net, theta, memory, batch, out, task)
 
 
+@dataclass(frozen=True)
+class ComputesElsewhere(L2):
+    """Computes in another thread, where nobody records it."""
+
+    first_task_like_finetuning: ClassVar[bool] = False
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        usual = super().penalty(net, theta, memory, batch, out, task) + 0.01 * theta.square().sum()
+        if torch._C._functorch.is_batchedtensor(theta):  # type: ignore[attr-defined]
+            return usual * theta.detach().square().sum()
+        with ThreadPoolExecutor(1) as pool:
+            return usual * pool.submit(lambda: theta.detach().square().sum()).result()
+
+
 BAD: dict[type[Strategy], dict[str, str]] = {
     InPlace: {PURE: "after_step changes what it is given in place"},
     ThetaInPlace: {PURE: "before_task changes what it is given in place"},
@@ -382,6 +399,7 @@ BAD: dict[type[Strategy], dict[str, str]] = {
     RemembersInItself: {GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to"},
     Unmappable: {MAPPED: "vmap"},
     MixesSeeds: {MAPPED: r"seed 0 should be the same in a group and alone, but .* differs by up to"},
+    ComputesElsewhere: {RECORDED: "a step gives something else when it is done again"},
     PassesTooMuch: {SPARES: "without what its batch hook has 'passed' it should end the same, but .* differs by up to"},
     TermPerTask: {GROWS: "in the class scenario a step of task 6 takes .* operations, .* one of task 2"},
     WiderEachTask: {GROWS: "in the class scenario a step of task 6 takes .* bytes .* one of task 2"},

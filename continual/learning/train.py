@@ -276,6 +276,7 @@ class Course:
         tensors = under("learners/", self.learners.state()) | under("trace/", self.traced.state())
         tensors |= {f"measured/{name}": torch.stack(values, -2) for name, values in self.measured.items()}
         facts: dict[str, Any] = {"task": self.task, "done": self.done, "stopped": [vars(one) for one in self.stopped]}
+        facts["unrecorded"] = self.learners.unrecorded
         if self.task:
             tensors |= {"losses": torch.cat(self.losses, -1), "stored": torch.stack(self.stored, -1)}
         if self.done:
@@ -291,6 +292,7 @@ class Course:
         self.traced.restore(within("trace/", tensors))
         self.measured = {name: list(values.unbind(-2)) for name, values in within("measured/", tensors).items()}
         self.task, self.done = facts["task"], facts["done"]
+        self.learners.unrecorded = facts["unrecorded"]
         self.stopped = [Stopped(**one) for one in facts["stopped"]]
         if self.task:
             self.losses, self.stored = [tensors["losses"]], list(tensors["stored"].unbind(-1))
