@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import subprocess
@@ -26,7 +27,7 @@ from continual.learning.capture import KEEPS, Graph
 from continual.learning.models import Net, Out
 from continual.learning.recording import IMPURE, LARGE, LIES, RANDOM, SHAPE, VALUE, Notes, Recording, recorded
 from continual.learning.strategy import Batch, Memory, Strategy
-from continual.learning.train import not_captured, program_of
+from continual.learning.train import State, Watch, not_captured, program_of
 from continual.learning.vision import ReducedResNet18
 from continual.streams.stream import Task
 
@@ -526,3 +527,14 @@ def test_the_record_says_how_steps_were_done(
     result = cl.run("split-digits:limit=20", "finetune", seeds=1, epochs=epochs, program=program, out=None)
     assert result.record["program"] == told
     assert (len(replayed) > 30) == (told == "captured")
+
+
+def test_a_run_that_goes_on_for_a_few_steps_says_how_the_others_were_done() -> None:
+    training, states = replace(TRAINING, epochs=10), list[State]()
+    watch = Watch(due=lambda done: done == 28, keep=lambda state: states.append(copy.deepcopy(state)))
+    learners = learners_of(Strategy(), [0])
+    train.train(learners, training, watch)
+    assert program_of(learners, training) == "captured"
+    again = learners_of(Strategy(), [0])
+    train.train(again, training, Watch(start=states[-1]))
+    assert program_of(again, training) == "captured"
