@@ -99,6 +99,78 @@ def test_every_row_is_there_once_and_a_gpu_has_its_own() -> None:
     assert any("--device cuda" in line for line in found["cpu"][1])
 
 
+def test_what_avalanche_has_too_is_there_on_both_sides() -> None:
+    pytest.importorskip("avalanche")
+    from avalanche_reference import METHODS, TOLD
+    from ours import BENCHMARKS, STRATEGIES
+    from suite import BOTH, HELD, ONCE, QUICK
+
+    from continual.plugins import registered
+
+    assert len(set(BOTH)) == len(BOTH) and set(BOTH) == set(METHODS)
+    assert set(STRATEGIES) >= set(BOTH) | set(HELD) and set(BOTH) <= set(registered("strategies"))
+    assert {STRATEGIES[method].partition(":")[0] for method in BOTH} == set(BOTH)
+    assert set(ONCE) <= set(BOTH) - set(HELD) and set(QUICK) <= set(BOTH)
+    assert set(TOLD) == set(BENCHMARKS)
+
+
+def test_a_ratio_that_misses_is_seen_to() -> None:
+    from suite import Found, Row, lines
+    from turns import Contender, Target
+
+    row = Row("SI", {"ours": Contender(lambda: 1.0), "hand-written": Contender(lambda: 1.0, Target("of", 1.25))})
+    for took, said, met in ((1.2504, "1.2504", "missed"), (1.2496, "1.25", "met"), (1.254, "1.254", "missed")):
+        (_, line) = lines(Found(row, {"ours": [took], "hand-written": [1.0]}))
+        assert line[3:] == [f"ours takes {said} ({said} to {said}) of it", "at most 1.25", met]
+
+
+def test_what_could_not_be_run_has_a_line_a_row() -> None:
+    from suite import Found, Row, not_run
+
+    row, why = Row("SI", {}), "RuntimeError: no solver\nsee\nthis"
+    assert not_run(Found(row, {}, {"ours": why, "other": why})) == ["SI: ours, other: RuntimeError: no solver"]
+    (long,) = not_run(Found(row, {}, {"ours": "a " * 200, "other": why}))
+    assert long.startswith("SI: ours: a a") and long.endswith("...; other: RuntimeError: no solver") and len(long) < 250
+    assert not_run(Found(row, {"ours": [1.0]})) == []
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """The suite, as from a shell."""
+    import suite
+
+    monkeypatch.setattr(sys, "argv", ["suite.py", *words])
+    suite.main()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_list_needs_neither_data_nor_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    command(monkeypatch, "--list", "--device", device)
+    listed = capsys.readouterr().out.splitlines()
+    assert "PackNet, 784-100-100-10" in listed
+    assert any(row.startswith("utilisation") for row in listed) is (device == "cuda")
+
+
+@pytest.mark.parametrize("words", [(), ("--data", "nowhere-at-all"), ("--data", ".", "--turns", "0")])
+def test_what_cannot_be_measured_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, *words)
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and not told.out and len(told.err.splitlines()) == 1
+
+
+def test_a_quick_run_says_what_it_leaves_out() -> None:
+    from suite import rows
+    from turns import Place
+
+    said = "\n".join(rows(Place("nowhere", limit=500), True, "cnn")[1])
+    for left_out in ("Fisher", "Adam as documented", "our products", "PackNet", "GEM", "500 training images"):
+        assert left_out in said
+
+
 def test_inside_a_step(tmp_path: Path) -> None:
     """What is measured on a GPU, on a processor and a small network."""
     from ours import Steps, pieces

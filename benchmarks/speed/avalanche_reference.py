@@ -18,67 +18,30 @@ warnings.filterwarnings("ignore")
 warnings.showwarning = lambda *_, **__: None  # what it calls deprecated it shows whatever filters say
 
 import torch  # noqa: E402
-from avalanche.benchmarks import benchmark_from_datasets  # noqa: E402
+from avalanche.benchmarks import nc_benchmark  # noqa: E402
 from avalanche.benchmarks.classic import SplitMNIST  # noqa: E402
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics  # noqa: E402
 from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
-from avalanche.training.supervised import (  # noqa: E402
-    AGEM,
-    DER,
-    ER_ACE,
-    EWC,
-    GEM,
-    MAS,
-    MIR,
-    Cumulative,
-    GDumb,
-    LwF,
-    Naive,
-    Replay,
-    SynapticIntelligence,
-)  # fmt: skip
-from hand import mlp, multiplying  # noqa: E402
+from avalanche_methods import METHODS, TOLD, Flat  # noqa: E402
+from hand import multiplying  # noqa: E402
+from torchvision.datasets import MNIST  # noqa: E402
+from torchvision.transforms import Compose, Normalize, ToTensor  # noqa: E402
 from turns import Place, Work, seconds  # noqa: E402
 
-METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "finetune": (Naive, {}),
-    "ewc": (EWC, {"ewc_lambda": 100.0}),
-    "replay": (Replay, {"mem_size": 500}),
-    "si": (SynapticIntelligence, {"si_lambda": 1.0}),
-    "mas": (MAS, {}),
-    "lwf": (LwF, {"alpha": 1.0, "temperature": 2.0}),
-    "a-gem": (AGEM, {"patterns_per_exp": 200, "sample_size": 256}),
-    "gem": (GEM, {"patterns_per_exp": 200, "memory_strength": 0.5}),
-    "der": (DER, {"mem_size": 500, "batch_size_mem": 128, "alpha": 0.1, "beta": 0.0}),
-    "er-ace": (ER_ACE, {"mem_size": 500, "batch_size_mem": 128}),
-    "mir": (MIR, {"mem_size": 500, "subsample": 500, "batch_size_mem": 128}),
-    "gdumb": (GDumb, {"mem_size": 500}),
-    "cumulative": (Cumulative, {}),
-}
 
-
-class Flat(torch.nn.Module):
-    """The MLP for images."""
-
-    def __init__(self, layers: tuple[int, ...]) -> None:
-        super().__init__()
-        self.net = mlp(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The logits."""
-        return self.net(x.flatten(1))
-
-
-def load(root: str, limit: int | None = None) -> Any:
+def load(root: str, limit: int | None = None, told: bool = False) -> Any:
     """Its Split MNIST, natural order, from torchvision's files under a data root.
 
-    ``limit``: about so many training images of each class, the first of each task.
+    ``limit``: so many training images of each class. ``told``: whether samples say which task they are of.
     """
-    made = SplitMNIST(n_experiences=5, return_task_id=False, fixed_class_order=list(range(10)), dataset_root=Path(root))
+    order = list(range(10))
     if limit is None:
-        return made
-    train = [one.dataset.subset(range(2 * limit)) for one in made.train_stream]
-    return benchmark_from_datasets(train=train, test=[one.dataset for one in made.test_stream])
+        return SplitMNIST(n_experiences=5, return_task_id=told, fixed_class_order=order, dataset_root=Path(root))
+    train, test = (MNIST(root, train=which) for which in (True, False))
+    rows = torch.cat([(train.targets == label).nonzero()[:limit, 0] for label in order])
+    train.data, train.targets = train.data[rows], train.targets[rows]
+    shown = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
+    return nc_benchmark(train, test, 5, told, fixed_class_order=order, train_transform=shown, eval_transform=shown)
 
 
 def run(
@@ -107,8 +70,8 @@ def run(
         **options,
     )
     found: dict[str, float] = {}
-    for experience in benchmark.train_stream:
-        strategy.train(experience)
+    for part in [benchmark.train_stream] if method == "joint" else benchmark.train_stream:
+        strategy.train(part)
         found = strategy.eval(benchmark.test_stream)
     return next(value for name, value in found.items() if name.startswith("Top1_Acc_Stream"))
 
@@ -117,14 +80,16 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     """``train``: Split MNIST; ``steps``: some steps of Split CIFAR-10 with replay."""
 
     @functools.cache
-    def mnist() -> Any:
-        return load(place.root, place.limit)
+    def mnist(told: bool) -> Any:
+        return load(place.root, place.limit, told)
 
     def train(
         method: str, layers: tuple[int, ...] = (400, 400), fused: bool = False, products: bool = False
     ) -> Work:  # fmt: skip
+        benchmark = mnist(method in TOLD)
+
         def work() -> float:
-            return seconds(lambda: run(method, mnist(), 0, fused, layers=layers, device=place.device), place.device)
+            return seconds(lambda: run(method, benchmark, 0, fused, layers=layers, device=place.device), place.device)
 
         return multiplying(work, products)
 
@@ -145,9 +110,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="data root with MNIST")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="training images of a class [all]")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    benchmark = load(given.data)
+    benchmark = load(given.data, given.limit, given.method in TOLD)
     began = time.perf_counter()
     accuracy = run(given.method, benchmark, given.seed)
     print(f"{given.method}: {time.perf_counter() - began:.2f} s, accuracy {accuracy:.4f}")

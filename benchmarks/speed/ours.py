@@ -34,9 +34,17 @@ STRATEGIES = {
     "a-gem": "a-gem:capacity=1000,samples=256", "gem": "gem:capacity=1000,margin=0.5",
     "mas": "mas:strength=1.0", "lwf": "lwf:strength=1.0,temperature=2.0", "der": "der:capacity=500,alpha=0.1",
     "er-ace": "er-ace:capacity=500", "mir": "mir:capacity=500,candidates=240,past=true",
-    "gdumb": "gdumb:capacity=500,passes=1", "cumulative": "cumulative",
+    "gdumb": "gdumb:capacity=500,passes=1", "cumulative": "cumulative", "joint": "joint:every=false",
+    "from-scratch": "from-scratch", "online-ewc": "online-ewc:strength=100,decay=0.9,label=true",
+    "rwalk": "rwalk:strength=1.0,at=end,clip=total,scale=largest,damping=1.2e-7",
+    "der++": "der++:capacity=500,alpha=0.1,beta=0.5", "gss": "gss:capacity=500,compare=10",
+    "generative-replay": "generative-replay:latent=100,layers={layers}", "icarl": "icarl:capacity=500,reduce=mean",
+    "bic": "bic:capacity=500", "ncm": "ncm:trunk=always", "cwr*": "cwr*:outputs=active,bias=trained",
+    "slda": "slda:trunk=never,covariance=streamed", "packnet": "packnet:prune=0.5,freed=kept,retrain=1",
 }  # fmt: skip
-"""What each method is here, with the options of the other contenders."""
+"""What each method is here, with the options of the other contenders; ``layers`` are the network's."""
+BENCHMARKS = {"packnet": "split-mnist:scenario=task"}
+"""Where a method has to be told the task."""
 PHOTOS, AUGMENT = "split-cifar10:normalize=channel", "images:crop=4,flip=true"
 REPLAYED = "replay:capacity=500"
 
@@ -56,9 +64,12 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
     host wait; ``floor``, the time over that of the arithmetic alone; ``busy``, the GPU's utilisation in percent.
     """
 
-    def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "split-mnist", **settings: Any) -> Work:
-        limited = benchmark + (f":limit={place.limit}" if place.limit and benchmark == "split-mnist" else "")
-        work = run(place, limited, STRATEGIES.get(method, method), model=model, **{"seeds": 1, **settings})
+    def train(method: str, model: str = "mlp:layers=400-400", benchmark: str = "", **settings: Any) -> Work:
+        benchmark = benchmark or BENCHMARKS.get(method, "split-mnist")
+        if place.limit and benchmark.startswith("split-mnist"):
+            benchmark += f"{',' if ':' in benchmark else ':'}limit={place.limit}"
+        strategy = STRATEGIES.get(method, method).format(layers=model.rpartition("=")[2])
+        work = run(place, benchmark, strategy, model=model, **{"seeds": 1, **settings})
         return lambda: seconds(work, place.device)
 
     def steps(count: int, **task: Any) -> Work:

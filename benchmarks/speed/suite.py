@@ -3,6 +3,7 @@
     python benchmarks/speed/suite.py --data ROOT                    # on a CPU, about twenty minutes on two cores
     python benchmarks/speed/suite.py --data ROOT --device cuda      # on a GPU
     python benchmarks/speed/suite.py --data ROOT --quick            # some rows on fewer images, under two minutes
+    python benchmarks/speed/suite.py --list                         # the rows
     python benchmarks/speed/suite.py --data ROOT --only replay --picture speed.svg --json speed.json
 
 ROOT is a data root with MNIST's published files in ROOT/MNIST/raw, and CIFAR-10 for the rows that need it. Every row
@@ -21,6 +22,7 @@ import os
 import platform
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,10 +36,17 @@ from turns import Contender, Crew, Piece, Place, Target, in_turns, median
 
 HELD = {"finetune": 1.05, "l2": 1.10, "ewc": 1.10, "si": 1.25, "a-gem": 1.15, "replay": 1.10}
 """Methods with a hand-written loop, and the most of its time that ours may take."""
-BOTH = ("finetune", "ewc", "si", "a-gem", "replay", "gem", "mas", "lwf", "der", "er-ace", "mir", "gdumb", "cumulative")
+BOTH = ("finetune", "ewc", "si", "a-gem", "replay", "gem", "mas", "lwf", "der", "er-ace", "mir", "gdumb", "cumulative",
+        "joint", "from-scratch", "online-ewc", "rwalk", "der++", "gss", "generative-replay", "icarl", "bic", "ncm",
+        "cwr*", "slda", "packnet")  # fmt: skip
 """Methods that avalanche-lib has too."""
+ONCE = BOTH[BOTH.index("joint") :]
+"""Those that are measured in one turn, so that the suite does not take too long."""
 NAMES = {"finetune": "fine-tuning", "l2": "L2", "ewc": "EWC, true label", "si": "SI", "a-gem": "A-GEM", "gem": "GEM",
-         "mas": "MAS", "lwf": "LwF", "der": "DER", "er-ace": "ER-ACE", "mir": "MIR", "gdumb": "GDumb"}  # fmt: skip
+         "mas": "MAS", "lwf": "LwF", "der": "DER", "er-ace": "ER-ACE", "mir": "MIR", "gdumb": "GDumb",
+         "online-ewc": "online EWC, true label", "rwalk": "RWalk", "der++": "DER++", "gss": "GSS", "icarl": "iCaRL",
+         "bic": "BiC", "ncm": "NCM", "cwr*": "CWR*", "slda": "SLDA", "packnet": "PackNet", "joint": "joint training",
+         "from-scratch": "from scratch", "generative-replay": "generative replay"}  # fmt: skip
 WIDE, NARROW = (400, 400), (100, 100)
 QUICK = ("finetune", "replay")
 """What a quick run holds against avalanche-lib."""
@@ -102,6 +111,11 @@ def network(sizes: tuple[int, ...]) -> str:
     return "-".join(map(str, (784, *sizes, 10)))
 
 
+def called(method: str) -> str:
+    """The method's name in a row's."""
+    return NAMES.get(method, method)
+
+
 def mnist(quick: bool) -> Iterator[Row]:
     """One seed of each method, with the wide and the narrow network; ten seeds of the narrow one."""
     for method in [*HELD, *(one for one in BOTH if one not in HELD)]:
@@ -136,8 +150,8 @@ def versus(
             same = Piece.of("avalanche_reference", "train", method=method, layers=sizes, fused=True, products=True)
             found["avalanche-lib, Adam as documented"] = Contender(usual, Target("times"), PAUSED)
             found["avalanche-lib, our products"] = Contender(same, Target("times"), PAUSED)
-    turns = None if held is not None else 3
-    return Row(f"{name or NAMES.get(method, method)}, {network(sizes)}", found, turns=turns)
+    turns = None if held is not None else 1 if method in ONCE else 3
+    return Row(f"{name or called(method)}, {network(sizes)}", found, turns=turns)
 
 
 def vision(quick: bool, model: str, count: int, precision: str) -> Iterator[Row]:
@@ -251,8 +265,14 @@ def rows(place: Place, quick: bool, model: str) -> tuple[list[Row], list[str]]:
                                           if not name.startswith("avalanche-lib")}) for row in found]  # fmt: skip
     found = [row for row in found if len(row.contenders) > 1 or next(iter(row.contenders.values())).target]
     if quick:
-        said.append(f"in a quick run: avalanche-lib's other methods, and more than {place.limit} training images of a "
-                    "class of MNIST; its figures are rough")  # fmt: skip
+        said += [f"in a quick run: {what}" for what in (
+            "the Fisher information of a network with convolutions",
+            "avalanche-lib with Adam as documented, and with our products",
+            f"avalanche-lib's {', '.join(called(one) for one in BOTH if one not in QUICK)}",
+            f"with {network(NARROW)} all but {called(QUICK[0])}",
+            *(("hsu-2018-split-mnist, and a run of DER++ with ResNet-18",) if on_gpu else ()),
+            f"more than {place.limit} training images of a class of MNIST; its figures are rough",
+        )]  # fmt: skip
     return found, said
 
 
@@ -268,6 +288,12 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def decimals(target: Target, measured: list[float]) -> int:
+    """How many decimals a ratio is told with: two, or as many as it takes to see that it misses the bound."""
+    middle, met = statistics.median(measured), target.met(measured)
+    return next((count for count in range(2, 9) if target.met([round(middle, count)]) is met), 9)
+
+
 def lines(found: Found) -> list[list[str]]:
     """The table's lines of a row."""
     judged = {name: (target, measured) for name, target, measured in found.judged()}
@@ -278,13 +304,23 @@ def lines(found: Found) -> list[list[str]]:
         if target is None:
             table.append([*line, "", "", ""])
             continue
-        middle, low, high = (f"{f(measured):.2f}" for f in (statistics.median, min, max))
+        middle, low, high = (f"{f(measured):.{decimals(target, measured)}f}" for f in (statistics.median, min, max))
         ratio = "" if target.kind == "value" else f"{middle} ({low} to {high})"
         said = {"of": "ours takes {} of it", "times": "{} times as long", "value": ""}[target.kind].format(ratio)
         met = target.met(measured)
         wanted = "" if target.bound is None else f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
         table.append([*line, said, wanted, {True: "met", False: "missed", None: ""}[met]])
     return table
+
+
+def not_run(found: Found) -> list[str]:
+    """A line on those of a row that could not do it: the first line of why, not the whole of a long one."""
+    whys: dict[str, list[str]] = {}
+    for name, why in found.missing.items():
+        first = textwrap.shorten((why.splitlines() or [""])[0], 160, placeholder=" ...")
+        whys.setdefault(first, []).append(name)
+    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in whys.items())
+    return [f"{found.row.name}: {told}"] if told else []
 
 
 HEADERS = ["work", "", "median", "against the first (range)", "wanted", ""]
@@ -346,14 +382,14 @@ def machine(place: Place) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else math.nan
     device = "" if place.device == "cpu" else f", {device_name(choose_device(place.device))}, CUDA {torch.version.cuda}"
     return (f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {platform.machine()}, {models[0] if models else '?'}, "
-            f"{os.cpu_count()} cores, {memory:.0f} GiB{device}; {place.threads} threads; "
+            f"{os.cpu_count()} cores, {memory:.0f} GiB{device}; {place.threads} thread{'s' * (place.threads > 1)}; "
             + ", ".join(f"{name} {version}" for name, version in known.items()))  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="data root with MNIST and CIFAR-10")
+    parser.add_argument("--data", help="data root with MNIST and CIFAR-10; --list needs none")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="some rows, on fewer images, in two turns")
     parser.add_argument("--only", action="append", default=[], help="rows whose name contains this; may be repeated")
@@ -376,17 +412,25 @@ def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
     from continual.runner import choose_device
 
     given = parser.parse_args()
+
+    def refuse(why: str) -> None:
+        parser.exit(2, f"{parser.prog}: {why}\n")
+
     for name in ("turns", "threads", "limit", "most"):
         if getattr(given, name, None) is not None and getattr(given, name) < 1:
-            parser.error(f"--{name} was given {getattr(given, name)}; it takes 1 or more")
+            refuse(f"--{name} was given {getattr(given, name)}; it takes 1 or more")
+    if getattr(given, "list", False):  # which needs neither data nor device
+        return given
+    if "data" in given and not (given.data and Path(given.data).is_dir()):
+        refuse(f"--data {given.data}: there is no such folder" if given.data else "--data is needed: a data root")
     try:
         choose_device(given.device)
         if given.picture:
             canvas.check(Path(given.picture))
     except Mistake as mistake:
-        parser.error(str(mistake))
+        refuse(" ".join(str(mistake).split()))
     if given.json and not Path(given.json).absolute().parent.is_dir():
-        parser.error(f"--json {given.json}: there is no folder {Path(given.json).absolute().parent}")
+        refuse(f"--json {given.json}: there is no folder {Path(given.json).absolute().parent}")
     return given
 
 
@@ -395,9 +439,8 @@ def main() -> None:
     from tabulate import tabulate
 
     given = arguments()
-    place = Place(
-        str(Path(given.data).resolve()), given.device, given.threads, given.limit or (500 if given.quick else None)
-    )
+    root, limit = str(Path(given.data or ".").resolve()), given.limit or (500 if given.quick else None)
+    place = Place(root, given.device, given.threads, limit)
     model = given.model or (SMALL_CNN if given.device == "cpu" else "resnet18")
     chosen, said = rows(place, given.quick, model)
     chosen = [row for row in chosen if not given.only or any(part in row.name for part in given.only)]
@@ -412,7 +455,7 @@ def main() -> None:
         results.append(measure(row, given.turns or (2 if given.quick else 5), crew))
         print(tabulate(lines(results[-1]) or [[row.name, "not run"]], tablefmt="plain"), file=sys.stderr, flush=True)
     crew.close()
-    said += [f"{found.row.name}, {name}: {why}" for found in results for name, why in found.missing.items()]
+    said += [line for found in results for line in not_run(found)]
     about = machine(place)
     table = tabulate(
         [line for found in results for line in lines(found)], HEADERS, tablefmt="github", disable_numparse=True
