@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,11 @@ def test_joined_data_has_all_classes_in_colour_at_one_size() -> None:
     assert torch.equal(both.x[:10, 0], both.x[:10, 2])
 
 
+def test_files_that_were_left_out_are_named_with_their_set() -> None:
+    a, b = (replace(small(name, ("x", "y"), (3, 4, 4)), skipped=("train/x/0.jpg",)) for name in ("one", "two"))
+    assert joined((a, b, a), 4).skipped == ("one/train/x/0.jpg", "two/train/x/0.jpg", "one-2/train/x/0.jpg")
+
+
 def test_resizing_is_torchs_antialiased_one() -> None:
     data = small("one", ("x", "y"), (3, 9, 9))
     wanted = torch.nn.functional.interpolate(data.x.double(), (5, 5), mode="bilinear", antialias=True)
@@ -494,11 +500,11 @@ def test_what_is_said_of_sets_in_sequence_is_said_anew(tmp_path: Path) -> None:
     assert said() == ((), NAMES)
     (tmp_path / "animals" / "train" / "cat" / "zzz.png").write_bytes(b"no picture")
     with pytest.warns(Notice, match="packed anew"):
-        assert said() == (("train/cat/zzz.png",), NAMES)
+        assert said() == (("animals/train/cat/zzz.png",), NAMES)
     for part in ("train", "val"):
         (tmp_path / "animals" / part / "dog").rename(tmp_path / "animals" / part / "dot")
     with pytest.warns(Notice, match="packed anew"):
-        assert said() == (("train/cat/zzz.png",), ("cat", "dot", "emu"))
+        assert said() == (("animals/train/cat/zzz.png",), ("cat", "dot", "emu"))
 
 
 def test_lists_of_classes_in_sequence_are_all_recorded_and_no_two_classes_have_one_name(tmp_path: Path) -> None:

@@ -212,12 +212,12 @@ class Data:
 def joined(parts: Sequence[Data], size: int) -> Data:
     """Several data sets as one, in colour at ``size`` x ``size`` pixels, their classes one after the other.
 
-    A class whose name two sets have is named with its set, ``mnist/3``; where a set comes twice, ``mnist-2/3``.
+    A class whose name two sets have is named with its set, ``mnist/3``; where a set comes twice, ``mnist-2/3``. Files
+    that were left out are all named with theirs, ``imagenet/train/cat/0.jpg``.
     """
     alike = [part.in_colour().resized(size) for part in parts]
     names = [name for part in parts for name in part.classes]
-    before = [sum(other.name == part.name for other in parts[:number]) for number, part in enumerate(parts)]
-    sets = [f"{part.name}-{count + 1}" if count else part.name for part, count in zip(parts, before, strict=True)]
+    sets = _told_apart(parts)
     starts = [sum(len(part.classes) for part in parts[:number]) for number in range(len(parts))]
     return Data(
         name="+".join(part.name for part in parts),
@@ -230,9 +230,20 @@ def joined(parts: Sequence[Data], size: int) -> Data:
             for of, part in zip(sets, parts, strict=True)
             for name in part.classes
         ),
-        skipped=tuple(file for part in parts for file in part.skipped),
+        skipped=tuple(file for files in left_out(parts) for file in files),
         joined=tuple(len(part.classes) for part in parts),
     )
+
+
+def left_out(parts: Sequence[Data]) -> list[tuple[str, ...]]:
+    """The files that were left out of each data set, named with the set."""
+    return [tuple(f"{of}/{file}" for file in part.skipped) for of, part in zip(_told_apart(parts), parts, strict=True)]
+
+
+def _told_apart(parts: Sequence[Data]) -> list[str]:
+    """The names of data sets, with a number behind that of one that was there before: ``mnist``, ``mnist-2``."""
+    before = [sum(other.name == part.name for other in parts[:number]) for number, part in enumerate(parts)]
+    return [f"{part.name}-{count + 1}" if count else part.name for part, count in zip(parts, before, strict=True)]
 
 
 def in_parts(x: Tensor) -> tuple[Tensor, ...]:

@@ -32,7 +32,7 @@ import numpy as np
 from continual import files
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images, packed
-from continual.streams.data import PARTS, Data, joined
+from continual.streams.data import PARTS, Data, joined, left_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -124,7 +124,7 @@ def load(
 
 def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
     """Several data sets as one, see :func:`~continual.streams.data.joined`; packed, as :func:`load` does it."""
-    said = [(part.name, part.sha256, part.classes, part.skipped) for part in parts]
+    said = [(part.name, part.sha256, part.classes, files) for part, files in zip(parts, left_out(parts), strict=True)]
     key = hashlib.sha256(json.dumps([size, *said]).encode()).hexdigest()[:16]
     name = "+".join(part.name for part in parts)
     file = data_root(root) / "packed" / "joined" / f"{key}.safetensors"
