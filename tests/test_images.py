@@ -472,6 +472,19 @@ def test_images_of_a_sequence_are_decoded_at_its_size_and_packed_together(
     assert torch.equal(again.x, data.x) and again.joined == data.joined
 
 
+def test_sets_in_sequence_are_joined_on_the_disk_a_few_images_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, made = [small("one", ("x", "y"), (1, 4, 4), top=16), small("two", ("z", "w"), (3, 8, 8), seed=1)], []
+    room = sets._room
+    monkeypatch.setattr(sets, "_room", lambda folder, shape: made.append((room(folder, shape), shape)) or made[-1][0])
+    monkeypatch.setattr("continual.streams.data.CHUNK", 3 * 8 * 8 * 3)  # three images of the second set
+    data, wanted = sets.load_joined(parts, 8, tmp_path), joined(parts, 8)
+    assert [shape for _, shape in made] == [(20, 3, 8, 8)] * 2 and all(isinstance(one, np.memmap) for one, _ in made)
+    for name in ("x", "y", "x_test", "y_test"):
+        assert torch.equal(getattr(data, name), getattr(wanted, name))
+
+
 def test_the_options_of_the_whole_are_named_as_such() -> None:
     with pytest.raises(BadOption, match="no option 'limit', but its benchmark has: write it beside 'sequence'"):
         config.plan({"benchmark": {"sequence": ["split-digits", "split-mnist"]}, "limit": 3})

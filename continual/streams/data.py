@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,14 @@ from torch import Tensor
 from continual.errors import BadData, nearest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch.utils.data import Dataset
 
 PARTS = ("x", "y", "x_test", "y_test")
 PATIENCE = 3.0  # seconds before a progress bar appears
 CHUNK = 2**20  # values that are worked on at a time
+Room = Callable[[tuple[int, ...]], "npt.NDArray[np.uint8]"]
+"""Gives an array of a shape for images: in memory, or in a file where they may be more than fits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,11 +103,7 @@ class Data:
             return self
 
         def at(x: Tensor) -> Tensor:
-            return torch.cat([resized(part) for part in in_parts(x)])
-
-        def resized(x: Tensor) -> Tensor:
-            made = torch.nn.functional.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
-            return made.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else made
+            return torch.cat([_resized(part, size) for part in in_parts(x)])
 
         return replace(self, x=at(self.x), x_test=at(self.x_test), packed=False)
 
@@ -123,18 +122,6 @@ class Data:
             self, x=self.x[kept], y=labels[self.y][kept], x_test=self.x_test[kept_test],
             y_test=labels[self.y_test][kept_test], classes=tuple(classes), packed=False,
         )  # fmt: skip
-
-    def in_colour(self) -> Data:
-        """The same images with three channels, and 255 for 1.0."""
-        factor = 255.0 / self.top
-
-        def coloured(x: Tensor) -> Tensor:
-            scaled = x if factor == 1 else (x.float() * factor).round().clamp(0, 255)
-            return scaled.to(torch.uint8).expand(-1, 3, -1, -1)
-
-        if self.x.ndim != 4 or self.x.shape[1] not in (1, 3):
-            raise BadData(f"{self.name}: samples {tuple(self.x.shape[1:])} are no images of one or three channels")
-        return replace(self, x=coloured(self.x), x_test=coloured(self.x_test), top=255.0, packed=False)
 
     @classmethod
     def from_arrays(
@@ -209,22 +196,39 @@ class Data:
 # Arrays
 
 
-def joined(parts: Sequence[Data], size: int) -> Data:
+def in_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Room for images in memory."""
+    return np.empty(shape, np.uint8)
+
+
+def joined(parts: Sequence[Data], size: int, room: Room = in_memory) -> Data:
     """Several data sets as one, in colour at ``size`` x ``size`` pixels, their classes one after the other.
 
     A class whose name two sets have is named with its set, ``mnist/3``; where a set comes twice, ``mnist-2/3``. Files
-    that were left out are all named with theirs, ``imagenet/train/cat/0.jpg``.
+    that were left out are all named with theirs, ``imagenet/train/cat/0.jpg``. ``room`` gives the arrays that images
+    are written into, a few at a time; without it they lie in memory.
     """
-    alike = [part.in_colour().resized(size) for part in parts]
+    for part in parts:
+        if part.x.ndim != 4 or part.x.shape[1] not in (1, 3):
+            raise BadData(f"{part.name}: samples {tuple(part.x.shape[1:])} are no images of one or three channels")
+
+    def together(images: Sequence[Tensor]) -> Tensor:
+        x, start = torch.from_numpy(room((sum(map(len, images)), 3, size, size))), 0
+        for part, own in zip(parts, images, strict=True):
+            for some in in_parts(own):
+                x[start : start + len(some)] = _resized(_in_colour(some, 255.0 / part.top), size)
+                start += len(some)
+        return x
+
     names = [name for part in parts for name in part.classes]
     sets = _told_apart(parts)
     starts = [sum(len(part.classes) for part in parts[:number]) for number in range(len(parts))]
     return Data(
         name="+".join(part.name for part in parts),
-        x=torch.cat([part.x for part in alike]),
-        y=torch.cat([part.y + start for part, start in zip(alike, starts, strict=True)]),
-        x_test=torch.cat([part.x_test for part in alike]),
-        y_test=torch.cat([part.y_test + start for part, start in zip(alike, starts, strict=True)]),
+        x=together([part.x for part in parts]),
+        y=torch.cat([part.y + start for part, start in zip(parts, starts, strict=True)]),
+        x_test=together([part.x_test for part in parts]),
+        y_test=torch.cat([part.y_test + start for part, start in zip(parts, starts, strict=True)]),
         classes=tuple(
             name if names.count(name) == 1 else f"{of}/{name}"
             for of, part in zip(sets, parts, strict=True)
@@ -250,6 +254,20 @@ def in_parts(x: Tensor) -> tuple[Tensor, ...]:
     """Samples (N, ...) a few at a time: what is made of them needs little memory."""
     parts: tuple[Tensor, ...] = x.split(max(1, CHUNK // max(1, x[0].numel())))
     return parts
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    """Images (N, C, H, W) at ``size`` x ``size`` pixels."""
+    if x.shape[-2:] == (size, size):
+        return x
+    made = torch.nn.functional.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
+    return made.round().clamp(0, 255).to(x.dtype) if x.dtype == torch.uint8 else made
+
+
+def _in_colour(x: Tensor, factor: float) -> Tensor:
+    """Images of one or three channels with three, (N, 3, H, W) ``uint8``, their values times a factor."""
+    scaled = x if factor == 1 else (x.float() * factor).round().clamp(0, 255)
+    return scaled.to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def _kind(sample: Tensor) -> str:

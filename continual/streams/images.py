@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from continual.files import read_text
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Room = Callable[[tuple[int, ...]], "npt.NDArray[np.uint8]"]
+    from continual.streams.data import Room
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from continual import files
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
 from continual.streams import images, packed
-from continual.streams.data import PARTS, Data, joined, left_out
+from continual.streams.data import PARTS, Data, in_memory, joined, left_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -127,8 +127,11 @@ def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None
     said = [(part.name, part.sha256, part.classes, files) for part, files in zip(parts, left_out(parts), strict=True)]
     key = hashlib.sha256(json.dumps([size, *said]).encode()).hexdigest()[:16]
     name = "+".join(part.name for part in parts)
-    file = data_root(root) / "packed" / "joined" / f"{key}.safetensors"
-    return _unpack(name, file)[0] if os.path.exists(file) else _packed(joined(parts, size), file, "")
+    root = data_root(root)
+    file = root / "packed" / "joined" / f"{key}.safetensors"
+    if os.path.exists(file):
+        return _unpack(name, file)[0]
+    return _packed(joined(parts, size, functools.partial(_room, root)), file, "")
 
 
 def _packed(data: Data, file: Path, source: str) -> Data:
@@ -230,7 +233,7 @@ def _room(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
                 os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape)))  # a disk that is full is told of here
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError:  # that it cannot be written is told of when it is packed
-        return np.empty(shape, np.uint8)
+        return in_memory(shape)
 
 
 def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
