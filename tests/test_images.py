@@ -555,11 +555,22 @@ def test_images_that_have_changed_are_packed_anew_and_are_another_run(tmp_path: 
     first = cl.run(benchmark, **asked)
     picture(99).save(tmp_path / "animals" / "train" / "cat" / "00.png")
     _load.cache_clear()  # as another process would begin
-    with pytest.warns(Notice, match="the images in .*animals have changed since they were packed; they are packed ane"):
+    with pytest.warns(Notice, match="the class folders in .*animals have changed since they were packed; they are"):
         second = cl.run(benchmark, **asked)
     assert np.array_equal(load("animals", tmp_path, wanted=Wanted(8)).x[0].numpy(), array(99))
     assert first.record["protocol"] != second.record["protocol"] and len(store.find(tmp_path / "runs")) == 2
     assert first.record["protocol"]["benchmark"]["sha256"] == first.record["data"]["sha256"]
+
+
+@pytest.mark.parametrize("content", [(), ("00.gif",)])
+def test_a_new_class_folder_without_an_image_is_noticed(tmp_path: Path, content: tuple[str, ...]) -> None:
+    data, folder = load("animals", folders(tmp_path)), tmp_path / "animals" / "train" / "fox"
+    folder.mkdir()
+    for name in content:
+        picture(0).save(folder / name)
+    with pytest.warns(Notice, match="have changed"), pytest.raises(BadData, match=r"train/fox has no images that can"):
+        load("animals", tmp_path)
+    assert load("animals", tmp_path, wanted=Wanted(classes=NAMES)).sha256 == data.sha256, "where it is not asked for"
 
 
 def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ def load(
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
-    file, source = root / "packed" / wanted.file(name), _source(name, root, wanted)
+    file, (source, classes) = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
         data, made_of = _unpack(name, file)
-        if not source or made_of == source:
+        if not source or (made_of, data.classes) == (source, classes):
             return data
-        warnings.warn(Notice(f"{name}: the images in {root / name} have changed since they were packed; they are "
-                             "packed anew"), stacklevel=2)  # fmt: skip
+        warnings.warn(Notice(f"{name}: the class folders in {root / name} have changed since they were packed; they "
+                             "are packed anew"), stacklevel=2)  # fmt: skip
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
@@ -146,13 +146,17 @@ def _packed(data: Data, file: Path, source: str) -> Data:
     return _unpack(data.name, file)[0]
 
 
-def _source(name: str, root: Path, wanted: Wanted) -> str:
-    """The SHA-256 over the names, sizes and times of the image files that a set is made of; nothing for others."""
+def _source(name: str, root: Path, wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+    """The SHA-256 over the names, sizes and times of the image files that a set is made of, and its classes.
+
+    A class folder without an image is not among the files. Nothing for sets that are not read from class folders.
+    """
     found = _parts(root / name)
     if found is None or not _from_folders(name, root):
-        return ""
-    classes = wanted.classes or images.class_names(found[0])
-    return hashlib.sha256("\n".join(images.listing(folder, classes) for folder in found).encode()).hexdigest()
+        return "", ()
+    classes = wanted.classes or tuple(images.class_names(found[0]))
+    listed = "\n".join(images.listing(folder, classes) for folder in found)
+    return hashlib.sha256(listed.encode()).hexdigest(), classes
 
 
 # The packed file
