@@ -121,7 +121,7 @@ def run(what: tuple[str, ...], **given: Any) -> None:
     chained with +. Nothing: the main job, the classic strategies on Split Digits.
 
     The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has). --limit
-    is the benchmark's own option: split-mnist --limit 50 is split-mnist:limit=50.
+    and --test-limit are the benchmark's own options: split-mnist --limit 50 is split-mnist:limit=50.
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4

@@ -13,7 +13,7 @@ from continual import completion, config, plugins
 from continual.errors import BadOption
 from continual.options import Option, options_of
 
-OF_THE_BENCHMARK = ("limit",)
+OF_THE_BENCHMARK = ("limit", "test_limit")
 """Options of the benchmark that have a flag too: what is given for a try, and not kept in a file."""
 
 

@@ -161,16 +161,18 @@ def planned(monkeypatch: pytest.MonkeyPatch, stored: Stored) -> list[config.Plan
 SEQUENCE = "{sequence: [split-digits, split-mnist], limit: 3, size: 16}"
 
 
-@pytest.mark.parametrize(("file", "flag", "wanted"), [
-    ("{name: split-digits, limit: 3, tasks: 2}", 7, {"limit": 7, "tasks": 2}), ("split-mnist", 7, {"limit": 7}),
-    ("'split-digits:limit=3'", "none", {"limit": None}), (SEQUENCE, 7, {"limit": 7, "size": 16}),
-    (SEQUENCE, None, {"limit": 3, "size": 16}),
+@pytest.mark.parametrize(("file", "flags", "wanted"), [
+    ("{name: split-digits, limit: 3, tasks: 2}", "--limit 7", {"limit": 7, "tasks": 2}),
+    ("split-mnist", "--limit 7 --test-limit 9", {"limit": 7, "test_limit": 9}),
+    ("'split-digits:limit=3,test_limit=4'", "--limit none", {"limit": None, "test_limit": 4}),
+    (SEQUENCE, "--limit 7 --test-limit 9", {"limit": 7, "test_limit": 9, "size": 16}),
+    (SEQUENCE, "", {"limit": 3, "test_limit": None, "size": 16}),
 ])  # fmt: skip
 def test_the_flag_of_a_benchmarks_option_replaces_what_a_file_says(
-    tmp_path: Path, planned: list[config.Plan], file: str, flag: object, wanted: dict[str, object]
+    tmp_path: Path, planned: list[config.Plan], file: str, flags: str, wanted: dict[str, object]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(f"benchmark: {file}\nstrategies: [ewc]\n")
-    succeeded(invoke("run", tmp_path / "mine.yaml", *([] if flag is None else ["--limit", flag])))
+    succeeded(invoke("run", tmp_path / "mine.yaml", *flags.split()))
     (plan,) = planned
     assert plan.benchmark.values().items() >= wanted.items() and plan.strategies == (cl.strategies.EWC(),)
 
@@ -181,6 +183,15 @@ def test_the_main_job_can_be_limited_and_is_repeated_by_the_benchmarks_option(pl
     assert plan.benchmark == cl.benchmarks.SplitDigits(limit=7)
     assert dataclasses.replace(plan, benchmark=cl.benchmarks.SplitDigits()) == config.plan({})
     assert repeat.command(plan)[0] == "split-digits:limit=7" and "--limit" not in repeat.command(plan)
+
+
+def test_only_the_test_rows_that_are_asked_for_are_evaluated(tmp_path: Path) -> None:
+    asked = ("run", "split-digits:limit=20", "finetune", *TINY, "--evaluate-every", 1, "--test-limit", 1)
+    succeeded(invoke(*asked, "--out", tmp_path))
+    (result,) = store.find(tmp_path)
+    assert set(np.unique(result.accuracy)) <= {0, 0.5, 1} and result.trace is not None
+    assert set(np.unique(result.trace[~np.isnan(result.trace)])) <= {0, 0.5, 1}
+    assert result.record["protocol"]["benchmark"]["test_limit"] == 1
 
 
 def test_what_has_a_flag_of_the_benchmark_is_said_once_in_a_file(tmp_path: Path) -> None:
@@ -509,6 +520,7 @@ def test_a_mistake_is_told_in_one_message(bench: Path, mistake: str) -> None:
 @pytest.mark.parametrize(("typed", "told"), [
     ("--batch 0", "--batch was given '0'; it takes int >= 1"),
     ("--limit 0", "--limit was given '0'; it takes int|none >= 1"),
+    ("--test-limit 0 --limit 3", "--test-limit was given '0'; it takes int|none >= 1"),
     ("--seeds 0", "--seeds=0: give at least one, each once, below 2147483648"),
     ("--seeds 4-4", "--seeds=4-4: give at least one, each once, below 2147483648"),
     ("--iterations 3", "epochs=2 and --iterations=3: give one of the two"),

@@ -55,7 +55,7 @@ EWC = [f"ewc:{name}=" for name in ("strength", "half", "label", "fisher_samples"
     (("run", "--track", "tensorboard+w"), ["tensorboard+wandb"]),
     (("run", "--track", "tensorboard:seeds="), [f"tensorboard:seeds={one}" for one in ("mean", "each", "both")]),
     (("run", "--seeds-as", "m"), ["map"]),
-    (("run", "--lim"), ["--limit"]), (("run", "--limit", ""), ["none"]),
+    (("run", "--lim"), ["--limit"]), (("run", "--limit", ""), ["none"]), (("run", "--test-l"), ["--test-limit"]),
     (("run", "--evaluate-every", ""), ["epoch", "none"]),
     (("check", "sl"), ["slda"]),
     (("reproduce", "hsu"), ["hsu-2018-split-mnist"]),

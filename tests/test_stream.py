@@ -185,6 +185,18 @@ def test_at_most_so_many_training_rows_of_each_class(limit: int, validation: flo
         assert stream.samples.image[task.train].tolist() == wanted
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("test_limit", [1, 3, 100])
+def test_at_most_so_many_test_rows_of_each_class(test_limit: int, scenario: str) -> None:
+    stream, full = (made(tasks=2, scenario=scenario, limit=2, test_limit=given) for given in (test_limit, None))
+    for task, whole in zip(stream.tasks, full.tasks, strict=True):
+        assert torch.equal(task.train, whole.train)
+        images = full.test_samples.image[whole.test].tolist()  # a task's rows are in the data's order
+        labels = Y_TEST[images].tolist()
+        wanted = [image for n, image in enumerate(images) if labels[:n].count(labels[n]) < test_limit]
+        assert stream.test_samples.image[task.test].tolist() == wanted
+
+
 # ---- pixels
 
 
@@ -355,6 +367,7 @@ def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None
         ({"validation": 1.0}, "validation was given 1.0; it takes float >= 0 and < 1"),
         ({"validation": -0.5}, "validation"),
         ({"limit": 0}, "limit was given 0"),
+        ({"test_limit": 0}, "test_limit was given 0"),
         ({"pad": -1}, "pad was given -1"),
     ],
 )
@@ -517,12 +530,13 @@ def test_every_registered_benchmark_makes_streams_with_its_defaults(cls: type[Be
 def test_every_registered_benchmark_takes_all_common_options(cls: type[Benchmark]) -> None:
     benchmark = cls.read({
         "scenario": "task", "train_outputs": "seen", "test_outputs": "all", "validation": "0.5", "validation_seed": "3",
-        "normalize": "standard", "pad": "1", "limit": "2",
+        "normalize": "standard", "pad": "1", "limit": "2", "test_limit": "1",
     })  # fmt: skip
     stream = benchmark.build(suited(cls), seed=2)
     net = MLP(layers=()).build(stream.shape, stream.units)
     for task in stream.tasks:
-        assert (len(task.train), len(task.validation)) == (2 * len(task.classes), 3 * len(task.classes))
+        rows = [len(part) for part in (task.train, task.validation, task.test)]
+        assert rows == [count * len(task.classes) for count in (2, 3, 1)]
         assert (task.outputs.active, stream.test_outputs.active) == ("seen", "all")
         shown = stream.samples.images(task.train, torch.float32)
         assert stream.shape == shown.shape[1:] and stream.shape[1:] == (6, 6)

@@ -340,6 +340,7 @@ class StreamOptions(Configured):
     )
     pad: int = option(0, "black pixels added on each side", ge=0, le=64)
     limit: int | None = option(None, "at most so many training rows of each class", ge=1)
+    test_limit: int | None = option(None, "at most so many test rows of each class", ge=1)
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """The stream of a seed from loaded data; :class:`~continual.errors.BadStream` where it cannot be made."""
@@ -373,6 +374,7 @@ class StreamOptions(Configured):
             for given in (self.train_outputs, self.test_outputs)
         ]
         kept = ~held & _first(data.y, held, self.limit)
+        tested = _first(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
         tasks = tuple(
             Task(
                 index=index,
@@ -380,7 +382,7 @@ class StreamOptions(Configured):
                 classes=classes,
                 train=_rows(train, index, kept),
                 validation=_rows(train, index, held),
-                test=_rows(test, index),
+                test=_rows(test, index, tested),
                 samples=train,
                 outputs=outputs[0],
                 key=key(seed, index),
@@ -538,10 +540,9 @@ def _table(
     return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(task), *shown)
 
 
-def _rows(samples: Samples, task: int, images: Tensor | None = None) -> Tensor:
+def _rows(samples: Samples, task: int, images: Tensor) -> Tensor:
     """The rows of a task, of the given images only (bool, by image)."""
-    mine = samples.task == task
-    return (mine if images is None else mine & images[samples.image]).nonzero().squeeze(1)
+    return ((samples.task == task) & images[samples.image]).nonzero().squeeze(1)
 
 
 def _first(y: Tensor, held: Tensor, limit: int | None) -> Tensor:
