@@ -418,21 +418,75 @@ def test_a_task_that_is_gone_on_with_leaves_statistics_as_it_began(text: str) ->
     assert [state.facts["notes"]["fixed"] for state in states[:3]] == [False, text == "finetune", text == "finetune"]
 
 
-def test_statistics_by_task_of_a_task_that_is_not_there_do_not_move() -> None:
-    stream = photographs(tasks=3, scenario="task")
-    group = learners(Strategy(), replace(SMALL, width=4, statistics="task"), stream)
-    net = group.net
+BY_TASK = replace(SMALL, width=4, statistics="task")
+
+
+def own_statistics(net: Net, theta: torch.Tensor) -> torch.Tensor:
+    """The running statistics of each task (..., T, n)."""
     assert isinstance(net, modules.ModuleNet)
-    seen: list[torch.Tensor] = []
-    train(group, TRAINING, Watch(lambda task, number, steps: number or seen.append(group.theta.detach().clone())))
-    seen.append(group.theta.detach().clone())
-    name = next(name for name in net.shapes if name.endswith("running_mean"))
-    tables = [net.parameters(theta)[name] for theta in seen]
+    return torch.cat([net.parameters(theta)[name] for name in net.buffers], -1).detach().clone()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_statistics_by_task_move_with_their_task_and_are_then_those_of_the_later_ones(seeds: int) -> None:
+    group = learners(Strategy(), BY_TASK, photographs(tasks=3, scenario="task"), seeds)
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+
+    def look(task: int, number: int, steps: int) -> None:
+        if number in (0, steps - 1):
+            seen[task, "last" if number else "first"] = own_statistics(group.net, group.theta)
+
+    train(group, TRAINING, Watch(look))
+    seen[3, "first"] = own_statistics(group.net, group.theta)
     for task in range(3):
-        for before, after in itertools.pairwise(tables):
-            moved = [not torch.equal(before[t], after[t]) for t in range(3)]
-            assert sum(moved) == 1
-        assert not torch.equal(tables[task][task], tables[task + 1][task])
+        begun, last, after = seen[task, "first"], seen[task, "last"], seen[task + 1, "first"]
+        moved = (last != begun).flatten(0, -3).any(0).any(-1) if seeds > 1 else (last != begun).any(-1)
+        assert moved.tolist() == [one == task for one in range(3)], "while it is learnt, its own alone"
+        assert torch.equal(after[..., :task, :], begun[..., :task, :])
+        assert not torch.equal(after[..., task, :], last[..., task, :])
+        assert torch.equal(after[..., task:, :], after[..., task : task + 1, :].expand_as(after[..., task:, :]))
+
+
+def test_a_teacher_knows_the_next_tasks_statistics_too() -> None:
+    """What a strategy keeps of θ when a task ends is what the next task begins with."""
+    group = learners(config.make_strategy("lwf"), BY_TASK, photographs(tasks=3, scenario="task"))
+    course = Course(group, TRAINING, Watch())
+    course.learn()
+    assert torch.equal(group.memory["teacher"], group.theta)
+    found = own_statistics(group.net, group.memory["teacher"])
+    assert torch.equal(found[1], found[0]) and found[0].unique().numel() > 2
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("replay:capacity=9", 1), ("lwf", 2)])
+def test_statistics_by_task_are_handed_on_however_a_run_is_done(text: str, seeds: int) -> None:
+    """Seeds side by side and one by one, and gone on with from each checkpoint."""
+    stream, states = photographs(tasks=3, scenario="task"), list[State]()
+
+    def course(start: State | None = None) -> torch.Tensor:
+        group = learners(config.make_strategy(text), BY_TASK, stream, seeds)
+        train(group, TRAINING, Watch(due=lambda done: done in (0, 2), keep=keep, start=start))
+        return group.theta
+
+    def keep(state: State) -> None:
+        states.append(State({name: value.clone() for name, value in state.tensors.items()}, dict(state.facts)))
+
+    whole = course()
+    assert [state.facts["done"] for state in states] == [2, 0, 2, 0, 2]
+    for state in states[:5]:
+        assert torch.equal(course(state), whole)
+    alone = learners(config.make_strategy(text), BY_TASK, stream)
+    train(alone, TRAINING, Watch())
+    torch.testing.assert_close(alone.theta, whole[0] if seeds > 1 else whole)
+
+
+def test_a_network_that_begins_anew_has_untrained_statistics_again() -> None:
+    group = learners(config.make_strategy("from-scratch"), BY_TASK, photographs(tasks=3, scenario="task"))
+    course = Course(group, TRAINING, Watch())
+    start = own_statistics(group.net, group.memory["start"])
+    course.learn()
+    course.learn()
+    found = own_statistics(group.net, group.theta)
+    assert torch.equal(found[0], start[0]) and torch.equal(found[2], found[1]) and not torch.equal(found[1], start[1])
 
 
 @pytest.mark.parametrize("text", ["finetune", "ewc:strength=10", "replay:capacity=6", "lwf"])
@@ -1041,6 +1095,12 @@ def test_batch_norm_by_task_that_is_not_trained_has_the_given_statistics_in_each
     assert isinstance(by_task, modules.ModuleNet)
     _, fresh = by_task.learn(one, x, tasks)
     assert fresh is not None and len(fresh) == 2 * 512 * 5 * 3, "those of the last block, in each task"
+    one[-by_task.statistics :] = fresh
+    by_task.hand_on(one, 0)
+    torch.testing.assert_close(by_task.logits(one, x, tasks), by_task.logits(one, x, torch.zeros_like(tasks)))
+    before = other.clone()
+    running.hand_on(other, 0)
+    assert torch.equal(other, before), "where all tasks have the same there is nothing to do"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd:lr=0.05,momentum=0.9", "adagrad"])

@@ -105,6 +105,9 @@ class Hooks:
     def after_training_exp(self, theirs: Any) -> None:
         """``after_task``."""
         self.model.tasks = None
+        theta = self.theta()
+        self.net.hand_on(theta, self.latest)
+        self.model.write(theta)
         if self.strategy.has("after_task"):
             self._between(self.strategy.after_task)
 

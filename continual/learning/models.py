@@ -104,6 +104,12 @@ class Net:
         """Whether running statistics stay as they are in a task that begins with θ, (P,) or (R, P)."""
         return False
 
+    def hand_on(self, theta: Tensor, index: int) -> None:
+        """Task ``index`` was learnt: running statistics of its own are those of the later tasks, too, until they learn.
+
+        It writes into θ, (P,) or (R, P).
+        """
+
     @property
     def mixes(self) -> bool:
         """Whether what comes out for an image may depend, in :meth:`learn`, on the others of its batch."""

@@ -47,8 +47,9 @@ class ModuleNet(Net):
     ``make`` gives the module with new random parameters (drawn by PyTorch's generator, which is seeded for it), or with
     those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, and
     so do the statistics of a BatchNorm that is not trained.
-    ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`); with ``frozen`` they
-    stay as the first task left them that was learnt from a new network, or as they were ``given``, learnt elsewhere.
+    ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`), where a task that was
+    not learnt yet has those of the last that was; with ``frozen`` they stay as the first task left them that was learnt
+    from a new network, or as they were ``given``, learnt elsewhere.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ModuleNet(Net):
         whole = {**parameters, **dict(self.module.named_buffers())}
         self.buffers = [name for name, _ in self.module.named_buffers() if name.rpartition(".")[0] + "." in moving]
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
+        self.own = [name for name in self.buffers if len(self.shapes[name]) > 1]  # (T, C): each task has its own
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
         self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
@@ -108,6 +110,12 @@ class ModuleNet(Net):
             return False
         means = [part for name, part in self.parameters(theta).items() if name.endswith(".running_mean")]
         return self.given or bool(torch.stack([mean.any() for mean in means]).any())
+
+    def hand_on(self, theta: Tensor, index: int) -> None:
+        """See :meth:`Net.hand_on`."""
+        for name in self.own:
+            table = self.parameters(theta)[name]
+            table[..., index + 1 :, :] = table[..., index : index + 1, :]
 
     @property
     def mixes(self) -> bool:

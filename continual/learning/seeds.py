@@ -249,6 +249,7 @@ class Learners:
 
     def end(self, index: int) -> None:
         """End a task."""
+        self.net.hand_on(self.theta, index)  # first: what a strategy keeps of θ may be asked for the next task
         if self.strategy.has("after_task"):
             self._between("after_task", index)
 
