@@ -30,12 +30,13 @@ class PackNet(Isolated):
 
     Choices: 1. ``prune=equal`` leaves every task the same number of weights, 1 - 1/(tasks left), where a fixed share
     leaves the n-th task prune^(n-1) of them (the paper has three or four tasks and 0.5 or 0.75); 2. the number pruned
-    in a layer is rounded to the nearest, as in the paper's code; avalanche-lib rounds down, and prunes the head too;
-    3. what is freed starts the next task at zero, as in the paper, or where it was (``freed=kept``), as in
-    avalanche-lib; 4. biases are fixed after the first task, as in the paper, and are not pruned; 5. an output unit's
-    weights belong to its task and are not pruned; 6. retraining is with Adam, at a learning rate of its own, and takes
-    ``retrain`` epochs (the paper: half of those of training); the run's optimiser is new for each task; 7. what is
-    fixed is put back after each step, so that no optimiser's momentum or weight decay moves it.
+    in a layer is rounded to the nearest, as in the paper's code; avalanche-lib rounds down, and prunes the head too; 3.
+    what is freed starts the next task at zero, as in the paper, or where it was (``freed=kept``), as in avalanche-lib;
+    4. biases are fixed after the first task, as in the paper, and are not pruned, nor are BatchNorm's running
+    statistics; 5. an output unit's weights belong to its task and are not pruned; 6. retraining is with Adam, at a
+    learning rate of its own, and takes ``retrain`` epochs (the paper: half of those of training); the run's optimiser
+    is new for each task; 7. what is fixed is put back after each step, so that no optimiser's momentum or weight decay
+    moves it.
     """
 
     memory_grows_with: ClassVar[Growth] = "tasks"
@@ -82,9 +83,12 @@ class PackNet(Isolated):
         left = task.count - task.index
         share = 1 - 1 / left if self.prune == "equal" else self.prune
         owner = torch.where(owner == -1, task.index, owner)
-        weights = net.parameters(theta)
+        follows = torch.zeros_like(owner, dtype=torch.bool)
+        net.weights(follows).fill_(True)  # a gradient, as running statistics do not
+        weights, followed = net.parameters(theta), net.parameters(follows)
         for name, part in net.parameters(owner).items():
-            if name in net.head or part.ndim < 2:  # biases are taken by the first task, and none is left free
+            # biases and running statistics are taken by the first task, and none is left free
+            if name in net.head or part.ndim < 2 or not followed[name].all():
                 continue
             mine = (part == task.index).flatten().nonzero().squeeze(1)
             smallest = weights[name].flatten()[mine].abs().argsort(stable=True)

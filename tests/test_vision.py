@@ -29,6 +29,7 @@ from continual.learning.strategy import Strategy
 from continual.learning.train import Course, State, Training, Watch, train
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.progress import Progress
+from continual.strategies.packnet import PackNet
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
 from continual.streams.rng import key
@@ -477,6 +478,14 @@ def test_statistics_by_task_are_handed_on_however_a_run_is_done(text: str, seeds
     alone = learners(config.make_strategy(text), BY_TASK, stream)
     train(alone, TRAINING, Watch())
     torch.testing.assert_close(alone.theta, whole[0] if seeds > 1 else whole)
+
+
+@pytest.mark.parametrize("how", ["running", "task"])
+def test_packnet_frees_no_running_statistics(how: Any) -> None:
+    group = learners(PackNet(), replace(BY_TASK, statistics=how), photographs(tasks=3, scenario="task"))
+    train(group, TRAINING, Watch())
+    assert (statistics(group.net, group.memory["owner"]) == 0).all(), "the first task's, as biases are"
+    assert statistics(group.net, group.theta).all() and (group.memory["owner"] == -1).any()
 
 
 def test_a_network_that_begins_anew_has_untrained_statistics_again() -> None:
