@@ -58,9 +58,10 @@ def first_paragraph(documented: str | None) -> str:
 
 
 def _option(known: Option) -> Card:
-    """An option: what a person reads (``type``), and the parts of it."""
+    """An option: what a person reads (``type``) and types (``written``, the default), and the parts of it."""
     default = list(known.default) if isinstance(known.default, tuple) else known.default
-    made = {"name": known.name, "type": known.kind, "default": default, "meaning": known.meaning}
+    written = config.written(known, known.default)
+    made = {"name": known.name, "type": known.kind, "default": default, "written": written, "meaning": known.meaning}
     return made | {"range": {LIMITS[name]: bound for name, bound in known.limits.items()}, "choices": known.words}
 
 
@@ -159,7 +160,7 @@ def readable(kind: str, one: Card) -> str:
     lines += [f"  {name.replace('_', ' ')}: {_plain(value)}" for name, value in one.items() if name not in told]
     lines += ["  options:"] if one["options"] else []
     for known in one["options"]:
-        lines.append(f"    {known['name']}: {known['type']} = {_plain(known['default'])}   {known['meaning']}")
+        lines.append(f"    {known['name']}: {known['type']} = {known['written']}   {known['meaning']}")
     return "\n".join(lines)
 
 

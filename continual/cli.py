@@ -148,10 +148,13 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         from continual.runner import run_plan
 
         bar = Bar(places["quiet"])
-        results = run_plan(
-            plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"], progress=bar,
-            processes=True,
-        )  # fmt: skip
+        try:
+            results = run_plan(
+                plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"],
+                progress=bar, processes=True,
+            )  # fmt: skip
+        finally:
+            bar.stop()
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
         _draw(results, picture)
@@ -221,6 +224,7 @@ class Bar(Progress):
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.silent = quiet, quiet or not sys.stderr.isatty()
+        self.bar: Any = None
 
     def begin(self, title: str, group: int, groups: int, tasks: int, samples: int) -> None:
         """See :class:`continual.progress.Progress`."""
@@ -249,7 +253,15 @@ class Bar(Progress):
 
     def say(self, line: str) -> None:
         """See :class:`continual.progress.Progress`."""
+        if self.bar is not None:
+            self.bar.clear()  # it is drawn again below the line
         click.echo(line, err=True)
+
+    def stop(self) -> None:
+        """However the run ended, what is told next begins a line of its own; how far it came stays above it."""
+        if self.bar is not None:
+            self.bar.leave = True
+            self.bar.close()
 
     def note(self, line: str) -> None:
         """See :class:`continual.progress.Progress`."""
@@ -291,7 +303,7 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
             click.echo(_entry(card_["name"], card_["meaning"], width))
             if kind is not None:
                 for known in card_["options"]:
-                    click.echo(f"      {known['name']}: {known['type']} = {known['default']}   {known['meaning']}")
+                    click.echo(f"      {known['name']}: {known['type']} = {known['written']}   {known['meaning']}")
         click.echo()
     if kind is None:
         click.echo("continual list KIND shows the options of each, continual list NAME all that is known of one.")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from continual import plugins
-from continual.errors import BadOption, brief, choices, nearest
-from continual.options import Configured, Option, options_of
+from continual.errors import BadOption, NoOption, brief, choices, nearest
+from continual.options import Configured, Option, options_of, typed
 
 if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
@@ -71,7 +71,11 @@ def make(kind: str, given: Any) -> Configured:
     cls = plugins.find(kind, name)
     if not hasattr(cls, METHODS[kind]):
         raise BadOption(f"{cls.__name__} is not a {plugins.KINDS[kind]}: it has no method '{METHODS[kind]}'")
-    return cls.read(options, owner=name)
+    try:
+        return cls.read(options, owner=name)
+    except NoOption as error:
+        others = plugins.having(kind, error.option)
+        raise BadOption(f"{error}{f'; it is an option of {choices(others)}' if others else ''}") from None
 
 
 def read(given: Any) -> tuple[str, dict[str, Any]]:
@@ -145,13 +149,10 @@ def title(kind: str, made: Configured) -> str:
 
 def written(known: Option, value: Any) -> str:
     """An option's value as a command line has it."""
-    if isinstance(value, list):
-        # where a number alone means something else, a list of one is written with a dash behind it
-        dash = "-" if not value or (len(value) == 1 and not known.is_list) else ""
-        return "-".join(map(str, value)) + dash
-    if value is None:
-        return "none"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+    if not isinstance(value, list | tuple):
+        return typed(value)
+    # where a number alone means something else, a list of one is written with a dash behind it
+    return typed(value) + ("-" if not value or (len(value) == 1 and not known.is_list) else "")
 
 
 def strategy_title(strategy: Strategy) -> str:

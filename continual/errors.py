@@ -22,6 +22,14 @@ class BadOption(Mistake):
     """An option that does not exist, or a value of the wrong type or out of range."""
 
 
+class NoOption(BadOption):
+    """An option that does not exist; ``option`` is its name."""
+
+    def __init__(self, told: str, option: str) -> None:
+        super().__init__(told)
+        self.option = option
+
+
 class BadStream(Mistake):
     """A stream that cannot be built as described."""
 
@@ -79,10 +87,11 @@ def nearest(given: str, names: Iterable[str], most: int = 1) -> str:
     return f"; did you mean {listed}?" if close else ""
 
 
-def unknown(kind: str, given: str, names: Iterable[str]) -> UnknownName:
-    """The error for a name that is not among ``names``."""
+def unknown(kind: str, given: str, names: Iterable[str], hint: str = "") -> UnknownName:
+    """The error for a name that is not among ``names``; ``hint`` says what to do, where that is not the nearest."""
     known = list(names)
-    return UnknownName(f"no {kind} is named {quoted(given)}{nearest(given, known)} (known: {choices(known)})")
+    told = f"; {hint}" if hint else nearest(given, known)
+    return UnknownName(f"no {kind} is named {quoted(given)}{told} (known: {choices(known)})")
 
 
 def quoted(given: str) -> str:

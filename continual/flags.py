@@ -40,8 +40,7 @@ def _flag(name: str) -> str:
 
 
 def _help(known: Option) -> str:
-    default = "none" if known.default is None else known.default
-    return f"{known.meaning} [default: {default}]"
+    return f"{known.meaning} [default: {config.written(known, known.default)}]"
 
 
 def added(asked: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:

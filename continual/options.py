@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 
-from continual.errors import BadOption, brief, choices, is_text, nearest
+from continual.errors import BadOption, NoOption, brief, choices, is_text, nearest
 
 LARGEST = 2**31 - 1
 """No whole number is larger: random numbers are drawn by counters of 32 bits, and nothing is counted further."""
@@ -143,6 +143,15 @@ def _untexted(hint: Any, value: Any) -> Any:
     return [part for part in value.split("-") if part] if is_list else value
 
 
+def typed(value: Any) -> str:
+    """A value as a command line has it: a list joined by dashes, ``true`` and ``false``, ``none``."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(typed, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+
+
 def options_of(cls: type) -> dict[str, Option]:
     """The options of a :class:`Configured` class by name, in their order."""
     return _options_of(cls)
@@ -175,7 +184,8 @@ def _check_names(cls: type, values: Iterable[str], owner: str) -> None:
     for name in values:
         if name not in known:
             allowed = f"it has {choices(known)}" if known else "it has none"
-            raise BadOption(f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})")
+            told = f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})"
+            raise NoOption(told, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from continual import files
-from continual.errors import BadFolder, BadOption, UnknownName, unknown
-from continual.options import Configured
+from continual.errors import BadFolder, BadOption, Mistake, UnknownName, choices, unknown
+from continual.options import Configured, Option, options_of
 
 KINDS = {
     "benchmarks": "benchmark",
@@ -40,6 +40,8 @@ KINDS = {
 OWN = ("continual", "builtins", "typing")
 MAPPED = ("benchmarks", "strategies")
 """Folders that setup.cfg maps into the package."""
+FEW = 3
+"""So many ways to write something are told."""
 _names: dict[tuple[str, type], str] = {}
 
 
@@ -59,14 +61,17 @@ def find(kind: str, name: str) -> type[Configured]:
     if kind == "strategies" and name not in points and not rest and first in registered("libraries"):
         raise UnknownName(f"'{name}' is a library: name one of its strategies, as in {first}:NAME")
     if name not in points and ":" not in name and not name.endswith(".py"):
-        raise unknown(KINDS[kind], name, points)
+        raise unknown(KINDS[kind], name, points, _as_option(kind, name))
     if kind == "strategies" and name not in points and first in registered("libraries"):
         theirs = cast(type[Configured], registered("libraries")[first].load()(rest))
         _names[kind, theirs] = name
         return theirs
     if name not in points and first in points:
-        raise BadOption(f"'{name}': to give an option write {first}:{rest}=VALUE; a class of a file of your own takes "
-                        f"another name than '{first}' for the file, as that {KINDS[kind]} is registered")  # fmt: skip
+        known = options_of(find(kind, first))
+        usual = f"{rest}=VALUE" if rest in known else f"OPTION=VALUE (it has {choices(known)})"
+        instead = _as_option(kind, rest, first) or f"to give an option write {first}:{usual}"
+        raise BadOption(f"'{name}': {instead}; a class of a file of your own takes another name than '{first}' for the "
+                        f"file, as that {KINDS[kind]} is registered")  # fmt: skip
     if first.endswith(".py"):
         path = f"{first.removesuffix('.py')}:{rest or 'Class'}"
         raise UnknownName(f"no {KINDS[kind]} is named '{name}'; a class of a file of the current folder is named by "
@@ -87,6 +92,25 @@ def find(kind: str, name: str) -> type[Configured]:
     if name in points:
         _names[kind, found] = name
     return found
+
+
+def _options(kind: str) -> Iterator[tuple[str, Option]]:
+    """Every option of everything of a kind, with the name of what has it."""
+    for name in registered(kind):
+        with contextlib.suppress(Mistake):  # what cannot be loaded has none
+            yield from ((name, known) for known in options_of(find(kind, name)).values())
+
+
+def having(kind: str, option: str) -> list[str]:
+    """What of a kind has an option of this name."""
+    return [name for name, known in _options(kind) if known.name == option]
+
+
+def _as_option(kind: str, word: str, of: str | None = None) -> str:
+    """What to write where a word was given as a name that an option of something of a kind (or only ``of``) takes."""
+    found = [f"{name}:{known.name}={word}" for name, known in _options(kind)
+             if word in known.words and of in (name, None)]  # fmt: skip
+    return f"write {' or '.join(found[:FEW])}" if found else ""
 
 
 def name_of(kind: str, cls: type) -> str:

@@ -118,7 +118,7 @@ def _words(name: str, value: str, switch: bool) -> list[str]:
     word = name.replace("_", "-")
     if not switch:
         return [f"--{word}", value]
-    return [f"--{word}" if value == "True" else f"--no-{word}"]
+    return [f"--{word}" if value == "true" else f"--no-{word}"]
 
 
 def _length(plan: Plan) -> dict[str, int]:

@@ -40,13 +40,14 @@ def sections(kind: str) -> list[str]:
         cls = plugins.find(kind, card["name"])
         title = f"``{card['name']}``"
         lines += ["", title, "-" * len(title), "", f".. autoclass:: {cls.__module__}.{cls.__qualname__}"]
-        lines += rows(card["options"], "name", "type", "default", "meaning")
+        lines += rows(card["options"], "name", "type", "written", "meaning")
     return lines
 
 
 def rows(entries: list[dict[str, Any]], *keys: str) -> list[str]:
     """A table of entries, the first column as it is typed; nothing where there are none."""
-    head = [["option" if "type" in keys else keys[0], *keys[1:]]]
+    titles = {"written": "default"} | ({"name": "option"} if "type" in keys else {})
+    head = [[titles.get(key, key) for key in keys]]
     body = [[f"``{one[keys[0]]}``", *(_cell(one[key], key) for key in keys[1:])] for one in entries]
     if not body:
         return [""]
@@ -56,12 +57,11 @@ def rows(entries: list[dict[str, Any]], *keys: str) -> list[str]:
     return lines
 
 
-def _cell(value: Any, key: str) -> str:
+def _cell(value: str, key: str) -> str:
     """Words as they are, whatever of reStructuredText's signs is in them; what is typed in the typewriter's letters."""
     if key == "meaning":
-        return "".join(f"\\{sign}" if sign in "\\*`|_" else sign for sign in str(value))
-    shown = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"``{shown}``" if shown else ""
+        return "".join(f"\\{sign}" if sign in "\\*`|_" else sign for sign in value)
+    return f"``{value}``" if value else ""
 
 
 def as_written(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:

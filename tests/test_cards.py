@@ -157,15 +157,17 @@ def test_the_list_for_machines_has_the_cards() -> None:
 def test_one_card_is_shown_readably(words: tuple[str, ...]) -> None:
     text = said(*words).stdout
     assert text.startswith("ewc (strategy): Elastic weight consolidation")
-    assert "https://arxiv.org/abs/1612.00796" in text and "    decay: float >= 0 and <= 1 = 1.0   factor" in text
+    assert "https://arxiv.org/abs/1612.00796" in text and "    decay: float >= 0 and <= 1 = 1   factor" in text
     assert "  stores samples: no\n" in text and "  scenarios: task, domain, class\n" in text
     assert json.loads(said(*words, "--json").stdout)["name"] == "ewc"
 
 
 def test_the_card_of_a_benchmark_has_its_data() -> None:
     text = said("cifar10-imagenet").stdout
+    assert "tasks: ints joined by '-' >= 1 = 1-1   " in text and "skip: bool = false   " in text
+    assert "tasks: ints joined by '-' >= 1 = 1-1   " in said("benchmarks").stdout
     assert "data: cifar10 (title CIFAR-10; " in text and "data: imagenet (" in text and "\n  tasks: 2\n" in text
-    assert "validation: float >= 0 and < 1 = 0.0" in text
+    assert "validation: float >= 0 and < 1 = 0   " in text
 
 
 @pytest.mark.parametrize("words", [("ewcc",), ("strategies", "ewcc")])

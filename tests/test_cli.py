@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from continual import config, parts, plugins, repeat, runner
 from continual.cli import FORMATS, KINDS, main
 from continual.flags import OF_THE_BENCHMARK
 from continual.options import options_of
-from continual.results import store
+from continual.progress import Progress
+from continual.results import content, store
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ("--seeds", "2", "--epochs", "1", "--seeds-as", "map")  # a choice by the clock may differ in rounding
@@ -202,6 +204,41 @@ def test_what_has_a_flag_of_the_benchmark_is_said_once_in_a_file(tmp_path: Path)
     assert "NAME:limit=VALUE" in said.stderr
 
 
+def test_a_run_is_known_again_whatever_its_title_was(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"seeds": 1, "epochs": 1, "augment": "images:flip=true"}
+    found = cl.run("split-digits:limit=5", "ewc:half=false", **asked)
+    assert found.name == "ewc:half=false" and "(flip true, replayed true)" in content.heading(found.record)
+    store.save(store.Result(found.record | {"title": "ewc:half=False"}, found.arrays), tmp_path)
+    assert cl.run("split-digits:limit=5", "ewc:half=false", **asked, out=tmp_path).name == "ewc:half=False"
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_told_begins_a_line_of_its_own_where_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, progress: Progress, **__: object) -> None:
+        progress.begin("finetune", 0, 1, 5, 32)
+        progress.say("this is told")
+        progress.step(0, 0, 100)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_plan", interrupted)
+    for quiet in ([], ["--quiet"]):
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        with pytest.raises(SystemExit) as end:
+            main(["run", "split-digits", *quiet])
+        told = terminal.getvalue()
+        assert end.value.code == 130
+        if quiet:
+            assert told.startswith("this is told\ncontinual: interrupted; ")
+        else:
+            assert "\rthis is told\n" in told and re.search(r"finetune: .*\ncontinual: interrupted; ", told)
+
+
 BARE = """
     from dataclasses import dataclass
     from continual.options import Configured, option
@@ -221,7 +258,8 @@ def test_a_benchmark_without_that_option_is_told_to_have_none(tmp_path: Path, mo
     (tmp_path / "bare_one.py").write_text(textwrap.dedent(BARE))
     monkeypatch.syspath_prepend(str(tmp_path))
     said = invoke("run", "bare_one:Bare", "--limit", 3, "--out", tmp_path / "runs")
-    assert said.exit_code == 2 and said.stderr == "continual: bare_one:Bare has no option 'limit' (it has shade)\n"
+    assert said.exit_code == 2
+    assert said.stderr.startswith("continual: bare_one:Bare has no option 'limit' (it has shade); it is an option of ")
 
 
 def test_mnist_from_its_published_files(data_root: Path, tmp_path: Path) -> None:
@@ -428,6 +466,13 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "choice": ("run split-digits:scenario=clas", ("given 'clas'", "task|domain|class; did you mean 'class'?")),
     "list of numbers": ("run split-digits --model mlp:layers=a-b", ("layers was given 'a-b'", "joined by '-'")),
     "model": ("run split-digits --model mpl", ("no model is named 'mpl'; did you mean 'mlp'?",)),
+    "a word of an option": ("run --model resnet50", ("no model is named 'resnet50'; write torchvision:arch=resnet50",)),
+    "a word, of it": (
+        "run --model torchvision:vit_b_16",
+        ("'torchvision:vit_b_16': write torchvision:arch=vit_b_16;",),
+    ),
+    "no option": ("run --model torchvision:vit", ("write torchvision:OPTION=VALUE (it has arch, norm, ",)),
+    "an option of another": ("run --model resnet18:weights=new", ("width); it is an option of torchvision",)),
     "optimizer": ("run split-digits --optimizer adm", ("no optimizer is named 'adm'; did you mean 'adam'?", "sgd")),
     "schedule": ("run split-digits --schedule cosin", ("no schedule is named 'cosin'; did you mean 'cosine'?",)),
     "rate": ("run split-digits --optimizer adam:lr=-1", ("lr was given '-1'", "float >= 0")),

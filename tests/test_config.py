@@ -175,7 +175,7 @@ def test_a_record_is_plain_data() -> None:
 @pytest.mark.parametrize(
     ("kind", "made", "title"),
     [
-        ("strategies", cl.strategies.EWC(half=False, fisher_samples=5), "ewc:half=False,fisher_samples=5"),
+        ("strategies", cl.strategies.EWC(half=False, fisher_samples=5), "ewc:half=false,fisher_samples=5"),
         ("strategies", cl.strategies.Replay(share=0.5), "replay:share=0.5"),
         ("models", MLP(layers=(100, 20)), "mlp:layers=100-20"),
         ("models", MLP(layers=(100,)), "mlp:layers=100"),

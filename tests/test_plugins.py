@@ -246,7 +246,7 @@ def test_what_another_package_registers_is_listed(installed: Callable[[str], Pat
     (card,) = [card for card in json.loads(invoke("list", "strategies", "--json").stdout)["strategies"]
                if card["name"] == "softer"]  # fmt: skip
     assert card["meaning"] == "Softer targets, from another package."
-    assert card["options"] == [{"name": "smoothing", "type": "float >= 0 and <= 1", "default": 0.1,
+    assert card["options"] == [{"name": "smoothing", "type": "float >= 0 and <= 1", "default": 0.1, "written": "0.1",
                                 "meaning": "how soft", "range": {">=": 0, "<=": 1}, "choices": []}]  # fmt: skip
     assert "softer" in invoke("list").stdout and "two-tasks" in invoke("list", "benchmarks").stdout
     with pytest.raises(UnknownName, match="did you mean 'softer'"):

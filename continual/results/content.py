@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from continual.errors import counted
+from continual.options import typed
 from continual.results.comparison import Difference, difference
 from continual.results.metrics import METRICS, Array, Metric, Summary, metric, summarise
 from continual.results.store import Result, experiment
@@ -251,7 +252,7 @@ def described(value: Any) -> str:
         parts = " then ".join(map(described, own))
         return f"{parts}; {described({name: one for name, one in value.items() if name not in ('name', 'sequence')})}"
     kept = [
-        f"{name} {_listed(item)}"
+        f"{name} {typed(item)}"
         for name, item in value.items()
         if name != "name" and item not in _NOTHING and not name.endswith("sha256")
     ]
@@ -260,10 +261,6 @@ def described(value: Any) -> str:
 
 
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], "default")
-
-
-def _listed(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def caption(table: Content, interval: str) -> str:
