@@ -159,7 +159,7 @@ def test_why_steps_are_not_recorded() -> None:
         assert not_captured(learners_of(EWC(), [0]), training) == ""
         assert program_of(learners_of(EWC(), [0]), training) == "captured", "what the record says"
     compiled = program_of(learners_of(EWC(), [0]), Training(compile=True))
-    assert compiled == "eager: they are compiled; the forward pass is compiled"
+    assert compiled == "eager: what is compiled is not recorded on a CPU; the forward pass is compiled"
     mapped = learners_of(EWC(), [0])
     mapped.streams = [replace(mapped.streams[0], samples=replace(mapped.streams[0].samples, mapped=True))]
     assert not_captured(mapped, auto) == "images are read from their file"

@@ -319,7 +319,7 @@ def not_captured(learners: Learners, training: Training) -> str:
     if samples.mapped or samples.pixels.device.type != device:
         return "images are read from their file"
     if device == "cpu" and training.compile:
-        return "they are compiled"
+        return "what is compiled is not recorded on a CPU"
     if device == "cpu" and learners.theta.numel() * BYTES > MOST:
         return "there are many parameters"  # memory would be copied to its place, and nothing gained
     return "" if device in ("cpu", "cuda") else f"steps on {device} are not"

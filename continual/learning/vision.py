@@ -17,11 +17,13 @@ WIDEST = 65536
 """So many channels or units a layer has at most."""
 
 
-def _needs_images(name: str, shape: tuple[int, ...], least: int) -> None:
-    if len(shape) != 3 or min(shape[1:]) < least:
-        given = "x".join(map(str, shape))
-        raise BadOption(f"{name} takes images of (channels, height, width) with {least} or more pixels on each side, "
-                        f"not {given}; use model=mlp, or another size")  # fmt: skip
+def _needs_images(name: str, shape: tuple[int, ...], least: int, most: int | None = None) -> None:
+    """:class:`BadOption` where images have not as many pixels on each side as a network takes."""
+    if len(shape) != 3 or min(shape[1:]) < least or max(shape[1:]) > (most or max(shape[1:])):
+        given, more = "x".join(map(str, shape)), "" if most == least else " or more"
+        raise BadOption(f"{name} takes images of (channels, height, width) with {least}{more} pixels on each side, "
+                        f"not {given}; use model=mlp, or give the benchmark size={least}, where it has that option"
+                        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,10 @@ class Torchvision(Normalised):
 
         from continual.learning import modules, norms
 
-        _needs_images(f"torchvision's {self.arch}", shape, 224 if self.arch == "vit_b_16" else 32)
-        if shape[0] not in (1, 3) or (self.arch == "vit_b_16" and shape[1:] != (224, 224)):
-            wanted = "3x224x224 (or 1x224x224)" if self.arch == "vit_b_16" else "3 channels (or 1)"
-            raise BadOption(f"torchvision's {self.arch} takes images of {wanted}, not {'x'.join(map(str, shape))}; "
-                            "resize them with the benchmark's size")  # fmt: skip
+        name, sides = f"torchvision's {self.arch}", (224, 224) if self.arch == "vit_b_16" else (32, None)
+        _needs_images(name, shape, *sides)
+        if shape[0] not in (1, 3):
+            raise BadOption(f"{name} takes images of 3 channels (or 1), not {'x'.join(map(str, shape))}; use model=mlp")
         _, head, last = ARCHITECTURES[self.arch]
         given = None if self.weights == "new" else self.state()
         own = tasks if self.statistics == "task" else None
@@ -198,7 +199,10 @@ class Torchvision(Normalised):
         try:
             lacks, more = getattr(torchvision.models, self.arch)(weights=None).load_state_dict(found, strict=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no tensors by name
-            raise BadData(f"{fault}: {' '.join(str(error).split())[:300]}") from None
+            head, *others = str(error).split("\n\t")  # PyTorch's heading, and a line for each that does not fit
+            first, *others = others or [head]
+            more = f"; and {len(others)} more like it" if others else ""
+            raise BadData(f"{fault}: {' '.join(first.split()).rstrip('.')}{more}") from None
         if lacks or more:
             told = [f"it {verb} {_few(names)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
             raise BadData(f"{fault}: {' and '.join(told)}")
