@@ -1,8 +1,8 @@
 """CIFAR-10 to ImageNet: first the classes of the one, then those of the other.
 
 Alone, the script trains the CNN as ``configs/runs/cifar10-imagenet.yaml`` says, and ends in a table, in the accuracy on
-both after each (task 1 is CIFAR-10) and in ``cifar10-imagenet.png``. With ``--limit 300`` it learns 300 training images
-of each class at most: work for two processor cores, where all images are work for a GPU.
+both after each and in ``cifar10-imagenet.png``. With ``--limit 300`` it learns 300 training images of each class at
+most: work for two processor cores, where all images are work for a GPU.
 """
 
 from __future__ import annotations

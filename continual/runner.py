@@ -142,7 +142,8 @@ def choose_device(name: str) -> torch.device:
 
 def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path) -> dict[str, Any]:
     """What is known of a run before it begins: everything that it will be recognised by, and the versions."""
-    return {
+    names = plan.benchmark.task_names() if hasattr(plan.benchmark, "task_names") else []
+    return ({"tasks": names} if names else {}) | {
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
         "protocol": plan.protocol(root),

@@ -33,9 +33,11 @@ def drawn(result: Result) -> dict[str, Any]:
 def test_accuracies_after_tasks_are_drawn() -> None:
     result = run()
     lines = drawn(result)
-    assert set(lines) == {*(f"task {j}" for j in range(1, 6)), "mean"}
+    assert set(lines) == {*(f"task {j}" for j in range(1, 6)), "mean so far"}
     assert np.allclose(lines["task 2"].get_ydata(), 100 * result.accuracy[:, :, 1].mean(0))
-    assert np.allclose(lines["mean"].get_ydata(), 100 * result.accuracy.mean((0, 2)))
+    mean = [result.accuracy[:, t, :t].mean() for t in range(1, 6)]  # A_t, over the tasks that were learnt by then
+    assert np.allclose(lines["mean so far"].get_ydata()[1:], 100 * np.array(mean))
+    assert np.isnan(lines["mean so far"].get_ydata()[0])
     assert list(lines["task 2"].get_xdata()) == list(range(6))
 
 
@@ -44,6 +46,8 @@ def test_accuracies_between_steps_are_drawn_from_when_a_task_is_there() -> None:
     lines = drawn(result)
     assert result.trace is not None
     there = np.isfinite(result.trace[0, :, 2])
+    first, second = (100 * np.nanmean(result.trace[:, e]) for e in (0, -1))
+    assert np.allclose(lines["mean so far"].get_ydata()[[0, -1]], [first, second])
     assert len(lines["task 3"].get_xdata()) == there.sum() < result.trace.shape[1]
     assert np.allclose(lines["task 3"].get_ydata(), 100 * result.trace[:, there, 2].mean(0))
 
@@ -74,6 +78,24 @@ def test_the_trace_as_a_table() -> None:
     lines = tables.trace(by_step).splitlines()
     assert by_step.trace_step is not None and lines[2].split()[0] == "step"
     assert [line.split()[0] for line in lines[4 : 4 + len(by_step.trace_step)]] == [str(n) for n in by_step.trace_step]
+
+
+def test_tasks_of_several_data_sets_are_called_by_their_names() -> None:
+    def of(tasks: int) -> Result:
+        members = [f"split-digits:tasks={tasks}", "split-digits:tasks=1"]
+        benchmark = {"sequence": members, "size": 8, "limit": 5, "scenario": "task"}
+        return run(benchmark=benchmark, epochs=1, evaluate_every=1)
+
+    result = of(1)
+    assert result.record["tasks"] == ["digits 1", "digits 2"] and "tasks" not in run().record
+    assert of(2).record["tasks"][-1] == "digits 3"
+    named = Result(result.record | {"tasks": ["digits", "$other\nset"]}, result.arrays)
+    assert {"digits", r"\$other set", "mean so far"} == set(drawn(named))
+    lines = tables.matrix(named).splitlines()
+    assert lines[2].split() == ["after", "digits", "$other", "set"] and lines[5].split()[0] == "digits"
+    assert tables.trace(named).splitlines()[2].split() == ["step", "task", "test", "digits", "test", "$other", "set"]
+    short = Result(result.record | {"tasks": ["digits"]}, result.arrays)
+    assert tables.matrix(short).splitlines()[2].split() == ["after", "task", "1", "task", "2"]
 
 
 def test_a_picture_of_several_results(tmp_path: Path) -> None:

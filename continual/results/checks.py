@@ -63,6 +63,7 @@ class Record(TypedDict):
     protocol: Protocol
     title: NotRequired[str]
     heading: NotRequired[str]
+    tasks: NotRequired[list[str]]
     written: NotRequired[str]
     device: NotRequired[dict[str, str]]
     versions: NotRequired[dict[str, str]]

@@ -63,7 +63,7 @@ def sections(results: Sequence[Result]) -> list[Section]:
         Section(
             "Accuracy of each task over time",
             "Test accuracy after each task, mean and standard deviation (band) over seeds; 0 tasks learnt is the "
-            "untrained network. The black line is the mean over all tasks.",
+            "untrained network. The black line is the mean over the tasks learnt so far.",
             [_curves(one) for one in results],
         ),
         Section(

@@ -375,6 +375,12 @@ def _weights(criteria: Mapping[str, ArrayLike], weights: Mapping[str, float] | N
     return dict(weights)
 
 
+def task_names(result: Measured, word: str = "task ") -> list[str]:
+    """What the tasks of a result are called: as its record has it, else ``task 1`` and so on."""
+    names, tasks = result.record.get("tasks", []), result.accuracy.shape[2]
+    return list(names) if len(names) == tasks else [f"{word}{j}" for j in range(1, tasks + 1)]
+
+
 # ---- the trace: De Lange et al. 2023, "Continual evaluation for lifelong learning: identifying the stability gap"
 
 

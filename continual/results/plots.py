@@ -26,6 +26,7 @@ from continual.results.metrics import (
     metric,
     stability_gaps,
     summarise,
+    task_names,
 )
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def _heat(axes: Axes, values: Array, colours: str, form: str) -> None:
 def curves(result: Drawn, axes: Axes | None = None) -> Axes:
     """Accuracy on each task over time, mean and standard deviation over the seeds, in percent.
 
+    The black line is their mean over the tasks that have begun by then, as the average accuracy A_t after task t is.
     Where the run was measured between steps (``--evaluate-every``) time is steps, or epochs of a single task, with
     training and validation beside the test where they were measured; else it is tasks, with the untrained network as 0.
     """
@@ -171,32 +173,37 @@ def by_task(result: Drawn, axes: Axes | None = None) -> Axes:
     """Accuracy on each task after each task, as :func:`curves`."""
     time = np.arange(result.accuracy.shape[1])
     others = {"training": result.training_accuracy if result.accuracy.shape[2] == 1 else None}
-    axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt")
+    learnt = time[:, None] > np.arange(result.accuracy.shape[2])
+    begun = np.where(learnt, result.accuracy, np.nan)
+    axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt", begun)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlim(-0.02 * time[-1], 1.02 * time[-1])
     return axes
 
 
 def _curves(
-    result: Drawn, axes: Axes | None, test: Array, others: dict[str, Array | None], time: NDArray[Any], label: str
-) -> Axes:
-    axes, tasks = axes or canvas.new_axes(), test.shape[2]
+    result: Drawn, axes: Axes | None, test: Array, others: dict[str, Array | None], time: NDArray[Any], label: str,
+    begun: Array | None = None,
+) -> Axes:  # fmt: skip
+    """Lines of the accuracies (R, E, T); ``begun``: those of tasks that have begun, of which the mean is drawn."""
+    axes, tasks, begun = axes or canvas.new_axes(), test.shape[2], test if begun is None else begun
+    names = shortened(task_names(result), 24)
     measured = {kind: values for kind, values in others.items() if values is not None}
     for kind, values in {"test": test, **measured}.items():
         for j in range(tasks):
             number, count = (list(STYLES).index(kind), 1) if tasks == 1 else (j, tasks)
-            label_of = kind if tasks == 1 else _task(j, tasks) if kind == "test" else None
+            label_of = kind if tasks == 1 else _task(names, j) if kind == "test" else None
             _line(axes, time, values[:, :, j], number, count, label_of, STYLES[kind])
     if tasks > 1:
-        mean = over_seeds(test.transpose(0, 2, 1).reshape(-1, test.shape[1]))[0]
-        axes.plot(time, 100 * mean, color="black", linewidth=2, label="mean")
+        mean = over_seeds(begun.transpose(0, 2, 1).reshape(-1, test.shape[1]))[0]
+        axes.plot(time, 100 * mean, color="black", linewidth=2, label="mean so far")
     _framed(axes, label, result.name, tasks)
     return axes
 
 
-def _task(j: int, tasks: int) -> str | None:
+def _task(names: list[str], j: int) -> str | None:
     """A task's name in the legend; of many tasks only the first and the last have one, the shades between tell."""
-    return f"task {j + 1}" if tasks <= MANY or j in (0, tasks - 1) else None
+    return names[j] if len(names) <= MANY or j in (0, len(names) - 1) else None
 
 
 def _line(
@@ -237,9 +244,10 @@ def trace(result: Drawn, axes: Axes | None = None) -> Axes:
     if result.trace is None or result.trace_step is None or result.trace_task is None:
         raise BadOption(f"{result.name}: nothing was measured between steps; run it with --evaluate-every")
     axes, tasks = axes or canvas.new_axes(9.6, 3.6), result.trace.shape[2]
+    names = shortened(task_names(result), 24)
     for j in range(tasks):
         values = np.where(result.trace_task >= j, result.trace[:, :, j], np.nan)
-        _line(axes, result.trace_step, values, j, tasks, _task(j, tasks), "-")
+        _line(axes, result.trace_step, values, j, tasks, _task(names, j), "-")
     last = result.trace_step[-1]
     axes.set_xlim(-0.01 * last, 1.01 * last)  # of a seed that was stopped, too, all of the stream
     _gaps(axes, result.trace, result.trace_step, result.trace_task)

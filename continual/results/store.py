@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from continual import files, leftovers
 from continual.errors import BadFolder, counted
+from continual.options import typed
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
 from continual.results.metrics import Array, Measured, metric, summarise
@@ -52,8 +53,8 @@ class Result:
     Attributes:
         record: what was run and how, as JSON has it: ``strategy`` (a list of parts, each a name and options) and
             ``protocol`` (``benchmark``, ``model``, ``training`` and ``seeds``, which the runs of an experiment share),
-            and further keys such as ``title``, ``versions``, ``time``, ``size`` and ``stopped`` (the seeds that ended
-            early: seed, task, step, why).
+            and further keys such as ``title``, ``tasks`` (their names, where they have some), ``versions``, ``time``,
+            ``size`` and ``stopped`` (the seeds that ended early: seed, task, step, why).
         arrays: ``accuracy`` (R, T+1, T), and where they were measured ``training_accuracy`` and
             ``validation_accuracy`` of the same shape, ``trace`` (R, E, T) with ``trace_step`` and ``trace_task`` (E,),
             ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
@@ -177,7 +178,7 @@ class Result:
 
 def _spelled(part: dict[str, Any]) -> str:
     """A part of a strategy with its options, ``ewc:strength=600,decay=1.0``."""
-    options = ",".join(f"{name}={value}" for name, value in part.items() if name != "name")
+    options = ",".join(f"{name}={typed(value)}" for name, value in part.items() if name != "name")
     return f"{part['name']}:{options}" if options else str(part["name"])
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from continual.errors import BadOption, counted, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, INTERVALS, Content, number, signed, tabulated
-from continual.results.metrics import METRICS, epochs_of
+from continual.results.metrics import METRICS, epochs_of, task_names
 from continual.results.store import Result, experiment
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
@@ -61,7 +61,7 @@ def matrix(result: Result) -> str:
     there = np.isfinite(accuracy)
     with np.errstate(invalid="ignore"):
         mean = np.where(there, accuracy, 0).sum(axis=0) / there.sum(axis=0)
-    head = ["after", *(f"task {j}" for j in range(1, accuracy.shape[2] + 1))]
+    head = ["after", *map(content.one_line, task_names(result))]
     names = ["untrained", *head[1:]]
     rows = [[name, *(number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
     those = "" if there.all() else ", of those not stopped before"
@@ -82,12 +82,13 @@ def trace(result: Result) -> str:
     tasks = result.trace.shape[2]
     epochs = epochs_of(result)
     unit, time = ("step", result.trace_step) if epochs is None else ("epoch", epochs)
-    head = [unit, "task", *(kind if tasks == 1 else f"{kind} {j + 1}" for kind in measured for j in range(tasks))]
+    names = [content.one_line(name) for name in task_names(result, "")]
+    head = [unit, "task", *(kind if tasks == 1 else f"{kind} {name}" for kind in measured for name in names)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a task that was not there yet has no value
         means = [np.nanmean(values, axis=0) for values in measured.values()]
     rows = [
-        [str(when), str(task + 1), *(number(100 * value, 2) for mean in means for value in mean[line])]
+        [str(when), names[task], *(number(100 * value, 2) for mean in means for value in mean[line])]
         for line, (when, task) in enumerate(zip(time, result.trace_task, strict=True))
     ]
     note = f"accuracy in %, mean over {counted(len(result.trace), 'seed')}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from continual import files
 from continual.errors import BadOption, brief, is_text
-from continual.options import option, options_of
+from continual.options import option, options_of, typed
 from continual.streams.stream import Permuted, Rotated, Split, StreamOptions
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Benchmark(StreamOptions):
     def facts(self, root: Path) -> dict[str, Any]:
         """What a run is recognised by beside the options: nothing, where the name says what the data is."""
         return {}
+
+    def task_names(self) -> list[str]:
+        """What tables and pictures call the tasks; nothing, where their numbers say all."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,8 @@ class Sequence(Benchmark):
         for name, value in whole.items():
             found = getattr(one, name)
             if found != value and (found != own[name].default if said is None else name in said):
-                raise BadOption(f"a sequence's {one.data} was given {name}={found}, which is one for the "
-                                f"whole sequence: write {name} beside 'sequence'")  # fmt: skip
+                raise BadOption(f"a sequence's {one.data} was given {name}={typed(found)}, which is one for the whole "
+                                f"sequence: write {name} beside 'sequence'")  # fmt: skip
         return replace(one, **whole)
 
     def parts(self) -> tuple[SplitBenchmark, ...]:
@@ -207,6 +211,18 @@ class Sequence(Benchmark):
         if len(self.members) < 2:
             raise BadOption(f"a sequence takes two or more benchmarks, not {len(self.members)}")
         return self.members
+
+    def task_names(self) -> list[str]:
+        """Each task has the name of its data set, numbered where that has several."""
+        names = [
+            part.source() if isinstance(part, ImageBenchmark) else part.data
+            for part in self.parts()
+            for _ in range(part.tasks)
+        ]
+        return [
+            f"{name} {names[: number + 1].count(name)}" if names.count(name) > 1 else name
+            for number, name in enumerate(names)
+        ]
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
