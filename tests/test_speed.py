@@ -204,9 +204,22 @@ def test_a_step_that_waits_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_growth_is_seen() -> None:
     from growth import tasks
 
-    found = {name: tasks(name, (2, 4), "cpu") for name in ("ewc", "gem:capacity=40")}
+    found = {name: tasks(name, (2, 4), "cpu") for name in ("ewc", "gem")}
     assert {count: one["flops"] for count, one in found["ewc"].items()}[4] == found["ewc"][2]["flops"] > 0
-    assert found["gem:capacity=40"][4]["flops"] > found["gem:capacity=40"][2]["flops"]
+    assert found["gem"][4]["flops"] > found["gem"][2]["flops"]
+    assert tasks("gem", (2,), "cpu")[2]["flops"] == found["gem"][2]["flops"], "whatever else is measured"
+
+
+def test_vectors_as_long_as_theta_are_told_where_it_is_long() -> None:
+    from growth import table
+
+    def one(peak: float, theta: float) -> dict[str, Any]:
+        return {"ms": 1.0, "peak": peak, "vectors": peak / theta, "operations": 1, "bytes": 1, "flops": 1}
+
+    found = {"l2": {10**5: one(90, 0.4), 10**8: one(2400, 400)}, "ewc": {10**5: one(401, 0.4), 10**8: one(2400, 400)}}
+    assert [line.split("|")[-2].strip() for line in table("parameters", found).splitlines()[2:]] == ["6.0", ""]
+    few = {"l2": {10**5: one(90, 0.4), 10**7: one(300, 40)}}
+    assert "θ-vectors" in table("parameters", found) and "θ-vectors" not in table("parameters", few)
 
 
 @pytest.mark.parametrize("method", ["finetune", "l2", "ewc", "si", "a-gem", "replay"])

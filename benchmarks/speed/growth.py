@@ -139,9 +139,13 @@ def suited(strategy: str, count: int, data: Any) -> tuple[str, Any]:
 
 
 def tasks(strategy: str, counts: tuple[int, ...], device: str) -> dict[int, dict[str, Any]]:
-    """After so many tasks of a permuted stream that suits the strategy."""
+    """After so many tasks of a permuted stream that suits the strategy.
+
+    The stream has as many tasks as the full measurement, whatever is measured: a memory may be shared
+    among all of them.
+    """
     before, data = imported(device), images(10 * BATCH, 14)
-    text, stream = suited(strategy, max(counts), data)
+    text, stream = suited(strategy, max(TASKS), data)
     learners, scenario = learners_of(text, [stream], (100, 100), device), stream.scenario
     found = {}
     for index in range(max(counts)):
@@ -226,12 +230,22 @@ def alone(function: Callable[..., Any], strategy: str, size: Any, device: str) -
     return function(strategy, size, device)
 
 
+def vectors(by_count: dict[int, dict[str, Any]]) -> str:
+    """How many vectors as long as θ there were with the largest network.
+
+    Nothing where θ is smaller than all that there was with the smallest network, which is mostly not θ.
+    """
+    sizes = list(by_count.values())
+    first, end = sizes[0], sizes[-1]
+    return f"{end['vectors']:.1f}" if end["peak"] > end["vectors"] * first["peak"] else ""
+
+
 def table(part: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Milliseconds and megabytes by size; how operations, bytes and FLOPs grow from the first to the last."""
     from tabulate import tabulate
 
     counts = list(next(iter(found.values())))
-    last = ["θ-vectors"] if part == "parameters" else []
+    last = ["θ-vectors"] if part == "parameters" and any(map(vectors, found.values())) else []
     headers = [part, *(f"ms at {count:,}" for count in counts), *(f"MB at {count:,}" for count in counts), "operations",
                "bytes", "FLOPs", *last]  # fmt: skip
     lines = []
@@ -240,7 +254,7 @@ def table(part: str, found: dict[str, dict[int, dict[str, Any]]]) -> str:
         grown = [f"x {end[name] / first[name]:.2f}" if first[name] else "" for name in ("operations", "bytes", "flops")]
         lines.append([strategy, *(f"{by_count[count]['ms']:.2f}" for count in counts),
                       *(f"{by_count[count]['peak']:.0f}" for count in counts), *grown,
-                      *(f"{end['vectors']:.1f}" for _ in last)])  # fmt: skip
+                      *(vectors(by_count) for _ in last)])  # fmt: skip
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
