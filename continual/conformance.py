@@ -196,7 +196,7 @@ def recorded_like_one_by_one(strategy: Strategy) -> None:
         with torch.random.fork_rng(devices=[]):  # who draws from it fails another check
             torch.manual_seed(0)
             learners = learners_of(strategy, [0])
-            course = Course(learners, replace(TRAINING, epochs=6, program=program), Watch())
+            course = Course(learners, replace(TRAINING, program=program), Watch())
             if course.captured is not None:
                 course.captured.least = 1  # they are few
             while course.task < course.tasks:

@@ -41,6 +41,7 @@ class PackNet(Isolated):
 
     memory_grows_with: ClassVar[Growth] = "tasks"
     restarts_optimizer: ClassVar[bool] = True
+    answers_by_task: ClassVar[bool] = True
 
     prune: float | Literal["equal"] = option(
         0.5, "share of a task's weights that it frees; equal: alike for all", ge=0, lt=1
@@ -98,7 +99,7 @@ class PackNet(Isolated):
     def retrained(self, net: Net, theta: Tensor, trained: Tensor, task: Task) -> Tensor:
         """θ after training some of it (bool (P,)) on the task."""
         live = theta.clone().requires_grad_()
-        optimizer = torch.optim.Adam([live], self.retrain_lr)
+        optimizer = torch.optim.Adam([live], self.retrain_lr, fused=True)
         for epoch in range(self.retrain):
             order = task.train[task.key.permutation(f"retrain {epoch}", len(task.train))]
             for rows in order.split(self.retrain_batch):
@@ -110,16 +111,19 @@ class PackNet(Isolated):
                 optimizer.step()
         return live.detach()
 
-    def used(self, theta: Tensor, memory: Memory, index: int) -> Tensor:
-        """θ with zeros where a task does not look: later tasks' weights, and free ones once it has been learnt."""
+    def used(self, theta: Tensor, memory: Memory, index: Tensor) -> Tensor:
+        """θ with zeros where a task (1,) does not look: later tasks' weights, and free ones once it has been learnt."""
         owner = memory["owner"]
-        free = (owner == -1) & ~memory["learnt"][index]
+        free = (owner == -1) & ~memory["learnt"].index_select(0, index)
         return torch.where(free | ((owner >= 0) & (owner <= index)), theta, 0.0)
 
     def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
         """The logits of each sample with the weights of its task."""
-        scores = net.logits(self.used(theta, memory, 0), x, tasks)
-        for index in range(1, len(memory["learnt"])):
-            own = net.logits(self.used(theta, memory, index), x, tasks)
-            scores = torch.where((tasks == index)[:, None], own, scores)
+        if tasks.stride() == (0,):  # one task for all
+            return net.logits(self.used(theta, memory, tasks[:1]), x, tasks)
+        numbers = torch.arange(len(memory["learnt"]), device=tasks.device)
+        scores = net.logits(self.used(theta, memory, numbers[:1]), x, tasks)
+        for number in numbers[1:].split(1):
+            own = net.logits(self.used(theta, memory, number), x, tasks)
+            scores = torch.where((tasks == number)[:, None], own, scores)
         return scores

@@ -73,7 +73,10 @@ class RWalk(Strategy):
         path = memory["path"] - step.gradient * (theta - step.before)
         memory = memory | {"fisher": fisher, "start_fisher": start_fisher, "path": path, "steps": memory["steps"] + 1}
         ends, ended = memory["steps"] % self.interval == 0, self.ended(theta, memory)
-        return theta, {name: torch.where(ends, value, memory[name]) for name, value in ended.items()}
+        new = {
+            name: torch.where(ends, value, memory[name]) for name, value in ended.items() if value is not memory[name]
+        }
+        return theta, memory | new
 
     def ended(self, theta: Tensor, memory: Memory) -> Memory:
         """The memory when an interval has ended: its score is added, and the next one begins."""

@@ -399,7 +399,7 @@ BAD: dict[type[Strategy], dict[str, str]] = {
     RemembersInItself: {GOES_ON: "interrupted and gone on with it should end the same, but .* differs by up to"},
     Unmappable: {MAPPED: "vmap"},
     MixesSeeds: {MAPPED: r"seed 0 should be the same in a group and alone, but .* differs by up to"},
-    ComputesElsewhere: {RECORDED: "a step gives something else when it is done again"},
+    ComputesElsewhere: {RECORDED: "a step should be the same recorded and done by hooks, but .* differs by up to"},
     PassesTooMuch: {SPARES: "without what its batch hook has 'passed' it should end the same, but .* differs by up to"},
     TermPerTask: {GROWS: "in the class scenario a step of task 6 takes .* operations, .* one of task 2"},
     WiderEachTask: {GROWS: "in the class scenario a step of task 6 takes .* bytes .* one of task 2"},

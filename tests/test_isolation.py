@@ -16,13 +16,14 @@ from continual.config import make_strategy
 from continual.conformance import check, mapped_equals_looped, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import importance
+from continual.learning.evaluate import Evaluation
 from continual.learning.models import MLP, LinearNet
 from continual.learning.optimizers import SGD, Adam, AdamW, Constant, Optimizer
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Chain, Strategy
 from continual.learning.train import Stopped, Training, Watch, schedule, train
-from continual.strategies import EWC, SI, Finetune, Joint
+from continual.strategies import EWC, SI, Finetune, Joint, Replay
 from continual.strategies.cumulative import Cumulative
 from continual.strategies.from_scratch import FromScratch
 from continual.strategies.hat import HAT
@@ -498,6 +499,38 @@ def test_a_sample_is_answered_with_its_own_tasks_weights() -> None:
             theta[i] = theta[i] if 0 <= owner[i] <= task else 0.0
         wanted = plain(theta, x[n], [torch.ones(units) for units in LAYERS])
         torch.testing.assert_close(got[n], wanted)
+
+
+@pytest.mark.parametrize(
+    "streams", [[STREAM], [small_stream(seed, "task") for seed in (0, 1)]], ids=["alone", "mapped"]
+)
+@pytest.mark.parametrize("around", [lambda one: one, lambda one: Chain((one, Replay(capacity=4)))], ids=["", "chain"])
+def test_evaluation_asks_for_one_task_at_a_time_where_that_is_less(
+    streams: list[Stream], around: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers, of a pass for each batch instead of one for each task; some batches hold a part of a task."""
+    group = learners(around(PackNet()), streams)
+    outcome(group)
+    rows = [[task.test for task in stream.tasks] for stream in streams]
+    rows = [[one[:0] if number == 1 else one for number, one in enumerate(own)] for own in rows]
+    asked = list[torch.Size]()
+    usual = PackNet.used
+
+    def used(self: PackNet, *given: Any) -> torch.Tensor:
+        asked.append(given[-1].shape)
+        return usual(self, *given)
+
+    monkeypatch.setattr(PackNet, "used", used)
+    monkeypatch.setattr(group, "rows_at_once", 5)
+    found = []
+    for by_task in (True, False):
+        monkeypatch.setattr(PackNet, "answers_by_task", by_task)
+        asked.clear()
+        found.append((Evaluation(group, "test_samples", rows)(2), len(asked)))
+    assert torch.equal(found[0][0].nan_to_num(), found[1][0].nan_to_num())
+    batches = sum(-(-len(one) // 5) for one in rows[0])
+    whole = -(-sum(len(one) for one in rows[0]) // 5)
+    assert (found[0][1], found[1][1]) == (batches, 3 * whole)
 
 
 def test_a_task_that_is_not_learnt_is_answered_with_free_weights_too() -> None:

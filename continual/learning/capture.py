@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from continual.errors import BadChain, BadOption
-from continual.learning.aside import Kept
 from continual.learning.seeds import storage_of
 from continual.learning.step import POOLED_STEPS, Program
 
@@ -176,6 +175,8 @@ class Captured:
         self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
         self.least = least_of(learners.strategy) if least is None else least
         learners.unrecorded = RARE if learners.device.type == "cpu" else ""
+        from continual.learning.aside import Kept  # which needs PyTorch and NumPy at once
+
         self.kept = Kept(learners)
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps

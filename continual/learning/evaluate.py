@@ -23,6 +23,7 @@ class Evaluation:
     def __init__(self, learners: Learners, samples: str, rows: list[list[Tensor]]) -> None:
         self.learners, self.samples, self.index = learners, samples, -2
         self.tables = learners.tables(samples)
+        self.by_task = learners.strategy.answers_by_task and learners.streams[0].scenario == "task"
         self.shared = learners.shared and all_equal(rows)
         alone = self.shared or not learners.mapped
         self.parts = list(rows[0]) if alone else [torch.stack(parts) for parts in zip(*rows, strict=True)]
@@ -36,7 +37,7 @@ class Evaluation:
         if index != self.index:
             self.select(index)
         with torch.no_grad(), learners.measuring():
-            right = torch.cat([self._correct(rows) for rows in self.rows.split(learners.rows_at_once, dim=-1)], dim=-1)
+            right = torch.cat([self._correct(rows) for rows in self.batches], dim=-1)
             sums = torch.nn.functional.pad(right.cumsum(-1), (1, 0))
             counts = sums.index_select(-1, self.ends) - sums.index_select(-1, self.starts)
         # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
@@ -53,7 +54,9 @@ class Evaluation:
         possible = self.outputs.units if active is None else self.outputs.units & active
         can = possible.any(-1).tolist()
         parts = [part if answered else part[..., :0] for part, answered in zip(self.parts, can, strict=True)]
-        self.rows = torch.cat(parts, dim=-1)
+        whole = parts if self.by_task and any(can) else [torch.cat(parts, dim=-1)]
+        split = [rows for part in whole for rows in part.split(self.learners.rows_at_once, dim=-1)]
+        self.batches = [rows for rows in split if rows.shape[-1]] or split[:1]
         ends = torch.tensor([part.shape[-1] for part in parts]).cumsum(0)
         self.starts, self.ends = torch.stack([torch.cat([ends[:1] * 0, ends[:-1]]), ends]).to(self.learners.device)
 
@@ -72,6 +75,8 @@ class Evaluation:
         samples = getattr(stream, self.samples)
         samples = samples.with_tables(tables) if tables else samples
         own = samples.task[rows]
+        if self.by_task:
+            own = own[:1].expand(len(rows))
         told = own if stream.scenario == "task" else torch.full_like(own, self.latest)
         views = learners.recipe.augmentation.views(samples.images(rows, learners.recipe.dtype))
         net = learners.network(memory)

@@ -13,7 +13,7 @@ from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
-from continual.streams.rng import Draw, Key, draws
+from continual.streams.rng import Draw, Key, at_once, draws
 from continual.streams.stream import Samples, Task
 
 if TYPE_CHECKING:
@@ -338,5 +338,9 @@ class Program:
 
     def draw(self, first: int) -> Pool:
         """The random numbers of a block of steps, (..., POOLED_STEPS, m) each."""
-        steps = torch.arange(first, first + POOLED_STEPS, device=self.learners.device)
-        return draws(self.learners.seed[..., None], self.wanted, self.task.index, steps)
+        seed = self.learners.seed
+        steps = torch.arange(first, first + POOLED_STEPS, device=seed.device).split(at_once(self.wanted, seed))
+        parts = [draws(seed[..., None], self.wanted, self.task.index, some) for some in steps]
+        return (
+            parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
+        )

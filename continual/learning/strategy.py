@@ -157,6 +157,9 @@ class Strategy(Configured):
     """Whether every task begins with another θ than the last one ended with: such a strategy cannot be chained."""
     step_grows: ClassVar[bool] = False
     """Whether a step does more with every task that was learnt, because the method does (GEM: a gradient for each)."""
+    answers_by_task: ClassVar[bool] = False
+    """Whether evaluation in the task scenario gives :meth:`predict` samples of one task at a time, whose ``tasks`` are
+    then one number shown B times (``tasks.stride() == (0,)``): where the answer for each task is a pass of its own."""
     is_finetuning: ClassVar[bool] = False
     """Whether it does nothing on purpose; any other strategy that does nothing fails the conformance suite."""
 
@@ -340,6 +343,11 @@ class Chain(Strategy):
     def step_grows(self) -> bool:  # type: ignore[override]
         """Whether one part says so."""
         return any(part.step_grows for part in self.parts)
+
+    @property
+    def answers_by_task(self) -> bool:  # type: ignore[override]
+        """Whether one part says so."""
+        return any(part.answers_by_task for part in self.parts)
 
     @property
     def is_finetuning(self) -> bool:  # type: ignore[override]

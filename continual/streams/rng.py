@@ -31,15 +31,16 @@ AT_ONCE, AT_ONCE_ON_GPU = 2**17, 2**24
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Four words for each counter: int64 tensors that hold 32-bit words, of any shapes that broadcast.
 
-    int64 products wrap modulo 2^64, which leaves the 64 bits of an unsigned product as they should be.
+    int64 products wrap modulo 2^64, which leaves the 64 bits of an unsigned product as they should be. The upper halves
+    of the second and the fourth word stay as they come, until the end.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> 32) & LOW32 ^ c1 ^ k0, p1 & LOW32, (p0 >> 32) & LOW32 ^ c3 ^ k1, p0 & LOW32
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & LOW32, p1, ((p0 >> 32) ^ c3 ^ k1) & LOW32, p0
         k0, k1 = (k0 + WEYL[0]) & LOW32, (k1 + WEYL[1]) & LOW32
-    return c0, c1, c2, c3
+    return c0, c1 & LOW32, c2, c3 & LOW32
 
 
 def draw(seed: Tensor, purpose: str, task: int | Tensor, step: Tensor, n: int) -> Tensor:
@@ -52,6 +53,12 @@ def draws(seed: Tensor, wanted: Iterable[Draw], task: int | Tensor, step: Tensor
     asked = sorted(wanted)
     words = _words(seed, [(purpose, n) for purpose, n, *_ in asked], task, step) if asked else []
     return {one: made(one, found) for one, found in zip(asked, words, strict=True)}
+
+
+def at_once(wanted: Iterable[Draw], seed: Tensor) -> int:
+    """For how many keys, each of as many seeds as are given, all that is wanted is best drawn at once."""
+    words = seed.numel() * sum(n for _, n, *_ in wanted)
+    return max(1, (AT_ONCE_ON_GPU if seed.is_cuda else AT_ONCE) // max(1, words))
 
 
 def _words(seed: Tensor, asked: Sequence[tuple[str, int]], task: int | Tensor, step: Tensor) -> list[Tensor]:
@@ -143,8 +150,7 @@ def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:
     """
     first, *others = keys
     yield first
-    words = sum(n for _, n, *_ in first.wanted)
-    size = max(1, (AT_ONCE_ON_GPU if first.seed.is_cuda else AT_ONCE) // max(1, words))
+    size = at_once(first.wanted, first.seed)
     for group in (others[start : start + size] for start in range(0, len(others), size)):
         seeds = torch.stack([one.seed for one in group])
         drawn = draws(seeds, first.wanted, first.task, first.step)
