@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.learning.strategy import Batch, Memory, Step, cross_entropy
+from continual.learning.strategy import Batch, Memory, Step, cross_entropy, either
 from continual.options import option
 from continual.strategies.ncm import Answers
 
@@ -71,7 +71,7 @@ class CWRStar(Answers):
         """The trunk stays where it was, where the task does not train it."""
         if self.trunk == "first" and task.first:
             return theta, memory
-        return torch.where(memory["head"], theta, step.before), memory
+        return either(memory["head"], theta, step.before), memory
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The task's classes are consolidated."""

