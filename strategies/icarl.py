@@ -20,28 +20,43 @@ if TYPE_CHECKING:
     from continual.streams.stream import Samples, Stream, Task
 
 
+NEAR, TIE = 64, 1e-12
+"""So many roundings of the features' type, and such a part in float64, two distances may differ by and be the same."""
+
+
 def herded(features: Tensor, count: int, renormalize: bool = False) -> Tensor:
     """The order (count,) in which features (n, D) are chosen, each once: algorithm 4.
 
-    The k-th is the one that brings the mean of those chosen nearest to the mean of all, μ; with ``renormalize`` both
-    means are scaled to length 1. Plain Python, for between tasks. Of the squared distance of μ and (S + φ)/k what
-    differs between candidates φ is computed, ‖φ‖²/k² - 2 φ·(μ - S/k)/k, which is one product for each k.
+    The k-th is the one that brings the mean of those chosen nearest to the mean of all; with ``renormalize`` both means
+    are scaled to length 1. Plain Python, for between tasks.
     """
-    if renormalize:  # of an angle near 0 the cosine has few digits
-        features = features.double()
-    mu, lengths, total = features.mean(0), features.square().sum(1), torch.zeros_like(features[0])
-    along, taken, order = features @ mu, torch.zeros_like(lengths), []
+    normalize, lengths = torch.nn.functional.normalize, features.square().sum(1)
+    mu, total = features.mean(0, dtype=torch.float64), torch.zeros_like(features[0], dtype=torch.float64)
+    taken, order = torch.zeros_like(lengths), []
     for k in range(1, min(count, len(features)) + 1):
         if renormalize:
-            length = (lengths + 2 * (features @ total) + total.square().sum()).clamp_min(0).sqrt()
-            distance = -(along + mu @ total) / length.clamp_min(1e-12)
+            means = normalize((total.to(features.dtype) + features) / k)
+            chosen = ((normalize(mu, dim=0).to(features.dtype) - means).square().sum(1) + taken).argmin()
         else:
-            distance = lengths / k - 2 * (features @ (mu - total / k))
-        chosen = (distance + taken).argmin()
+            chosen = _nearest(features, lengths, mu - total / k, k, taken)
         taken[chosen] = torch.inf
         total = total + features[chosen]
         order.append(chosen)
     return torch.stack(order)
+
+
+def _nearest(features: Tensor, lengths: Tensor, missing: Tensor, k: int, taken: Tensor) -> Tensor:
+    """Which φ has the least ‖m - φ/k‖, m being what is ``missing``; of several, as there are with units off, the first.
+
+    k times the squares, without ‖m‖², are one product; those that come near the least are computed in float64.
+    """
+    rough = lengths / k - 2 * (features @ missing.to(features.dtype)) + taken
+    longest = lengths.max()
+    slack = NEAR * torch.finfo(features.dtype).eps * (longest / k + longest.sqrt() * missing.norm())
+    near = (rough <= rough.min() + slack).nonzero().squeeze(1)
+    distance = (missing - features[near] / k).square().sum(1)
+    found: Tensor = near[(distance <= distance.min() * (1 + TIE)).int().argmax()]
+    return found
 
 
 def by_class(rows: Tensor, samples: Samples) -> list[Tensor]:

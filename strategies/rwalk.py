@@ -73,9 +73,7 @@ class RWalk(Strategy):
         path = torch.addcmul(memory["path"], step.gradient, theta - step.before, value=-1)
         memory = memory | {"fisher": fisher, "start_fisher": start_fisher, "path": path, "steps": memory["steps"] + 1}
         ends, ended = memory["steps"] % self.interval == 0, self.ended(theta, memory)
-        new = {
-            name: either(ends, value, memory[name]) for name, value in ended.items() if value is not memory[name]
-        }
+        new = {name: either(ends, value, memory[name]) for name, value in ended.items() if value is not memory[name]}
         return theta, memory | new
 
     def ended(self, theta: Tensor, memory: Memory) -> Memory:

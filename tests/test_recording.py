@@ -529,6 +529,30 @@ def test_the_record_says_how_steps_were_done(
     assert (len(replayed) > 30) == (told == "captured")
 
 
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("seeds", [[0], [1, 2]], ids=["alone", "mapped"])
+@pytest.mark.parametrize("text", ["si", "generative-replay:layers=9,latent=3"])
+def test_a_recording_that_ends_anywhere_leaves_nothing_behind(
+    text: str, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends where its tensors are large, be that as the step is done or as what it made goes into memory."""
+    training, strategy = replace(TRAINING, program="auto"), config.make_strategy(text)
+    counted = list[int]()
+    count = Notes._count
+
+    def noted(self: Notes, more: int) -> None:
+        count(self, more)
+        counted.append(self.bytes)
+
+    monkeypatch.setattr(Notes, "_count", noted)
+    wanted = outcome(learners_of(strategy, seeds), training)
+    for most in sorted(set(counted))[::-1][::3][:40]:
+        monkeypatch.setattr(recording, "MOST", most - 1)
+        found = outcome(learners_of(strategy, seeds), training)
+        for name, value in wanted.items():
+            assert torch.equal(value.nan_to_num(), found[name].nan_to_num()), (most, name)
+
+
 def test_a_run_that_goes_on_for_a_few_steps_says_how_the_others_were_done() -> None:
     training, states = replace(TRAINING, epochs=10), list[State]()
     watch = Watch(due=lambda done: done == 28, keep=lambda state: states.append(copy.deepcopy(state)))

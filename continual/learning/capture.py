@@ -266,6 +266,7 @@ class Captured:
     def _step(self, size: int) -> None:
         at, program = self.at, self.program
         assert program is not None and self.losses is not None
+        self.learners.memory = dict(self.memory)  # a recording may have ended in the midst of a step
         rows = self.table.index_select(0, at.view(1)).squeeze(0)[..., :size]
         place = ((at - 1) % POOLED_STEPS).view(1)
         pool = {name: drawn.index_select(-2, place).squeeze(-2) for name, drawn in self.block.items()}
