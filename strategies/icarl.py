@@ -32,11 +32,11 @@ def herded(features: Tensor, count: int, renormalize: bool = False) -> Tensor:
     """
     normalize, lengths = torch.nn.functional.normalize, features.square().sum(1)
     mu, total = features.mean(0, dtype=torch.float64), torch.zeros_like(features[0], dtype=torch.float64)
-    taken, order = torch.zeros_like(lengths), []
+    wanted, taken, order = normalize(mu, dim=0).to(features.dtype), torch.zeros_like(lengths), []
     for k in range(1, min(count, len(features)) + 1):
         if renormalize:
             means = normalize((total.to(features.dtype) + features) / k)
-            chosen = ((normalize(mu, dim=0).to(features.dtype) - means).square().sum(1) + taken).argmin()
+            chosen = ((wanted - means).square().sum(1) + taken).argmin()
         else:
             chosen = _nearest(features, lengths, mu - total / k, k, taken)
         taken[chosen] = torch.inf
@@ -54,7 +54,7 @@ def _nearest(features: Tensor, lengths: Tensor, missing: Tensor, k: int, taken: 
     longest = lengths.max()
     slack = NEAR * torch.finfo(features.dtype).eps * (longest / k + longest.sqrt() * missing.norm())
     near = (rough <= rough.min() + slack).nonzero().squeeze(1)
-    distance = (missing - features[near] / k).square().sum(1)
+    distance = (missing - features[near].double() / k).square().sum(1)
     found: Tensor = near[(distance <= distance.min() * (1 + TIE)).int().argmax()]
     return found
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from test_gpu import outcome
+from test_recording import Asking
 
 from continual.conformance import TRAINING, learners_of
 from continual.errors import BadChain, BadOption
@@ -187,18 +188,9 @@ class Refuses(Strategy):
     can_be_captured: ClassVar[bool] = False
 
 
-@dataclass(frozen=True)
-class Asks(Strategy):
-    """It branches on a value."""
-
-    def loss(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> torch.Tensor:
-        loss = super().loss(net, theta, memory, batch, out, task)
-        return loss if loss > 0.5 else 2 * loss
-
-
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(
-    ("make", "why"), [(Refuses, "the strategy cannot be captured"), (Asks, VALUE), (Counts, KEEPS)]
+    ("make", "why"), [(Refuses, "the strategy cannot be captured"), (Asking, VALUE), (Counts, KEEPS)]
 )
 def test_what_has_to_be_recorded_and_cannot_be_is_refused(make: Callable[[], Strategy], why: str) -> None:
     with pytest.raises(BadOption, match=rf"program=captured: steps cannot be recorded \({why}\)"):

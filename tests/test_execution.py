@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from test_recording import Asking
 
 import continual as cl
 from continual import cli, config, execution, plugins, workers
@@ -187,21 +188,13 @@ def test_a_strategy_that_cannot_be_mapped_is_measured_all_the_same(monkeypatch: 
     assert (found.how, found.inner) == ("processes", "loop") and asked == [1, 1]
 
 
-class Asks(Strategy):
-    """It branches on a value, and does not say so."""
-
-    def loss(self, net: Any, theta: Any, memory: Any, batch: Any, out: Any, task: Any) -> Any:
-        loss = super().loss(net, theta, memory, batch, out, task)
-        return loss if float(loss.detach()) > 0.5 else 2 * loss
-
-
 def test_what_turns_out_not_to_be_mappable_is_done_one_after_the_other() -> None:
     recipe, training, streams = ready(2)
-    found = execution.choose(replace(recipe, strategy=Asks()), training, streams, processes=False)
+    found = execution.choose(replace(recipe, strategy=Asking()), training, streams, processes=False)
     assert found.how == "loop" and "; side by side they cannot be done: RuntimeError: vmap: " in found.why
     assert "\n" not in found.why and len(found.why) < 400
     with pytest.raises(RuntimeError, match="vmap") as error:
-        cl.run("split-digits", Asks(), seeds=2, epochs=1, seeds_as="map")
+        cl.run("split-digits", Asking(), seeds=2, epochs=1, seeds_as="map")
     assert "--seeds-as loop does one after the other" in "".join(error.value.__notes__)
 
 

@@ -36,14 +36,7 @@ INDEX, MASKS = ATEN.index.Tensor, (torch.bool, torch.uint8)
 """Its shape depends on values where it is given a mask."""
 ABOUT = ("aten::is_same_size", "aten::_has_same_storage_numel")
 """What asks how tensors lie, which is the same each time, and not what is in them."""
-NOTHING = (
-    *ABOUT,
-    "aten::empty",
-    "aten::empty_like",
-    "aten::empty_strided",
-    "aten::new_empty",
-    "aten::new_empty_strided",
-)
+NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 """What only takes memory."""
 COPIES = ("aten::_to_copy", "aten::clone")
 UNSAID = ("running_mean", "running_var")
