@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 
+import continual as cl
 from continual import config, execution, plugins
 from continual.cli import main
 from continual.conformance import TRAINING, learners_of, suited_stream
 from continual.learning.capture import Captured
+from continual.learning.models import MLP
 from continual.learning.modules import ModuleNet
-from continual.learning.optimizers import Cosine
+from continual.learning.optimizers import AT_ONCE, Cosine
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Strategy
 from continual.learning.train import State, Training, Watch, schedule, steps_of, train
-from continual.learning.vision import CNN, ReducedResNet18
+from continual.learning.vision import CNN, ReducedResNet18, Torchvision
 from continual.streams.augment import Images
 from continual.streams.placement import Where, laid_out, place
 from continual.streams.stream import Stream
@@ -124,6 +128,64 @@ def test_a_run_goes_on_with_the_same_bits(text: str) -> None:
             again = outcome(on_gpu(text, [0]), watch=Watch(start=state))
             for name, value in whole.items():
                 assert torch.equal(value.nan_to_num(), again[name].nan_to_num()), name
+
+
+LONG = MLP(layers=(850, 850))
+"""A θ that the optimiser follows in more pieces than a fused kernel takes at once."""
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 2, 3]], ids=["alone", "mapped"])
+@pytest.mark.parametrize("precision", ["float64", "tf32"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd:momentum=0.9", "adam", "adamw", "adagrad"])
+def test_a_long_theta_is_followed_in_pieces_side_by_side(optimizer: str, precision: str, seeds: list[int]) -> None:
+    """Its rows lie apart: they begin where tensor cores like it."""
+
+    def learners(device: str, precision: str) -> Learners:
+        streams = place([suited_stream(Strategy(), seed) for seed in seeds], device)
+        net = LONG.build(streams[0].shape, streams[0].units)
+        recipe = Recipe(net, config.make_strategy("ewc:strength=10"), config.make("optimizers", optimizer), Cosine(),
+                        keep_optimizer=True, precision=precision)  # fmt: skip
+        return Learners(recipe, streams, seeds)
+
+    wanted = outcome(learners("cpu", "float64"), TRAINING)
+    for program in ("eager", "captured"):
+        there = learners("cuda", precision)
+        assert len(there.pieces) > AT_ONCE
+        with tensor_float(precision == "tf32"):
+            found = outcome(there, replace(TRAINING, precision=precision, program=program))  # type: ignore[arg-type]
+        if precision == "float64":
+            compare(found, wanted, *RATE)
+        else:
+            torch.testing.assert_close(found["loss"].double(), wanted["loss"], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
+@pytest.mark.parametrize("seeds", [1, 2], ids=["alone", "mapped"])
+def test_compiled_steps_give_the_same_numbers(seeds: int) -> None:
+    found = [
+        cl.run("split-digits:limit=20,tasks=2", "ewc+replay:capacity=20", compile=compiled, seeds=seeds, seeds_as="map",
+               epochs=2, batch=16, precision="float64", device="cuda")
+        for compiled in (True, False)
+    ]  # fmt: skip
+    assert found[0].record["program"] == "captured; the forward pass is compiled"
+    compare(*({name: torch.as_tensor(value) for name, value in one.arrays.items()} for one in found), *RATE)
+
+
+@pytest.mark.parametrize("train", ["head", "block"])
+def test_features_that_are_kept_are_those_of_a_cpu(train: Any, tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), file)
+    x = np.random.default_rng(0).integers(0, 256, (2, 24, 3, 32, 32), dtype=np.uint8)
+    y = np.arange(24) % 4
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    found = [
+        cl.run(stream, "replay:capacity=8", model=Torchvision(weights=str(file), train=train), seeds=1, epochs=2,
+               batch=8, precision="float64", device=device)
+        for device in ("cuda", "cpu")
+    ]  # fmt: skip
+    assert all(one.record["features_once"] for one in found)
+    compare(*({name: torch.as_tensor(value) for name, value in one.arrays.items()} for one in found), *RATE)
 
 
 # ---- images

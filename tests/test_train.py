@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,9 @@ def learners(
     training: Training,
     optimizer: Optimizer | None = None,
     rates: Schedule | None = None,
+    layers: tuple[int, ...] = (HIDDEN,),
 ) -> Learners:
-    net = MLP(layers=(HIDDEN,)).build(streams[0].shape, streams[0].units)
+    net = MLP(layers).build(streams[0].shape, streams[0].units)
     keep = training.optimizer_state == "keep"
     recipe = Recipe(
         net, strategy, optimizer or SGD(lr=0.1, momentum=0.9), rates or Constant(), keep, training.precision
@@ -315,6 +317,30 @@ def test_the_trace_can_measure_some_of_the_rows_and_changes_no_training() -> Non
 def test_rows_are_spread_evenly(rows: int, n: int) -> None:
     got = some(torch.arange(rows) + 100, n).tolist()
     assert got == [100 + i * rows // n for i in range(n)] if n < rows else got == list(range(100, 100 + rows))
+
+
+@pytest.mark.parametrize(("layers", "count"), [((8,), 1), ((8,), 3), ((850, 850), 1), ((850, 850), 4),
+                                               ((1600, 1600), 1), ((5000, 5000), 1)])  # fmt: skip
+def test_a_gpus_optimiser_is_given_all_of_theta_in_pieces(
+    layers: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number once, and of the gradient those that belong to them, joined before or not."""
+    group = learners(Finetune(), [uneven()] * count, list(range(count)), short(), layers=layers)
+    monkeypatch.setattr(group, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    group._take_storage(torch.zeros_like(group.theta))
+    for piece in group.pieces:
+        piece.add_(1)
+    assert (group.theta == 1).all()
+    assert count == 1 or group.theta.stride(0) % 64 == 0
+    large = [piece.numel() for piece in group.pieces if piece.numel() > 1000]
+    assert len(large) <= 2 * 132 and (max(large, default=0) <= 2**16 or group.theta.numel() > 2 * 132 * 2**16)
+    parts = [torch.randn(part.shape, dtype=part.dtype) for part in group.parts]
+    joined = torch.cat([part.view(count, -1) for part in parts], -1).view(group.theta.shape)
+    for gradient in (seeds.Gradient(parts, None, group.gap), group.cut(joined)):
+        for piece, given in zip(group.pieces, group._cut_up(gradient), strict=True):
+            piece.copy_(given)
+        assert torch.equal(group.theta, joined) and torch.equal(gradient.whole, joined)
 
 
 def test_training_and_validation_accuracy_are_of_their_own_rows() -> None:

@@ -204,9 +204,10 @@ def processes(root: str, quick: bool) -> Iterator[Row]:
 
 def gpu(place: Place, quick: bool) -> Iterator[Row]:
     """What is wanted of one GPU."""
-    for precision, name in (("float32", ""), ("tf32", ", TF32")):
+    rounded = {"precision": "tf32", "evaluate_precision": "training"}
+    for given, name in (({}, ""), (rounded, ", TF32 in training and evaluation")):
         one, many = (
-            Piece.of("ours", "train", method="finetune", model=layers(WIDE), precision=precision, **seeds)
+            Piece.of("ours", "train", method="finetune", model=layers(WIDE), **given, **seeds)
             for seeds in ({}, {"seeds": 20, "seeds_as": "map"})
         )
         yield Row(f"20 seeds of fine-tuning, {network(WIDE)}{name}", {

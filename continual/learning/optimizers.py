@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 
 State = dict[str, "list[Tensor]"]
+AT_ONCE, STREAMS = 36, 8
+"""On a GPU a fused kernel of PyTorch's takes so many pieces of θ at once, and so many kernels go side by side."""
+ALIGNED = 64
+"""Numbers are read by so many at most."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,14 @@ class SGD(Optimizer):
         """See :meth:`Optimizer.step`."""
         from torch.optim.sgd import sgd
 
+        def kernel(theta: list[Tensor], gradient: list[Tensor], velocity: list[Tensor | None]) -> None:
+            sgd(
+                theta, gradient, velocity, fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
+                weight_decay=self.weight_decay, nesterov=self.nesterov, maximize=False,
+            )  # fmt: skip
+
         # a velocity that begins at 0 is the first gradient after the first step, as in PyTorch
-        velocity: list[Tensor | None] = [*state.get("velocity", [None] * len(theta))]
-        sgd(
-            theta, gradient, velocity, fused=True, lr=lr, momentum=self.momentum, dampening=0.0,
-            weight_decay=self.weight_decay, nesterov=self.nesterov, maximize=False,
-        )  # fmt: skip
+        _side_by_side(kernel, theta, gradient, state.get("velocity", [None] * len(theta)))
 
     def of(self, parameters: Any) -> torch.optim.Optimizer:
         """See :meth:`Optimizer.of`."""
@@ -92,11 +100,15 @@ class Adam(Optimizer):
         """See :meth:`Optimizer.step`."""
         (count,) = state["count"]
         count.add_(1)
-        # PyTorch's function around its kernel takes as long as the kernel, for a small θ
-        self._kernel(
-            theta, gradient, state["mean"], state["square"], [], [count] * len(theta), amsgrad=False, lr=lr,
-            beta1=self.beta1, beta2=self.beta2, weight_decay=self.weight_decay, eps=self.eps, maximize=False,
-        )  # fmt: skip
+
+        def kernel(theta: list[Tensor], gradient: list[Tensor], mean: list[Tensor], square: list[Tensor]) -> None:
+            # PyTorch's function around its kernel takes as long as the kernel, for a small θ
+            self._kernel(
+                theta, gradient, mean, square, [], [count] * len(theta), amsgrad=False, lr=lr,
+                beta1=self.beta1, beta2=self.beta2, weight_decay=self.weight_decay, eps=self.eps, maximize=False,
+            )  # fmt: skip
+
+        _side_by_side(kernel, theta, gradient, state["mean"], state["square"])
 
     @property
     def _kernel(self) -> Callable[..., None]:
@@ -142,10 +154,13 @@ class Adagrad(Optimizer):
         """See :meth:`Optimizer.step`."""
         from torch.optim.adagrad import adagrad
 
-        adagrad(
-            theta, gradient, state["sum"], state["count"], fused=_fused_adagrad(theta[0]), lr=lr,
-            weight_decay=self.weight_decay, lr_decay=0.0, eps=self.eps, maximize=False,
-        )  # fmt: skip
+        def kernel(theta: list[Tensor], gradient: list[Tensor], sums: list[Tensor], counts: list[Tensor]) -> None:
+            adagrad(
+                theta, gradient, sums, counts, fused=_fused_adagrad(theta[0]), lr=lr,
+                weight_decay=self.weight_decay, lr_decay=0.0, eps=self.eps, maximize=False,
+            )  # fmt: skip
+
+        _side_by_side(kernel, theta, gradient, state["sum"], state["count"])
 
     def of(self, parameters: Any) -> torch.optim.Optimizer:
         """See :meth:`Optimizer.of`."""
@@ -154,8 +169,33 @@ class Adagrad(Optimizer):
         return torch.optim.Adagrad(given, self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
 
+def _side_by_side(kernel: Callable[..., None], *given: list[Any]) -> None:
+    """A fused kernel on pieces of θ and what belongs to them: a GPU does those that it takes at once beside others."""
+    theta = given[0]
+    if not theta[0].is_cuda or len(theta) <= AT_ONCE:
+        kernel(*given)
+        return
+    groups = [[one[start : start + AT_ONCE] for one in given] for start in range(0, len(theta), AT_ONCE)]
+    now, streams = torch.cuda.current_stream(theta[0].device), _streams(theta[0].device)[: len(groups)]
+    for stream in streams:
+        stream.wait_stream(now)
+    for group, stream in zip(groups, itertools.cycle(streams), strict=False):
+        with torch.cuda.stream(stream):
+            kernel(*group)
+    for stream in streams:
+        now.wait_stream(stream)
+
+
+@functools.cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(STREAMS)]
+
+
 def _zeros(theta: list[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(piece) for piece in theta]
+    """Zeros like all pieces, in one tensor: many are made as fast as one."""
+    rooms = [-(-piece.numel() // ALIGNED) * ALIGNED for piece in theta]
+    made = torch.zeros(sum(rooms), dtype=theta[0].dtype, device=theta[0].device).split(rooms)
+    return [zeros[: piece.numel()].view_as(piece) for zeros, piece in zip(made, theta, strict=True)]
 
 
 def _counts(theta: list[Tensor]) -> list[Tensor]:

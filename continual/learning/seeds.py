@@ -17,7 +17,7 @@ import torch
 
 from continual.errors import BadChain
 from continual.learning.models import Net
-from continual.learning.optimizers import Optimizer, Schedule
+from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
 from continual.streams.augment import Augmentation
 from continual.streams.rng import drawn_together, key
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 CACHE = 2**24
 """Bytes of a network's widest activation on a CPU: more come from main memory, and take longer."""
-PIECES, PIECE, ALIGNED = 36, 2**16, 64
-"""A fused kernel of PyTorch's takes so many tensors at once, each cut up among a GPU's processors in pieces of so many
-numbers: a small θ that is given as one would keep few of them at work. Numbers are read by so many at most."""
+PIECE, LEAST = 2**16, 2**14
+"""A fused kernel of PyTorch's cuts tensors up among a GPU's processors in pieces of so many numbers: a θ that is given
+as one would keep few of them at work. Pieces of fewer than the second do not pay for more kernels."""
+BLOCKS = 2
+"""Such pieces that a GPU's processor works on at once."""
 MOST = 2**27
 """Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
 SHARE = 32
@@ -81,18 +83,25 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 class Gradient:
     """The gradient of a loss with respect to θ, as ``parts``, one for each parameter, and as the ``whole``.
 
-    The whole is joined when it is first asked for; the parts of one that was given are views of it.
+    The whole is joined when it is first asked for; the parts of one that was given are views of it. ``gap`` (R, n) is
+    what lies behind the rows of seeds that are mapped, None of one learner.
     """
 
-    def __init__(self, parts: list[Tensor], whole: Tensor | None, mapped: bool) -> None:
-        self.parts, self.mapped, self._whole = parts, mapped, whole
+    def __init__(self, parts: list[Tensor], whole: Tensor | None, gap: Tensor | None) -> None:
+        self.parts, self.gap, self._whole = parts, gap, whole
 
     @property
     def whole(self) -> Tensor:
         """(P,), or (R, P) for seeds that are mapped."""
         if self._whole is None:
-            self._whole = torch.cat([part.flatten(1) if self.mapped else part.flatten() for part in self.parts], -1)
+            self._whole = self._joined()
         return self._whole
+
+    def _joined(self) -> Tensor:
+        if self.gap is None:
+            return torch.cat([part.flatten() for part in self.parts])
+        joined = torch.cat([*(part.flatten(1) for part in self.parts), self.gap], -1)
+        return joined[:, : joined.shape[-1] - self.gap.shape[-1]]
 
 
 class Learners:
@@ -114,8 +123,9 @@ class Learners:
         self.alive = [True] * len(streams)
         self.unrecorded = ""  # why its steps are not recorded, where that showed as they were done
         self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
-        self.seed = self._stack([torch.tensor(seed, device=self.device) for seed in seeds])
-        keys = [key(seed, device=self.device).child("initial θ") for seed in seeds]
+        numbers = torch.tensor(seeds).to(self.device)
+        self.seed = numbers if self.mapped else numbers[0]
+        keys = [key(seed, device=self.device).child("initial θ") for seed in numbers]
         starts = [self.net.initial(one, recipe.dtype) for one in drawn_together(keys)]
         self.memory = self._stack_memory(
             [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
@@ -124,23 +134,54 @@ class Learners:
 
     def _take_storage(self, theta: Tensor) -> None:
         """θ, and as leaves for gradients the whole of it and each parameter, in the same storage."""
-        self.theta = theta.contiguous()
+        self.gap = self._gap(theta) if self.mapped else None
+        self.theta = theta.contiguous() if self.gap is None else torch.cat([theta, self.gap], -1)[:, : theta.shape[-1]]
         self.flat = self.theta.detach().requires_grad_()
         self.parts = [part.detach().requires_grad_() for part in self.cut(self.theta).parts]
         self.pieces = self._cut_up(self.cut(self.theta))
         self.optimizer = self.recipe.optimizer.start(self.pieces)
         self.rate: float | Tensor = self.recipe.optimizer.lr
 
+    def renew_leaves(self) -> None:
+        """Other leaves for the gradient of the same θ."""
+        self.flat = self.flat.detach().requires_grad_()
+        self.parts = [part.detach().requires_grad_() for part in self.parts]
+
+    def _gap(self, theta: Tensor) -> Tensor:
+        """What lies between the rows of θ (R, P): a GPU's tensor cores take numbers by fours, from a multiple of four.
+
+        Where rows begin elsewhere, products take twice as long.
+        """
+        count = -theta.shape[-1] % ALIGNED if self.device.type == "cuda" else 0
+        return theta.new_zeros(len(theta), count)
+
     def _cut_up(self, gradient: Gradient) -> list[Tensor]:
         """θ, or a gradient, in the pieces that the optimiser follows."""
-        if self.device.type == "cuda" and self.theta.numel() <= PIECES * PIECE:
-            size = -(-self.theta.numel() // (PIECES * ALIGNED)) * ALIGNED
-            return list(gradient.whole.view(-1).split(size))
-        # seeds that are mapped are rows of one tensor; the parameters of one learner are followed each by itself, so
-        # that their gradients need not be joined; a convolution's may have its channels last, and fused kernels go by
-        # how numbers lie
-        given = [gradient.whole] if self.mapped else gradient.parts
-        return [one.detach().contiguous() for one in given]
+        # the parameters of one learner, and many numbers on a GPU, are followed each by itself, so that gradients need
+        # not be joined
+        on_gpu, small = self.device.type == "cuda", self.theta.numel() <= AT_ONCE * PIECE
+        given = [gradient.whole] if (small if on_gpu else self.mapped) else gradient.parts
+        if not on_gpu:  # a convolution's may have its channels last, and fused kernels go by how numbers lie
+            return [one.detach().contiguous() for one in given]
+        pieces: list[Tensor] = []
+        for one in given:
+            rows = one.detach().flatten(1).unbind() if self.mapped else (one.detach().flatten(),)
+            few = rows[0].numel() <= self._piece
+            pieces += rows if few else [piece for row in rows for piece in row.split(self._piece)]
+        return pieces
+
+    @functools.cached_property
+    def _piece(self) -> int:
+        """How many numbers a piece of θ has on a GPU, at most."""
+        length, whole = self.theta.shape[-1], self.theta.numel()
+        seeds, small = whole // length, whole <= AT_ONCE * PIECE
+        most = BLOCKS * torch.cuda.get_device_properties(self.device).multi_processor_count
+        pieces = min(max(AT_ONCE, whole // LEAST), most)
+        size = -(-length // (max(1, pieces // seeds) * ALIGNED)) * ALIGNED
+        large = [length] if small else [part for part in self.net.sizes if part > LEAST]
+        while sum(-(-part // size) for part in large) * seeds > most and size < length:
+            size += ALIGNED
+        return size if size <= PIECE else length
 
     @functools.cached_property
     def rows_at_once(self) -> int:
@@ -210,7 +251,7 @@ class Learners:
     def cut(self, whole: Tensor) -> Gradient:
         """A gradient like θ."""
         views = zip(whole.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
-        return Gradient([part.unflatten(-1, shape) for part, shape in views], whole, self.mapped)
+        return Gradient([part.unflatten(-1, shape) for part, shape in views], whole, self.gap)
 
     def follow(self, gradient: Gradient) -> None:
         """θ follows a gradient."""

@@ -195,6 +195,8 @@ class Program:
         context = Context(self.tables, learners.seed, pool)
         if self.compiled is None and self.first_is_done and learners.recipe.compiled:
             self.compiled = compiled(self._forward)
+        if self.compiled is not None:  # else a GPU's graph would wait for the stream on which they were first used
+            learners.renew_leaves()
         self.notes_draws = self.own not in self.sizes  # later batches of a size ask for what the pool has
         forward = self._forward if self.notes_draws or self.compiled is None else self.compiled
         found = learners.map(forward, learners.flat, learners.parts, learners.memory, context, rows)
@@ -275,7 +277,7 @@ class Program:
             return gradient
         pairs, share = zip(gradient.parts, self.learners.cut(found["passed"]).parts, strict=True), found["share"]
         sums = [torch.addcmul(a, b, share.view(*share.shape, *[1] * (a.dim() - share.dim()))) for a, b in pairs]
-        return Gradient(sums, None, self.learners.mapped)
+        return Gradient(sums, None, self.learners.gap)
 
     def _gradient(self, loss: Tensor, retain_graph: bool = False) -> Gradient:
         """The gradient with respect to θ, through the vector and through its parts."""
@@ -287,7 +289,7 @@ class Program:
         )
         if whole is None:
             pairs = zip(learners.parts, parts, strict=True)
-            return Gradient([torch.zeros_like(a) if b is None else b for a, b in pairs], None, learners.mapped)
+            return Gradient([torch.zeros_like(a) if b is None else b for a, b in pairs], None, learners.gap)
         joined = learners.cut(whole.contiguous())  # that of a sum is one number shown P times
         for place, part in zip(joined.parts, parts, strict=True):
             if part is not None:

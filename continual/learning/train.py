@@ -167,9 +167,13 @@ def schedule(rows: Tensor, training: Training, seed: Tensor, index: int) -> list
 
 def some(rows: Tensor, n: int | None) -> Tensor:
     """``n`` of the rows, evenly spread over them (all, where there are fewer, or with none)."""
-    if n is None or len(rows) <= n:
-        return rows
-    return rows[torch.arange(n, device=rows.device) * len(rows) // n]
+    return rows if n is None or len(rows) <= n else rows.index_select(0, _spread(len(rows), n, rows.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _spread(count: int, n: int, device: torch.device) -> Tensor:
+    """The places of n out of so many; the seeds' tasks are often of the same size."""
+    return torch.arange(n, device=device) * count // n
 
 
 def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[str, Tensor], list[Stopped]]:
