@@ -156,7 +156,7 @@ def test_a_long_theta_is_followed_in_pieces_side_by_side(optimizer: str, precisi
         if precision == "float64":
             compare(found, wanted, *RATE)
         else:
-            torch.testing.assert_close(found["loss"].double(), wanted["loss"], rtol=0.02, atol=0.02)
+            torch.testing.assert_close(found["loss"].double(), wanted["loss"], rtol=0.1, atol=0.1)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")

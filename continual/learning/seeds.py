@@ -36,8 +36,9 @@ BLOCKS = 2
 """Such pieces that a GPU's processor works on at once."""
 MOST = 2**27
 """Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
-SHARE = 32
-"""A GPU is filled until the widest activation is this part of its memory: an operation holds a few of them."""
+SHARE, MOST_HELD = 32, 2**28
+"""On a GPU it is this part of its memory, and so many bytes, at most: an operation holds a few of them, PyTorch keeps
+what was held, of each size of batch by itself, and more keep a GPU no busier."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Learners:
         """The largest batch for passes without a gradient: what fits into a GPU's memory, or what a CPU keeps near."""
         held = CACHE
         if self.device.type == "cuda":  # not what is free there: it is the same every time
-            held = torch.cuda.get_device_properties(self.device).total_memory // SHARE
+            held = min(torch.cuda.get_device_properties(self.device).total_memory // SHARE, MOST_HELD)
         widest = self.recipe.net.widest(self.streams[0].shape) * self.recipe.dtype.itemsize
         return max(1, held // (widest * len(self.streams)))
 
