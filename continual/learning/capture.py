@@ -201,6 +201,8 @@ class Captured:
             graph.doubt()
         self._lay_down(batches, losses, rates)
         self.at.fill_(done)
+        if done < len(rates):
+            self._set_rate(self.rates[done])
         if self._alike(self.learners.memory):
             self._keep_memory()
         else:
@@ -239,7 +241,6 @@ class Captured:
         size = self.sizes[number]
         assert self.losses is not None
         if number == 0:  # it notes what the later ones need
-            self._set_rate(self.rates[0])
             self.losses[..., 0] = self.begun(0, self.table[0][..., :size])
             self.left[size] -= 1
             self._keep_memory()
@@ -268,13 +269,17 @@ class Captured:
         assert program is not None and self.losses is not None
         self.learners.memory = dict(self.memory)  # a recording may have ended in the midst of a step
         rows = self.table.index_select(0, at.view(1)).squeeze(0)[..., :size]
-        place = ((at - 1) % POOLED_STEPS).view(1)
-        pool = {name: drawn.index_select(-2, place).squeeze(-2) for name, drawn in self.block.items()}
-        self._set_rate(self.rates.index_select(0, at.view(1)).squeeze(0))
+        pool = self._pool(at) if self.block else {}
+        if self.learners.recipe.schedule.varies:
+            self._set_rate(self.rates.index_select(0, at.view(1)).squeeze(0))
         loss = program.step(at, rows, pool)
         self.losses.index_copy_(-1, at.view(1), loss.unsqueeze(-1).to(self.losses.dtype))
         self._keep_memory()
         at.add_(1)
+
+    def _pool(self, at: Tensor) -> Pool:
+        place = ((at - 1) % POOLED_STEPS).view(1)
+        return {name: drawn.index_select(-2, place).squeeze(-2) for name, drawn in self.block.items()}
 
     def _steady(self) -> list[Tensor]:
         assert self.program is not None

@@ -211,6 +211,11 @@ def _fused_adagrad(theta: Tensor) -> bool | None:
 class Schedule(Configured):
     """The learning rate within each task, as a factor of the optimiser's."""
 
+    @property
+    def varies(self) -> bool:
+        """Whether the factor is not the same at all steps of all tasks."""
+        return type(self).factor is not Schedule.factor
+
     def factor(self, step: int, steps: int) -> float:
         """The factor at step 0..steps-1."""
         return 1.0

@@ -38,6 +38,8 @@ ABOUT = ("aten::is_same_size", "aten::_has_same_storage_numel")
 """What asks how tensors lie, which is the same each time, and not what is in them."""
 NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 """What only takes memory."""
+LIKE = ("aten::ones_like", "aten::zeros_like", "aten::full_like", "aten::new_zeros", "aten::new_ones", "aten::new_full")
+"""What goes by how a tensor lies, and not by what is in it."""
 COPIES = ("aten::_to_copy", "aten::clone")
 UNSAID = ("running_mean", "running_var")
 """Arguments that an operation may write to and not say so."""
@@ -58,7 +60,8 @@ class Done:
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
         self.results = _parts(found)
-        self.read = {storage_of(one) for one in _tensors((args, kwargs))}
+        about = operation._schema.name in LIKE
+        self.read = set[int]() if about else {storage_of(one) for one in _tensors((args, kwargs))}
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
         self.made = {storage_of(one) for one in _tensors(found)} - self.read
         self.grad = torch.is_grad_enabled()
