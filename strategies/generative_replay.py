@@ -128,10 +128,11 @@ class GenerativeReplay(Strategy):
         bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
         gradient = gradient_of(net, bound, memory["generator"])
         steps = memory["steps"] + 1
-        first = 0.9 * memory["first"] + 0.1 * gradient
-        second = 0.999 * memory["second"] + 0.001 * gradient.square()
-        deviation = (second / (1 - 0.999**steps)).sqrt() + 1e-8
-        generator = memory["generator"] - self.lr * first / (1 - 0.9**steps) / deviation
+        first = torch.lerp(memory["first"], gradient, 0.1)
+        second = torch.addcmul(0.999 * memory["second"], gradient, gradient, value=0.001)
+        # a CPU takes ten times as long for the root of what is next to nothing, which 1e-8 swallows
+        deviation = (second / (1 - 0.999**steps)).clamp_min(torch.finfo(second.dtype).tiny).sqrt() + 1e-8
+        generator = torch.addcdiv(memory["generator"], first / (1 - 0.9**steps), deviation, value=-self.lr)
         return theta, memory | {"generator": generator, "first": first, "second": second, "steps": steps}
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
@@ -157,21 +158,26 @@ class GenerativeReplay(Strategy):
 
     def _unit(self, x: Tensor, samples: Samples) -> Tensor:
         """Images with their pixels in [0, 1]: (B, pixels)."""
-        return ((x.flatten(1) - samples.shift) / self._range(samples)).clamp(0, 1)
+        x, span = x.flatten(1), self._range(samples)
+        x = x - samples.shift if samples.shift else x
+        return (x if span == 1 else x / span).clamp(0, 1)
 
     def _generate(self, generator: Tensor, latent: Tensor, samples: Samples) -> Tensor:
         """The images (n, C, H, W), normalised, of latent variables (n, latent)."""
         encoder, decoder = self._nets(samples)
         pixels = torch.sigmoid(decoder.logits(generator[encoder.size :], latent))
         shape = samples.pixels.shape[1:]
-        images: Tensor = (pixels * self._range(samples) + samples.shift).unflatten(1, shape)
+        span = self._range(samples)
+        pixels = pixels if span == 1 else pixels * span
+        images: Tensor = (pixels + samples.shift if samples.shift else pixels).unflatten(1, shape)
         return images
 
     def _bound(self, generator: Tensor, x: Tensor, noise: Tensor, weight: Tensor, samples: Samples) -> Tensor:
         """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
         encoder, decoder = self._nets(samples)
         to, back = generator.split((encoder.size, decoder.size), -1)
-        mean, log_variance = encoder.logits(to, x).chunk(2, dim=-1)
+        # a CPU's exp takes five times as long where rows lie apart
+        mean, log_variance = (part.contiguous() for part in encoder.logits(to, x).chunk(2, dim=-1))
         logits = decoder.logits(back, mean + (0.5 * log_variance).exp() * noise)
         missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)

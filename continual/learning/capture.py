@@ -327,10 +327,10 @@ class Captured:
         self.drawn = first
         assert self.program is not None
         for name, drawn in self.program.draw(first).items():
-            if name in self.block:
-                self.block[name].copy_(drawn)
-            else:
-                self.block[name] = drawn
+            *lead, count, numbers = drawn.shape
+            if name not in self.block:
+                self.block[name] = drawn.new_zeros(*lead, POOLED_STEPS, numbers)
+            self.block[name][..., :count, :].copy_(drawn)
 
 
 def _form(memory: Memory) -> str:

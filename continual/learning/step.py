@@ -148,7 +148,7 @@ class Program:
 
     def turn_to(self, other: Program) -> None:
         """Go on with the task of another program, whose later steps are the same."""
-        self.task, self.answers, self.drawn = other.task, other.answers, 0
+        self.task, self.answers, self.numbers, self.drawn = other.task, other.answers, other.numbers, 0
         self.wanted |= other.wanted
         for name, value in self.held.items():
             value.copy_(other.held[name])
@@ -339,9 +339,9 @@ class Program:
         return {name: drawn[..., place, :] for name, drawn in self.block.items()}
 
     def draw(self, first: int) -> Pool:
-        """The random numbers of a block of steps, (..., POOLED_STEPS, m) each."""
+        """The random numbers of a block of steps, (..., POOLED_STEPS, m) each, or of those that are left."""
         seed = self.learners.seed
-        steps = torch.arange(first, first + POOLED_STEPS, device=seed.device).split(at_once(self.wanted, seed))
+        steps = self.numbers[first : first + POOLED_STEPS].split(at_once(self.wanted, seed))
         parts = [draws(seed[..., None], self.wanted, self.task.index, some) for some in steps]
         return (
             parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
