@@ -130,7 +130,7 @@ class GenerativeReplay(Strategy):
         steps = memory["steps"] + 1
         first = torch.lerp(memory["first"], gradient, 0.1)
         second = torch.addcmul(0.999 * memory["second"], gradient, gradient, value=0.001)
-        # a CPU takes ten times as long for the root of what is next to nothing, which 1e-8 swallows
+        # a CPU takes thirty times as long for the root of what is next to nothing, which 1e-8 swallows
         deviation = (second / (1 - 0.999**steps)).clamp_min(torch.finfo(second.dtype).tiny).sqrt() + 1e-8
         generator = torch.addcdiv(memory["generator"], first / (1 - 0.9**steps), deviation, value=-self.lr)
         return theta, memory | {"generator": generator, "first": first, "second": second, "steps": steps}

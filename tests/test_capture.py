@@ -178,7 +178,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self, captured: Captured) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kept, self.blocks = kept_by(captured), places(captured.block.values())
+        self.kept, self.blocks = kept_by(captured), places(block for block, _ in captured.blocks)
         self.found: list[Any] = []
         self.made: dict[int, torch.Tensor] = {}  # alive, so that no address is taken twice
 
@@ -215,7 +215,13 @@ def kept_by(captured: Captured) -> set[int]:
     learners, program = captured.learners, captured.program
     assert program is not None and captured.losses is not None
     samples = program.task.samples
-    lies = [learners.theta, *captured.memory.values(), *captured.block.values(), *program.held.values(), captured.at]
+    lies = [
+        learners.theta,
+        *captured.memory.values(),
+        *(block for block, _ in captured.blocks),
+        *program.held.values(),
+        captured.at,
+    ]
     lies += [captured.table, captured.rates, captured.losses, learners.seed, *program.tables, *samples.tables]
     lies += [piece for pieces in learners.optimizer.values() for piece in pieces]
     return places([*lies, samples.pixels])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,7 @@ class Captured:
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
-        self.block: Pool = {}
+        self.blocks: list[tuple[Tensor, Pool]] = []  # the numbers of a type for many steps, and where each draw's lie
         self.memory: Memory = {}
         self.losses: Tensor | None = None
         self.table, self.rates = torch.empty(0), torch.empty(0)
@@ -228,7 +228,7 @@ class Captured:
 
     def _forget(self) -> None:
         """What was recorded is of other places."""
-        self.program, self.graphs, self.block = None, {}, {}
+        self.program, self.graphs, self.blocks = None, {}, []
 
     def _settle(self) -> None:
         """The first step is done, so it is known what program does the others."""
@@ -249,7 +249,7 @@ class Captured:
             return
         first = number - (number - 1) % POOLED_STEPS
         assert self.program is not None
-        if self.drawn != first or len(self.block) < len(self.program.wanted):
+        if self.drawn != first or sum(len(lines) for _, lines in self.blocks) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
@@ -269,7 +269,7 @@ class Captured:
         assert program is not None and self.losses is not None
         self.learners.memory = dict(self.memory)  # a recording may have ended in the midst of a step
         rows = self.table.index_select(0, at.view(1)).squeeze(0)[..., :size]
-        pool = self._pool(at) if self.block else {}
+        pool = self._pool(at) if self.blocks else {}
         if self.learners.recipe.schedule.varies:
             self._set_rate(self.rates.index_select(0, at.view(1)).squeeze(0))
         loss = program.step(at, rows, pool)
@@ -279,7 +279,11 @@ class Captured:
 
     def _pool(self, at: Tensor) -> Pool:
         place = ((at - 1) % POOLED_STEPS).view(1)
-        return {name: drawn.index_select(-2, place).squeeze(-2) for name, drawn in self.block.items()}
+        pool: Pool = {}
+        for block, lines in self.blocks:
+            line = block.index_select(-2, place).squeeze(-2)
+            pool |= zip(lines, line.split([one.shape[-1] for one in lines.values()], -1), strict=True)
+        return pool
 
     def _steady(self) -> list[Tensor]:
         assert self.program is not None
@@ -326,11 +330,19 @@ class Captured:
         """The random numbers of the steps from ``first`` on, where the graphs look for them."""
         self.drawn = first
         assert self.program is not None
-        for name, drawn in self.program.draw(first).items():
-            *lead, count, numbers = drawn.shape
-            if name not in self.block:
-                self.block[name] = drawn.new_zeros(*lead, POOLED_STEPS, numbers)
-            self.block[name][..., :count, :].copy_(drawn)
+        drawn = self.program.draw(first)
+        places = {name: place for _, lines in self.blocks for name, place in lines.items()}
+        new: dict[torch.dtype, Pool] = defaultdict(dict)
+        for name in sorted(drawn.keys() - places.keys()):
+            new[drawn[name].dtype][name] = drawn[name]
+        for dtype, found in new.items():  # in one tensor, of which a step takes its line
+            widths = [numbers.shape[-1] for numbers in found.values()]
+            lead = self.learners.seed.shape
+            block = torch.zeros(*lead, POOLED_STEPS, sum(widths), dtype=dtype, device=self.at.device)
+            self.blocks.append((block, dict(zip(found, block.split(widths, -1), strict=True))))
+            places |= self.blocks[-1][1]
+        for name, numbers in drawn.items():
+            places[name][..., : numbers.shape[-2], :].copy_(numbers)
 
 
 def _form(memory: Memory) -> str:
