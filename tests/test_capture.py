@@ -222,7 +222,15 @@ def kept_by(captured: Captured) -> set[int]:
         *program.held.values(),
         captured.at,
     ]
-    lies += [captured.table, captured.rates, captured.losses, learners.seed, *program.tables, *samples.tables]
+    lies += [
+        captured.table,
+        captured.rates,
+        captured.line,
+        captured.losses,
+        learners.seed,
+        *program.tables,
+        *samples.tables,
+    ]
     lies += [piece for pieces in learners.optimizer.values() for piece in pieces]
     return places([*lies, samples.pixels])
 

@@ -336,9 +336,11 @@ def test_a_gpus_optimiser_is_given_all_of_theta_in_pieces(
     large = [piece.numel() for piece in group.pieces if piece.numel() > 1000]
     assert len(large) <= 2 * 132 and (max(large, default=0) <= 2**16 or group.theta.numel() > 2 * 132 * 2**16)
     parts = [torch.randn(part.shape, dtype=part.dtype) for part in group.parts]
-    joined = torch.cat([part.view(count, -1) for part in parts], -1).view(group.theta.shape)
+    parts[1] = parts[1][..., :1].expand_as(parts[1])  # as the gradient of a sum of biases lies
+    joined = torch.cat([part.reshape(count, -1) for part in parts], -1).view(group.theta.shape)
     for gradient in (seeds.Gradient(parts, None, group.gap), group.cut(joined)):
         for piece, given in zip(group.pieces, group._cut_up(gradient), strict=True):
+            assert piece.shape == given.shape and piece.stride() == given.stride()
             piece.copy_(given)
         assert torch.equal(group.theta, joined) and torch.equal(gradient.whole, joined)
 

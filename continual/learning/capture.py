@@ -185,6 +185,7 @@ class Captured:
         self.memory: Memory = {}
         self.losses: Tensor | None = None
         self.table, self.rates = torch.empty(0), torch.empty(0)
+        self.line = torch.empty(0)  # which of a block of random numbers a step takes
         self.left = Counter[int]()  # steps of the task, by their size
 
     def begin(
@@ -220,6 +221,7 @@ class Captured:
             self.losses = losses
             self.table = torch.zeros(losses.shape[-1], *lead, most, dtype=torch.int64, device=self.at.device)
             self.rates = torch.zeros(losses.shape[-1], dtype=torch.float64, device=self.at.device)
+            self.line = (torch.arange(losses.shape[-1], device=self.at.device) - 1) % POOLED_STEPS
         if batches:
             pad, room = torch.nn.functional.pad, self.table.shape[-1]
             whole = [rows if rows.shape[-1] == room else pad(rows, (0, room - rows.shape[-1])) for rows in batches]
@@ -249,7 +251,7 @@ class Captured:
             return
         first = number - (number - 1) % POOLED_STEPS
         assert self.program is not None
-        if self.drawn != first or sum(len(lines) for _, lines in self.blocks) < len(self.program.wanted):
+        if self.drawn != first or sum(len(parts) for _, parts in self.blocks) < len(self.program.wanted):
             self._draw(first)
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
@@ -278,11 +280,11 @@ class Captured:
         at.add_(1)
 
     def _pool(self, at: Tensor) -> Pool:
-        place = ((at - 1) % POOLED_STEPS).view(1)
+        line = self.line.index_select(0, at.view(1))
         pool: Pool = {}
-        for block, lines in self.blocks:
-            line = block.index_select(-2, place).squeeze(-2)
-            pool |= zip(lines, line.split([one.shape[-1] for one in lines.values()], -1), strict=True)
+        for block, parts in self.blocks:
+            numbers = block.index_select(-2, line).squeeze(-2)
+            pool |= zip(parts, numbers.split([part.shape[-1] for part in parts.values()], -1), strict=True)
         return pool
 
     def _steady(self) -> list[Tensor]:
@@ -331,7 +333,7 @@ class Captured:
         self.drawn = first
         assert self.program is not None
         drawn = self.program.draw(first)
-        places = {name: place for _, lines in self.blocks for name, place in lines.items()}
+        places = {name: part for _, parts in self.blocks for name, part in parts.items()}
         new: dict[torch.dtype, Pool] = defaultdict(dict)
         for name in sorted(drawn.keys() - places.keys()):
             new[drawn[name].dtype][name] = drawn[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,8 @@ def _side_by_side(kernel: Callable[..., None], *given: list[Any]) -> None:
         kernel(*given)
         return
     groups = [[one[start : start + AT_ONCE] for one in given] for start in range(0, len(theta), AT_ONCE)]
-    now, streams = torch.cuda.current_stream(theta[0].device), _streams(theta[0].device)[: len(groups)]
+    now = torch.cuda.current_stream(theta[0].device)
+    streams = _streams(theta[0].device, threading.get_ident())[: len(groups)]
     for stream in streams:
         stream.wait_stream(now)
     for group, stream in zip(groups, itertools.cycle(streams), strict=False):
@@ -187,7 +189,8 @@ def _side_by_side(kernel: Callable[..., None], *given: list[Any]) -> None:
 
 
 @functools.cache
-def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+def _streams(device: torch.device, thread: int) -> list[torch.cuda.Stream]:
+    """A thread's own: what another does is not to be recorded with its steps."""
     return [torch.cuda.Stream(device) for _ in range(STREAMS)]
 
 

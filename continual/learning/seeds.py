@@ -166,7 +166,9 @@ class Learners:
             return [one.detach().contiguous() for one in given]
         pieces: list[Tensor] = []
         for one in given:
-            rows = one.detach().flatten(1).unbind() if self.mapped else (one.detach().flatten(),)
+            lines = one.detach().flatten(1).unbind() if self.mapped else (one.detach().flatten(),)
+            # one number may be shown many times, as the gradient of a sum
+            rows = [row if row.stride() == (1,) else row.clone(memory_format=torch.contiguous_format) for row in lines]
             few = rows[0].numel() <= self._piece
             pieces += rows if few else [piece for row in rows for piece in row.split(self._piece)]
         return pieces
@@ -180,7 +182,7 @@ class Learners:
         pieces = min(max(AT_ONCE, whole // LEAST), most)
         size = -(-length // (max(1, pieces // seeds) * ALIGNED)) * ALIGNED
         large = [length] if small else [part for part in self.net.sizes if part > LEAST]
-        while sum(-(-part // size) for part in large) * seeds > most and size < length:
+        while sum(-(-part // size) for part in large) * seeds > most and size < min(length, PIECE + 1):
             size += ALIGNED
         return size if size <= PIECE else length
 
