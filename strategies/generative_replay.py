@@ -10,16 +10,47 @@ import torch
 
 from continual.errors import BadChain
 from continual.learning import distill
-from continual.learning.models import LinearNet
-from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy, gradient_of
+from continual.learning.inner import Trained, adam_step, untrained
+from continual.learning.models import LinearNet, Net
+from continual.learning.strategy import Batch, Memory, Step, Strategy, cross_entropy
 from continual.options import option
 from continual.streams.stream import only
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.learning.models import Net, Out
+    from continual.learning.models import Out
+    from continual.streams.rng import Key
     from continual.streams.stream import Samples, Stream, Task
+
+
+class Autoencoder(Net):
+    """Linear layers to means and log-variances of latent variables, and from those, in the other order, to pixels."""
+
+    def __init__(self, pixels: int, layers: tuple[int, ...], latent: int) -> None:
+        self.encoder = LinearNet((pixels, *layers, 2 * latent))
+        self.decoder = LinearNet((latent, *reversed(layers), pixels))
+        self.parts = {"to": self.encoder, "from": self.decoder}
+        super().__init__({f"{part}.{name}": shape for part, net in self.parts.items()
+                          for name, shape in net.shapes.items()})  # fmt: skip
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """Both as any linear layers."""
+        return torch.cat([net.initial(key.child(part), dtype) for part, net in self.parts.items()])
+
+    def encoded(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log-variances (B, latent) of images (B, pixels)."""
+        mean, log_variance = self._part("to", theta, x).chunk(2, dim=-1)
+        # a CPU's exp takes five times as long where rows lie apart
+        return mean.contiguous(), log_variance.contiguous()
+
+    def decoded(self, theta: Tensor, z: Tensor) -> Tensor:
+        """The logits (B, pixels) of latent variables (B, latent)."""
+        return self._part("from", theta, z)
+
+    def _part(self, part: str, theta: Tensor, x: Tensor) -> Tensor:
+        p, net = self.parameters(theta), self.parts[part]
+        return net.apply({name: p[f"{part}.{name}"] for name in net.shapes}, x).logits
 
 
 @dataclass(frozen=True)
@@ -73,13 +104,8 @@ class GenerativeReplay(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``generator`` (G,), Adam's moments and ``steps``; from the task before, ``previous`` and ``teacher``."""
-        encoder, decoder = self._nets(stream.samples)
-        key = stream.tasks[0].key
-        parts = [part.initial(key.child(name), theta.dtype) for name, part in (("to", encoder), ("from", decoder))]
-        start = torch.cat(parts)
-        moments = {name: torch.zeros_like(start) for name in ("first", "second")}
-        steps = theta.new_zeros(())
-        return {"generator": start, "previous": start.clone(), "teacher": theta.clone(), "steps": steps} | moments
+        start = untrained(self._net(stream.samples).initial(stream.tasks[0].key, theta.dtype))
+        return {"previous": start.theta.clone(), "teacher": theta.clone()} | _kept(start)
 
     def has(self, hook: str) -> bool:
         """The data term is the usual one where labels are hard."""
@@ -126,14 +152,8 @@ class GenerativeReplay(Strategy):
         r, each, other = self._ratio(task), (~made).sum().clamp_min(1), made.sum().clamp_min(1)
         weight = torch.where(made, (1 - r).float() * other.reciprocal(), r.float() * each.reciprocal()).to(x.dtype)
         bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
-        gradient = gradient_of(net, bound, memory["generator"])
-        steps = memory["steps"] + 1
-        first = torch.lerp(memory["first"], gradient, 0.1)
-        second = torch.addcmul(0.999 * memory["second"], gradient, gradient, value=0.001)
-        # a CPU takes thirty times as long for the root of what is next to nothing, which 1e-8 swallows
-        deviation = (second / (1 - 0.999**steps)).clamp_min(torch.finfo(second.dtype).tiny).sqrt() + 1e-8
-        generator = torch.addcdiv(memory["generator"], first / (1 - 0.9**steps), deviation, value=-self.lr)
-        return theta, memory | {"generator": generator, "first": first, "second": second, "steps": steps}
+        before = Trained(*(memory[name] for name in TRAINED))
+        return theta, memory | _kept(adam_step(net, self._net(task.samples), bound, before, self.lr))
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Generator and network are what the next task replays."""
@@ -144,13 +164,9 @@ class GenerativeReplay(Strategy):
         share = 1 / (task.number + 1).double()
         return share if self.ratio is None or task.first else torch.full_like(share, self.ratio)
 
-    def _nets(self, samples: Samples) -> tuple[LinearNet, LinearNet]:
-        """The encoder, which gives means and log-variances of the latent variables, and the decoder, its mirror."""
-        pixels = samples.pixels[0].numel()
-        return (
-            LinearNet((pixels, *self.layers, 2 * self.latent)),
-            LinearNet((self.latent, *reversed(self.layers), pixels)),
-        )
+    def _net(self, samples: Samples) -> Autoencoder:
+        """The generator."""
+        return Autoencoder(samples.pixels[0].numel(), self.layers, self.latent)
 
     def _range(self, samples: Samples) -> float:
         """How far the image of a pixel that stands for 1 is from that of one that stands for 0."""
@@ -164,8 +180,7 @@ class GenerativeReplay(Strategy):
 
     def _generate(self, generator: Tensor, latent: Tensor, samples: Samples) -> Tensor:
         """The images (n, C, H, W), normalised, of latent variables (n, latent)."""
-        encoder, decoder = self._nets(samples)
-        pixels = torch.sigmoid(decoder.logits(generator[encoder.size :], latent))
+        pixels = torch.sigmoid(self._net(samples).decoded(generator, latent))
         shape = samples.pixels.shape[1:]
         span = self._range(samples)
         pixels = pixels if span == 1 else pixels * span
@@ -174,12 +189,18 @@ class GenerativeReplay(Strategy):
 
     def _bound(self, generator: Tensor, x: Tensor, noise: Tensor, weight: Tensor, samples: Samples) -> Tensor:
         """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
-        encoder, decoder = self._nets(samples)
-        to, back = generator.split((encoder.size, decoder.size), -1)
-        # a CPU's exp takes five times as long where rows lie apart
-        mean, log_variance = (part.contiguous() for part in encoder.logits(to, x).chunk(2, dim=-1))
-        logits = decoder.logits(back, mean + (0.5 * log_variance).exp() * noise)
+        net = self._net(samples)
+        mean, log_variance = net.encoded(generator, x)
+        logits = net.decoded(generator, mean + (0.5 * log_variance).exp() * noise)
         missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
         bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]
         return bound
+
+
+TRAINED = ("generator", "first", "second", "steps")
+
+
+def _kept(trained: Trained) -> Memory:
+    """The generator as memory has it."""
+    return dict(zip(TRAINED, trained, strict=True))

@@ -60,7 +60,7 @@ class Replay(Strategy):
             return batch
         old = self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
-        rows = memory["rows"][batch.key.integers("replay", old, stored)]
+        rows = memory["rows"].index_select(0, batch.key.integers("replay", old, stored))
         if self.fill == "balanced" and self.share is None and batch.weight is None:
             return batch.join(rows, task)
         known = batch.weights(theta)

@@ -112,7 +112,8 @@ class Graph:
 
         ``new``: it was recorded just now, so the function was called twice for one step.
         """
-        from continual.learning.recording import IMPURE, CannotRecord
+        from continual.learning.notes import CannotRecord
+        from continual.learning.recording import IMPURE
 
         before = self.kept()
         try:
