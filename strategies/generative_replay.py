@@ -147,11 +147,10 @@ class GenerativeReplay(Strategy):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The generator takes a step of Adam (Kingma and Ba 2015, algorithm 1) on the batch that was learnt."""
-        x, made = self._unit(step.batch.images, task.samples), step.batch.row < 0
-        noise = step.batch.key.normal("noise", len(x), self.latent).to(x.dtype)
-        r, each, other = self._ratio(task), (~made).sum().clamp_min(1), made.sum().clamp_min(1)
-        weight = torch.where(made, (1 - r).float() * other.reciprocal(), r.float() * each.reciprocal()).to(x.dtype)
-        bound = functools.partial(self._bound, x=x, noise=noise, weight=weight, samples=task.samples)
+        x, batch = self._unit(step.batch.images, task.samples), step.batch
+        noise = batch.key.normal("noise", len(x), self.latent).to(x.dtype)
+        weight = batch.weights(x)
+        bound = functools.partial(self._bound, x=x, noise=noise, weight=weight / weight.sum(), samples=task.samples)
         before = Trained(*(memory[name] for name in TRAINED))
         return theta, memory | _kept(adam_step(net, self._net(task.samples), bound, before, self.lr))
 
@@ -191,9 +190,10 @@ class GenerativeReplay(Strategy):
         """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
         net = self._net(samples)
         mean, log_variance = net.encoded(generator, x)
-        logits = net.decoded(generator, mean + (0.5 * log_variance).exp() * noise)
+        deviation = (0.5 * log_variance).exp()
+        logits = net.decoded(generator, mean + deviation * noise)
         missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
-        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
+        divergence = 0.5 * (mean * mean + deviation * deviation - log_variance - 1).sum(-1)
         bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]
         return bound
 

@@ -83,8 +83,9 @@ def made(asked: Draw, words: Tensor) -> Tensor:
     uniform = (words >> 8).float().mul(2.0**-24)
     if kind == "uniform":
         return uniform
-    u = uniform.reshape(*words.shape[:-1], 2, n // 2)
-    return torch.sqrt(-2 * torch.log1p(-u[..., 0, :])) * torch.cos(2 * math.pi * u[..., 1, :])
+    first, second = uniform.split(n // 2, -1)
+    length, angle = torch.sqrt(-2 * torch.log1p(-first)), 2 * math.pi * second
+    return torch.cat([length * torch.cos(angle), length * torch.sin(angle)], -1)
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ class Key:
         return (self.bits(purpose, n) * high) >> 32
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """Float32 standard normal numbers (Box and Muller 1958)."""
-        found = self._drawn((self.path + purpose, 2 * math.prod(shape), "normal", 0))
+        """Float32 standard normal numbers, two of two words (Box and Muller 1958)."""
+        count = math.prod(shape)
+        found = self._drawn((self.path + purpose, count + count % 2, "normal", 0))[..., :count]
         return found.reshape(*found.shape[:-1], *shape)
 
     def permutation(self, purpose: str, n: int) -> Tensor:
