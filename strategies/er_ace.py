@@ -37,7 +37,7 @@ class Online(Strategy):
         """The batch and stored samples behind it, drawn with replacement."""
         stored = (memory["rows"] >= 0).sum()
         slots = batch.key.integers("replay", self.samples or batch.own, stored)
-        return self.joined(batch, memory["rows"][slots], theta, task)
+        return self.joined(batch, memory["rows"].index_select(0, slots), theta, task)
 
     def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""

@@ -267,6 +267,47 @@ def test_what_is_copied_is_made_in_its_place_where_nobody_sees_it(name: str) -> 
             one[turn % 2].add_(turn + 0.5)
 
 
+OF_USE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any], int]] = {
+    "nobody reads it": (lambda x, y, z: ((x + z).exp().sum(), y.add_(x)), 1),
+    "nobody reads what it is written to": (lambda x, y, z: ((x + z).add_(y), y.add_(x)), 1),
+    "it is written to once more than it is read": (
+        lambda x, y, z: ((made := x * 2), y.add_(made), made.add_(z).sum()), 2),
+    "a part of it is read": (lambda x, y, z: ((made := x * z), made[:1].add_(1), y.add_(made[1:].sum())), 4),
+    "one of two results is read": (lambda x, y, z: y.add_((x * z).topk(2).values.sum()), 4),
+    "of a loss only the gradient is read": (lambda x, y, z: y.add_(gradient(lambda t: t * z, x)), 8),
+    "its value is read, too": (
+        lambda x, y, z: (y.add_(gradient(lambda t: t * z, x)), z.add_((x * z).square().sum())), 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_USE)
+def test_what_nobody_reads_is_left_out(name: str) -> None:
+    does, left = OF_USE[name]
+    mine, theirs = ([torch.ones(3), torch.zeros(3), torch.arange(3.0)] for _ in range(2))
+    noted, _ = recorded(lambda: (does(*mine), None)[1])
+    assert noted is not None and len(noted.once) + len(noted.calls) == left
+    for _ in range(4):
+        noted.again()
+        does(*theirs)
+        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+def test_what_others_operations_do_besides_is_done_each_time() -> None:
+    asked = list[int]()
+
+    @torch.library.custom_op("continual_tests::telling", mutates_args=())
+    def telling(x: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        return x + 1
+
+    x, y = torch.ones(3), torch.zeros(3)
+    noted, _ = recorded(lambda: (telling(x), y.add_(x), None)[2])
+    assert noted is not None
+    for _ in range(3):
+        noted.again()
+    assert len(asked) == 4
+
+
 def test_what_was_said_to_be_steady_and_is_not_ends_the_run() -> None:
     x, y = torch.ones(3), torch.zeros(3)
     graph = Graph(CPU, 1)
