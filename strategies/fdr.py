@@ -57,7 +57,9 @@ class FDR(Strategy):
             return theta.new_zeros(())
         count = self.samples or batch.own
         slots = batch.key.integers("replay", count, (memory["rows"] >= 0).sum())
-        gap = self._outputs(net, theta, memory["rows"].index_select(0, slots), task) - memory["outputs"][slots]
+        gap = self._outputs(net, theta, memory["rows"].index_select(0, slots), task) - memory["outputs"].index_select(
+            0, slots
+        )
         squares = gap.square().sum(-1)
         if self.distance == "norm":
             return self.strength * self._root(squares).mean()

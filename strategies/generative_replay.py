@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from continual.streams.stream import Samples, Stream, Task
 
 
+TRAINED = ("generator", "first", "second", "steps")
+"""What memory has of the generator that is trained."""
+
+
 class Autoencoder(Net):
     """Linear layers to means and log-variances of latent variables, and from those, in the other order, to pixels."""
 
     def __init__(self, pixels: int, layers: tuple[int, ...], latent: int) -> None:
-        self.encoder = LinearNet((pixels, *layers, 2 * latent))
-        self.decoder = LinearNet((latent, *reversed(layers), pixels))
-        self.parts = {"to": self.encoder, "from": self.decoder}
+        self.parts = {
+            "to": LinearNet((pixels, *layers, 2 * latent)), "from": LinearNet((latent, *reversed(layers), pixels))
+        }  # fmt: skip
         super().__init__({f"{part}.{name}": shape for part, net in self.parts.items()
                           for name, shape in net.shapes.items()})  # fmt: skip
 
@@ -127,7 +131,9 @@ class GenerativeReplay(Strategy):
         y = only(logits, active).argmax(-1)
         known = batch.weights(like)
         r = self._ratio(task)
-        weight = torch.cat([r.to(known.dtype) * known / known.sum(), ((1 - r) / n).to(known.dtype).expand(n)])
+        weight = torch.cat(
+            [r.to(known.dtype) * known / known.sum().clamp_min(1e-12), ((1 - r) / n).to(known.dtype).expand(n)]
+        )
         return batch.join_images(x, y, tasks, task, weight)
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
@@ -147,12 +153,12 @@ class GenerativeReplay(Strategy):
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The generator takes a step of Adam (Kingma and Ba 2015, algorithm 1) on the batch that was learnt."""
-        x, batch = self._unit(step.batch.images, task.samples), step.batch
-        noise = batch.key.normal("noise", len(x), self.latent).to(x.dtype)
-        weight = batch.weights(x)
-        bound = functools.partial(self._bound, x=x, noise=noise, weight=weight / weight.sum(), samples=task.samples)
+        x, batch, generator = self._unit(step.batch.images, task.samples), step.batch, self._net(task.samples)
+        noise, weight = batch.key.normal("noise", len(x), self.latent).to(x.dtype), batch.weights(x)
+        weight = weight / weight.sum().clamp_min(1e-12)
+        bound = functools.partial(_bound, generator, x=x, noise=noise, weight=weight)
         before = Trained(*(memory[name] for name in TRAINED))
-        return theta, memory | _kept(adam_step(net, self._net(task.samples), bound, before, self.lr))
+        return theta, memory | _kept(adam_step(net, generator, bound, before, self.lr))
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Generator and network are what the next task replays."""
@@ -186,19 +192,16 @@ class GenerativeReplay(Strategy):
         images: Tensor = (pixels + samples.shift if samples.shift else pixels).unflatten(1, shape)
         return images
 
-    def _bound(self, generator: Tensor, x: Tensor, noise: Tensor, weight: Tensor, samples: Samples) -> Tensor:
-        """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
-        net = self._net(samples)
-        mean, log_variance = net.encoded(generator, x)
-        deviation = (0.5 * log_variance).exp()
-        logits = net.decoded(generator, mean + deviation * noise)
-        missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
-        divergence = 0.5 * (mean * mean + deviation * deviation - log_variance - 1).sum(-1)
-        bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]
-        return bound
 
-
-TRAINED = ("generator", "first", "second", "steps")
+def _bound(net: Autoencoder, theta: Tensor, x: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    """The negative evidence bound of images (B, pixels) over the number of pixels, weighed and added up."""
+    mean, log_variance = net.encoded(theta, x)
+    deviation = (0.5 * log_variance).exp()
+    logits = net.decoded(theta, mean + deviation * noise)
+    missed = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    divergence = 0.5 * (mean * mean + deviation * deviation - log_variance - 1).sum(-1)
+    bound: Tensor = (weight * (missed + divergence)).sum() / x.shape[1]
+    return bound
 
 
 def _kept(trained: Trained) -> Memory:

@@ -25,7 +25,7 @@ from continual.strategies.der import DER
 from continual.strategies.der_pp import DERPlusPlus
 from continual.strategies.fdr import FDR
 from continual.strategies.finetune import Finetune
-from continual.strategies.generative_replay import GenerativeReplay
+from continual.strategies.generative_replay import GenerativeReplay, _bound
 from continual.strategies.lwf import LwF
 from continual.streams.stream import Stream, Task
 
@@ -525,6 +525,21 @@ def test_the_generator_takes_the_steps_of_torch_s_adam_on_the_loss_of_torch_modu
     assert int(memory["steps"]) == 6
 
 
+def test_the_generator_goes_by_the_batch_s_weights() -> None:
+    """As where a chain has changed them; and where nothing weighs anything it stays."""
+    strategy, task = GenerativeReplay(**SMALL, lr=0.01), STREAM.tasks[0]
+    memory, weight = started(strategy), torch.tensor([3.0, 0, 1, 2, 2], dtype=torch.float64)
+    vae = VAE(memory["generator"])
+    batch = batch_of(task)._replace(weight=weight)
+    each = vae.bound(batch.images.flatten(1), batch.key.normal("noise", 5, 3).double())
+    (weight * each / 8).sum().backward()
+    wanted = torch.cat([one.grad.flatten() for one in vae.parameters() if one.grad is not None])
+    for given, factor in ((batch, 1.0), (batch._replace(weight=0 * weight), 0.0)):
+        step = Step(given, None, set())  # type: ignore[arg-type]
+        found = strategy.after_step(NET, vector(0), memory, step, task)[1]
+        close(found["first"], factor * wanted / 10, rtol=1e-6, atol=1e-9)
+
+
 def made(generator: torch.Tensor, batch: Batch, n: int) -> torch.Tensor:
     """The images of a generator for the numbers that a batch draws, in [0, 1]."""
     with torch.no_grad():
@@ -644,7 +659,7 @@ def test_avalanche_s_generator_has_another_error_and_another_deviation() -> None
     p = vae.decoder(mean + (log_variance / 2).exp() * noise)
     weight = torch.ones(5, dtype=torch.float64)
     missed = torch.nn.functional.binary_cross_entropy(p, x, reduction="sum")
-    ours = 9 * strategy._bound(generator, x, noise, weight, STREAM.samples) - missed
+    ours = 9 * _bound(strategy._net(STREAM.samples), generator, x, noise, weight) - missed
     close(ours, (VAE_loss(x, (p, mean, log_variance)) - (p - x).square().sum()).detach())
     theirs = MlpVAE((1, 3, 3), nhid=3)
     torch.manual_seed(0)

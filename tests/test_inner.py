@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -73,10 +75,25 @@ def test_what_there_was_stays_as_it_is(dtype: torch.dtype) -> None:
     assert not any(value.requires_grad for value in found) and not torch.equal(found.theta, theta)
 
 
-def test_a_parameter_that_the_loss_does_not_need_has_no_gradient() -> None:
+LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "of one parameter": lambda theta: INNER.parameters(theta)["head.bias"].square().sum(),
+    "whose gradient is one number": lambda theta: INNER.parameters(theta)["head.bias"].sum(),
+    "whose gradient lies turned": lambda theta: (
+        INNER.parameters(theta)["layer1.weight"].T.contiguous() * torch.arange(20.0).reshape(5, 4)).sum(),
+    "of the whole": lambda theta: theta.square().sum(),
+    "of the whole and a parameter": lambda theta: theta.square().sum() + INNER.parameters(theta)["head.weight"].sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_has_its_gradient(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first moment is a tenth of the gradient, alone and side by side."""
     theta = problem(0, torch.float32)[0]
-    found = adam_step(
-        OUTER, INNER, lambda one: INNER.parameters(one)["head.bias"].square().sum(), untrained(theta), 0.1
-    )
-    moved = INNER.parameters((found.theta != theta).float())
-    assert moved["head.bias"].all() and not any(moved[name].any() for name in moved if name != "head.bias")
+    wanted = torch.func.grad(LOSSES[name])(theta) / 10
+    alone = adam_step(OUTER, INNER, LOSSES[name], untrained(theta), 0.1)
+    monkeypatch.setattr(OUTER, "mapped", True)
+    mapped = adam_step(OUTER, INNER, LOSSES[name], untrained(theta), 0.1)
+    for found in (alone, mapped):
+        torch.testing.assert_close(found.first, wanted)
+        torch.testing.assert_close(found.second, wanted.square() / 10)
+        assert torch.equal(found.theta != theta, wanted != 0)

@@ -215,6 +215,10 @@ def test_no_more_is_done_once_than_what_stays(name: str) -> None:
         assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
 
 
+def numbers_of(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_complex(x.view(-1)[:8].view(4, 2))
+
+
 IN_PLACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any], int]] = {
     "it is made where it is copied to": (lambda x, y, z: y.copy_(x + 1), 1),
     "of what lies there, number by number": (lambda x, y, z: y.copy_((y * 0.5).add_(x)), 2),
@@ -239,6 +243,21 @@ IN_PLACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], A
     "two change places": (lambda x, y, z: ((a := y.clone()), (b := z.clone()), y.copy_(b), z.copy_(a)), 3),
     "the first part of the place": (lambda x, y, z: y[:2].copy_(x[:2] * 2), 1),
     "its last part": (lambda x, y, z: y[1:].copy_(x[1:] * 2), 2),
+    "it is copied turned": (lambda x, y, z: ((made := x * z), y.copy_(made.T)), 2),
+    "it was made turned": (lambda x, y, z: y.copy_(x.T * 2), 2),
+    "a part of it is copied": (lambda x, y, z: ((made := torch.cat([x, z]) * 2), y.copy_(made[:3])), 3),
+    "what was there before is copied": (lambda x, y, z: (z.add_(x * 2), y.copy_(x)), 3),
+    "what is copied to is copied": (lambda x, y, z: ((a := x + 1), (b := x * 2), a.copy_(b), y.copy_(a)), 3),
+    "and is another's, turned": (
+        lambda x, y, z: ((a := x * z), (b := a.T.clone(memory_format=torch.contiguous_format)), y.copy_(a), y.copy_(b)),
+        3),
+    "and is another's product": (lambda x, y, z: ((a := x * z), (b := a @ x), y.copy_(a), y.copy_(b)), 3),
+    "and is another's sum": (lambda x, y, z: ((a := x * z), (b := a + a.T), y.copy_(a), y.copy_(b)), 3),
+    "and is another's rows": (
+        lambda x, y, z: ((a := x * z), (b := a.index_select(0, z[0].argsort())), y.copy_(a), y.copy_(b)), 4),
+    "its imaginary part is the other way round": (
+        lambda x, y, z: numbers_of(y).copy_(torch.complex(x.view(-1)[:4], z.view(-1)[:4]).conj()), 2),
+    "a complex quotient": (lambda x, y, z: numbers_of(y).copy_(numbers_of(y) / numbers_of(x)), 2),
     "another type": (lambda x, y, z: y.copy_(x.double() * 2), 3),
     "one number for all": (lambda x, y, z: y.copy_(x[:1] * 2), 2),
     "one of two results": (lambda x, y, z: y.copy_(x.topk(3).values), 2),
@@ -250,7 +269,7 @@ IN_PLACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], A
 def test_what_is_copied_is_made_in_its_place_where_nobody_sees_it(name: str) -> None:
     """So many operations are left."""
     does, left = IN_PLACE[name]
-    mine, theirs = ([torch.ones(3), torch.zeros(3), torch.arange(3.0)] for _ in range(2))
+    mine, theirs = ([one.clone() for one in torch.arange(27.0).reshape(3, 3, 3) * 7 % 5 - 2] for _ in range(2))
 
     def function() -> torch.Tensor | None:
         found = does(*mine)
@@ -292,20 +311,25 @@ def test_what_nobody_reads_is_left_out(name: str) -> None:
         assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
 
 
-def test_what_others_operations_do_besides_is_done_each_time() -> None:
-    asked = list[int]()
+def test_what_operations_of_others_do_besides_is_done_each_time() -> None:
+    """Also where they give nothing, or read nothing that changes."""
+    asked = list[str]()
 
     @torch.library.custom_op("continual_tests::telling", mutates_args=())
     def telling(x: torch.Tensor) -> torch.Tensor:
-        asked.append(1)
+        asked.append("telling")
         return x + 1
 
-    x, y = torch.ones(3), torch.zeros(3)
-    noted, _ = recorded(lambda: (telling(x), y.add_(x), None)[2])
+    @torch.library.custom_op("continual_tests::silent", mutates_args=())
+    def silent(x: torch.Tensor) -> None:
+        asked.append("silent")
+
+    x, y, still = torch.ones(3), torch.zeros(3), torch.ones(3)
+    noted, _ = recorded(lambda: (telling(x), silent(x), y.add_(x), y.add_(telling(still)), None)[-1], [still])
     assert noted is not None
     for _ in range(3):
         noted.again()
-    assert len(asked) == 4
+    assert asked == 4 * ["telling", "silent", "telling"] and torch.equal(y, torch.full((3,), 9.0))
 
 
 def test_what_was_said_to_be_steady_and_is_not_ends_the_run() -> None:

@@ -214,7 +214,7 @@ def test_normal_numbers() -> None:
     assert stats.kstest(flat.numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("n", [1, 5, 6])
+@pytest.mark.parametrize("n", [0, 1, 5, 6])
 def test_normal_numbers_are_those_of_box_and_muller(n: int) -> None:
     """Of as many words, or one more; the second half of them are angles, which serve for a cosine and a sine."""
     words = key(2).bits("z", n + n % 2).tolist()

@@ -38,13 +38,19 @@ def adam_step(net: Net, inner: Net, loss: Callable[[Tensor], Tensor], before: Tr
     """
     if net.mapped:
         return _mapped(net, loss, before, lr)
-    with torch.enable_grad():  # its parameters are followed one by one, so that no gradient is joined and cut again
-        parts = [part.detach().requires_grad_() for part in inner.parameters(before.theta).values()]
-        value = loss(inner.attach(before.theta.detach(), parts))
-        gradient = torch.autograd.grad(value, parts, materialize_grads=True)
+    # its parameters are followed one by one, so that no gradient is joined and cut again
+    with torch.enable_grad():
+        whole = before.theta.detach().requires_grad_()
+        parts = [part.detach().requires_grad_() for part in inner.parameters(whole.detach()).values()]
+        value = loss(inner.attach(whole, parts))
+        of_whole, *of_parts = torch.autograd.grad(value, [whole, *parts], allow_unused=True)
+    # the kernel goes by how numbers lie in memory
+    gradient = [torch.zeros_like(a) if b is None else b.contiguous() for a, b in zip(parts, of_parts, strict=True)]
+    if of_whole is not None:
+        gradient = [a + b for a, b in zip(gradient, inner.parameters(of_whole).values(), strict=True)]
     after = Trained(*(one.clone() for one in before))
     theta, first, second = (list(inner.parameters(one).values()) for one in after[:3])
-    Adam().step(theta, list(gradient), {"mean": first, "square": second, "count": [after.steps]}, lr)
+    Adam().step(theta, gradient, {"mean": first, "square": second, "count": [after.steps]}, lr)
     return after
 
 

@@ -34,6 +34,8 @@ NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_
 LIKE = ("aten::ones_like", "aten::zeros_like", "aten::full_like", "aten::new_zeros", "aten::new_ones", "aten::new_full")
 """What goes by how a tensor lies, and not by what is in it."""
 COPIES = ("aten::_to_copy", "aten::clone")
+OF_TORCH = ("aten::", "mkldnn::")
+"""PyTorch's own operations, which do nothing but make and write what their schema says."""
 UNSAID = ("running_mean", "running_var")
 """Arguments that an operation may write to and not say so."""
 
@@ -46,9 +48,10 @@ class Done:
     """An operation that was done: what it was given and gave, and the storages in which that lies.
 
     ``read`` are those of what it was given, ``written`` those of them that it wrote to, ``made`` those that are new.
+    ``of_torch``: whether it is one of PyTorch's own.
     """
 
-    __slots__ = ("args", "found", "grad", "kwargs", "made", "operation", "read", "results", "written")
+    __slots__ = ("args", "found", "grad", "kwargs", "made", "of_torch", "operation", "read", "results", "written")
 
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
@@ -57,6 +60,7 @@ class Done:
         self.read = set[int]() if about else {storage_of(one) for one in tensors((args, kwargs))}
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
         self.made = {storage_of(one) for one in tensors(found)} - self.read
+        self.of_torch = operation._schema.name.startswith(OF_TORCH)
         self.grad = torch.is_grad_enabled()
 
 

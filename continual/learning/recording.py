@@ -77,7 +77,7 @@ class Recording:
         for one, once in done:
             name, fresh, calls = one.operation._schema.name, one.made, self.once if once else self.calls
             made |= set() if once else fresh
-            if not (one.written or fresh) or name in NOTHING:
+            if (one.of_torch and not (one.written or fresh)) or name in NOTHING:
                 continue
             args, kwargs = self._twins((one.args, one.kwargs))
             as_it_is = one.written or products.replaced(one.operation, one.args)

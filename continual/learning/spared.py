@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-OURS = ("aten::", "mkldnn::")
-"""PyTorch's own operations, which do nothing beside what they say."""
-
-
 def of_use(done: Sequence[Done], kept: set[int]) -> list[Done]:
     """The operations that write to what was there before or to storages ``kept``, and those that make what they read.
 
@@ -29,7 +25,7 @@ def of_use(done: Sequence[Done], kept: set[int]) -> list[Done]:
     wanted, found = set(kept), list[Done]()
     for one in reversed(done):
         changed = one.made | one.written
-        if changed & wanted or changed - inside or not one.operation._schema.name.startswith(OURS):
+        if changed & wanted or changed - inside or not one.of_torch:
             wanted |= changed if _is_empty(one) else changed | one.read
             found.append(one)
     return found[::-1]
@@ -39,13 +35,14 @@ def done_once(done: Sequence[Done], steady: set[int]) -> list[bool]:
     """Which operations give the same each time: those that read what is steady, or what others of them made, alone.
 
     What they made is steady, too, unless another operation writes to it, or reads it before they have all written.
+    Operations that are not PyTorch's own are done each time.
     """
     last = {place: number for number, one in enumerate(done) for place in one.written}
     outside, moving = steady - last.keys(), set[int]()
     while True:
         known, found, more = set(outside), list[bool](), set[int]()
         for number, one in enumerate(done):
-            found.append(one.read <= known and not (one.made | one.written) & moving)
+            found.append(one.of_torch and one.read <= known and not (one.made | one.written) & moving)
             if found[-1]:
                 known |= one.made
             else:
@@ -57,9 +54,10 @@ def done_once(done: Sequence[Done], steady: set[int]) -> list[bool]:
 
 
 def in_place(done: Sequence[Done], once: Sequence[bool], kept: set[int]) -> tuple[set[int], dict[int, Tensor]]:
-    """The operations that are left out, since what they copy is made where it is copied to; that place by storages.
+    """The operations that are left out, since what they copy is made where it is copied to.
 
-    ``once``: which operations are done once; ``kept``: storages that stay as they are.
+    And for each storage whose tensors lie elsewhere therefore the place that they lie in. ``once``: which operations
+    are done once; ``kept``: storages that stay as they are.
     """
     uses = _Uses(done, once)
     left_out, taken = set[int](), set(kept)
@@ -69,7 +67,7 @@ def in_place(done: Sequence[Done], once: Sequence[bool], kept: set[int]) -> tupl
             continue
         place, value = copy.args[:2]
         source, target = storage_of(value), storage_of(place)
-        if source in taken or {source, target} & placed.keys() or _lies(value) != _lies(place):
+        if source in taken or _lies(value) != _lies(place):
             continue
         maker = uses.maker(source)
         if maker is None or _lies(done[maker].results[0]) != _lies(place):
@@ -78,9 +76,8 @@ def in_place(done: Sequence[Done], once: Sequence[bool], kept: set[int]) -> tupl
             continue
         # a copy of the place would be one to itself
         left_out |= {number, maker} if _copies(done[maker]) and target in uses.touched[maker] else {number}
-        uses.turn(number, source, target)
         placed[source] = place
-        taken.add(target)
+        taken |= {source, target}
     return left_out, placed
 
 
@@ -115,19 +112,12 @@ class _Uses:
         read = any(source in found for found in self.touched[number + 1 :])
         return read and any({source, target} & found for found in self.changed[number + 1 :])
 
-    def turn(self, number: int, source: int, target: int) -> None:
-        """What lay in the source lies in the target, and operation ``number`` does nothing."""
-        for found in (self.touched, self.changed):
-            found[number] = set()
-            for n, one in enumerate(found):
-                if source in one:
-                    found[n] = one - {source} | {target}
-
 
 def _may_write_over(maker: Done, place: Tensor) -> bool:
     """Whether an operation may write to a place, which it may read: number by number then, each where it lies."""
     given = [one for one in tensors((maker.args, maker.kwargs)) if storage_of(one) == storage_of(place)]
-    one_by_one = _copies(maker) or torch.Tag.pointwise in maker.operation.tags
+    # a quotient of complex numbers has other last bits then
+    one_by_one = _copies(maker) or (torch.Tag.pointwise in maker.operation.tags and not place.is_complex())
     return not given or (one_by_one and all(_lies(one) == _lies(place) for one in given))
 
 

@@ -74,7 +74,7 @@ def _words(seed: Tensor, asked: Sequence[tuple[str, int]], task: int | Tensor, s
 
 
 def made(asked: Draw, words: Tensor) -> Tensor:
-    """The numbers (..., m) that are made of words (..., n)."""
+    """The numbers (..., m) that are made of words (..., n); n is even where they are normal."""
     _, n, kind, high = asked
     if kind == "bits":
         return words.contiguous()
@@ -83,7 +83,7 @@ def made(asked: Draw, words: Tensor) -> Tensor:
     uniform = (words >> 8).float().mul(2.0**-24)
     if kind == "uniform":
         return uniform
-    first, second = uniform.split(n // 2, -1)
+    first, second = uniform[..., : n // 2], uniform[..., n // 2 :]
     length, angle = torch.sqrt(-2 * torch.log1p(-first)), 2 * math.pi * second
     return torch.cat([length * torch.cos(angle), length * torch.sin(angle)], -1)
 
@@ -130,7 +130,7 @@ class Key:
         return (self.bits(purpose, n) * high) >> 32
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """Float32 standard normal numbers, two of two words (Box and Muller 1958)."""
+        """Float32 standard normal numbers, two for each two words (Box and Muller 1958)."""
         count = math.prod(shape)
         found = self._drawn((self.path + purpose, count + count % 2, "normal", 0))[..., :count]
         return found.reshape(*found.shape[:-1], *shape)
