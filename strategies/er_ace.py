@@ -42,7 +42,7 @@ class Online(Strategy):
     def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
         """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
         known = batch.weights(theta)
-        weight = torch.cat([known * (known != 0).sum() / known.sum(), (rows >= 0).to(theta.dtype)])
+        weight = torch.cat([known * (known != 0).sum() / known.sum().clamp_min(1e-12), (rows >= 0).to(theta.dtype)])
         return batch.join(batch.readable(rows), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:

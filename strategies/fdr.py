@@ -57,9 +57,8 @@ class FDR(Strategy):
             return theta.new_zeros(())
         count = self.samples or batch.own
         slots = batch.key.integers("replay", count, (memory["rows"] >= 0).sum())
-        gap = self._outputs(net, theta, memory["rows"].index_select(0, slots), task) - memory["outputs"].index_select(
-            0, slots
-        )
+        rows, outputs = (memory[name].index_select(0, slots) for name in ("rows", "outputs"))
+        gap = self._outputs(net, theta, rows, task) - outputs
         squares = gap.square().sum(-1)
         if self.distance == "norm":
             return self.strength * self._root(squares).mean()

@@ -62,7 +62,7 @@ class GenerativeReplay(Strategy):
     """Deep generative replay (Shin et al. 2017, "Continual learning with deep generative replay", eq. 1).
 
     r E[loss(x, y)] + (1 - r) E[loss(x', y')], with images x' from the generator as it was after the previous task and
-    labels y' that the network gave them then. The generator learns from the same x and x', weighed the same.
+    labels y' that the network gave them then. The generator learns from the same x and x', by the batch's weights.
 
     Choices: 1. it is a variational autoencoder, a multi-layer perceptron either way, as in van de Ven et al. 2022,
     where the paper has a GAN; its loss is the negative bound on log p(x) over the number of pixels, with pixels in

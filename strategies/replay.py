@@ -65,7 +65,7 @@ class Replay(Strategy):
             return batch.join(rows, task)
         known = batch.weights(theta)
         share = self._share(task, known, old) * (stored > 0).to(theta.dtype)
-        weight = torch.cat([(1 - share) * known / known.sum(), (share / old).expand(old)])
+        weight = torch.cat([(1 - share) * known / known.sum().clamp_min(1e-12), (share / old).expand(old)])
         return batch.join(batch.readable(rows), task, weight)  # nothing stored: samples of weight zero
 
     def _share(self, task: Task, known: Tensor, old: int) -> float | Tensor:

@@ -28,6 +28,7 @@ from continual.strategies.er_ace import ERACE
 from continual.strategies.gdumb import GDumb, greedily
 from continual.strategies.gss import GSS
 from continual.strategies.mir import MIR
+from continual.strategies.replay import Replay
 from continual.streams.rng import Key, key
 from continual.streams.stream import Stream, Task
 
@@ -145,6 +146,14 @@ def test_weights_of_an_earlier_part_of_a_chain_stay_in_proportion(method: Any) -
     batch = method(samples=2).batch(NET, theta, memory, given, task)
     assert batch.weight is not None
     close(batch.weight, [0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("method", [*ONLINE, Replay])
+def test_where_an_earlier_part_gives_no_sample_weight_they_have_none(method: Any) -> None:
+    memory, theta, task = filled(method(), 1), vector(0), STREAM.tasks[1]
+    given = batch_of(task)._replace(weight=torch.zeros(5, dtype=torch.float64))
+    batch = method(samples=2).batch(NET, theta, memory, given, task)
+    assert batch.weight is not None and batch.weight[:5].tolist() == [0] * 5 and (batch.weight[5:] > 0).all()
 
 
 @pytest.mark.parametrize(
