@@ -98,7 +98,7 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
 
         made = avalanche_vision.steps(place, model, batch, fused or None)
         next(made)
-        return lambda: seconds(lambda: next(made), place.device, count)
+        return lambda: seconds(lambda: next(made), place.device, count, ahead=1)
 
     return {"train": train, "steps": steps}
 

@@ -74,7 +74,7 @@ def pieces(place: Place) -> dict[str, Callable[..., Work]]:
 
     def steps(count: int, **task: Any) -> Work:
         made = Steps(place, **task)
-        return as_in_a_run(lambda: seconds(made.one, place.device, count))
+        return as_in_a_run(lambda: seconds(made.one, place.device, count, ahead=1))
 
     def fisher(model: str, label: importance.Label, rows: int, layered: bool = True) -> Work:
         (stream,) = placed_on([config.make_benchmark(PHOTOS).stream(0, Path(place.root))], choose_device(place.device))

@@ -51,8 +51,14 @@ class CannotRun(Exception):
     """Why a piece of work cannot be done here."""
 
 
-def seconds(function: Callable[[], Any], device: str = "cpu", count: int = 1) -> float:
-    """Seconds of one of ``count`` calls, until the device has done what it was told."""
+def seconds(function: Callable[[], Any], device: str = "cpu", count: int = 1, ahead: int = 0) -> float:
+    """Seconds of one of ``count`` calls, until the device has done what it was told.
+
+    ``ahead``: so many calls before these, which are not counted: the first steps of a turn look for memory and find
+    nothing near, which in a run happens once and here would in every turn.
+    """
+    for _ in range(ahead):
+        function()
     wait(device)
     began = time.perf_counter()
     for _ in range(count):

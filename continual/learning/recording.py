@@ -198,5 +198,6 @@ def recorded(function: Callable[[], Tensor | None], steady: Iterable[Tensor] = (
 
 
 def _bits(value: Tensor) -> Tensor:
-    """The bytes of a tensor's numbers."""
-    return value.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+    """The bits of a tensor's numbers, as whole numbers of the same size, of which many are compared at once."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(value.element_size(), torch.int64)
+    return value.resolve_conj().resolve_neg().reshape(-1).view(whole)
