@@ -60,7 +60,7 @@ class GSS(Online):
         c = 1 + torch.where(known.any(), torch.where(known, found, -1.0).amax(1), self.first)
         sums = scores.cumsum(0)
         u, r = key.uniform("slot", 2, len(own)).to(theta.dtype)
-        slot = (sums <= u[:, None] * sums[-1]).sum(1)  # the first whose sum is above; none as long as all are 0
+        slot = torch.searchsorted(sums, u * sums[-1], right=True)  # the first whose sum is above; none where all are 0
         C = torch.cat([scores, torch.zeros_like(scores[:1])])[slot]
         wins = (c < 1) & (r * (C + c) < C)
         order = (rows >= 0).sum() + torch.arange(len(own), device=rows.device)
