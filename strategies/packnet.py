@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from continual.errors import BadChain
-from continual.learning.strategy import Growth, Memory, Step, cross_entropy, either
+from continual.learning.optimizers import Adam
+from continual.learning.strategy import Growth, Memory, Step, cross_entropy, either, gradient_of
 from continual.options import option
 from continual.strategies.xdg import Isolated
 
@@ -98,18 +100,15 @@ class PackNet(Isolated):
 
     def retrained(self, net: Net, theta: Tensor, trained: Tensor, task: Task) -> Tensor:
         """θ after training some of it (bool (P,)) on the task."""
-        live, mask = theta.clone().requires_grad_(), trained.to(theta.dtype)
-        optimizer = torch.optim.Adam([live], self.retrain_lr, fused=True)
+        theta, mask, adam = theta.clone(), trained.to(theta.dtype), Adam()
+        state = adam.start([theta])
         for epoch in range(self.retrain):
             order = task.train[task.key.permutation(f"retrain {epoch}", len(task.train))]
             for rows in order.split(self.retrain_batch):
-                tasks = task.samples.task[rows]
-                logits = net.logits(live, task.samples.images(rows, theta.dtype), tasks)
-                loss = cross_entropy(task.active(logits, tasks), task.samples.y[rows])
-                (gradient,) = torch.autograd.grad(loss, live)
-                live.grad = gradient.mul_(mask)  # Adam leaves alone what never had a gradient
-                optimizer.step()
-        return live.detach()
+                gradient = gradient_of(net, functools.partial(_loss, net, rows, task), theta)
+                # Adam leaves alone what never had a gradient
+                adam.step([theta], [gradient.mul_(mask)], state, self.retrain_lr)
+        return theta
 
     def used(self, theta: Tensor, memory: Memory, index: Tensor) -> Tensor:
         """θ with zeros where a task (1,) does not look: later tasks' weights, and free ones once it has been learnt."""
@@ -127,3 +126,11 @@ class PackNet(Isolated):
             own = net.logits(self.used(theta, memory, number), x, tasks)
             scores = torch.where((tasks == number)[:, None], own, scores)
         return scores
+
+
+def _loss(net: Net, rows: Tensor, task: Task, theta: Tensor) -> Tensor:
+    """The cross-entropy of some rows of a task."""
+    samples = task.samples
+    tasks = samples.task[rows]
+    logits = net.logits(theta, samples.images(rows, theta.dtype), tasks)
+    return cross_entropy(task.active(logits, tasks), samples.y[rows])
