@@ -130,7 +130,6 @@ class PackNet(Isolated):
 
 def _loss(net: Net, rows: Tensor, task: Task, theta: Tensor) -> Tensor:
     """The cross-entropy of some rows of a task."""
-    samples = task.samples
-    tasks = samples.task[rows]
-    logits = net.logits(theta, samples.images(rows, theta.dtype), tasks)
-    return cross_entropy(task.active(logits, tasks), samples.y[rows])
+    y, tasks = task.samples.labels(rows)
+    logits = net.logits(theta, task.samples.images(rows, theta.dtype), tasks)
+    return cross_entropy(task.active(logits, tasks), y)
