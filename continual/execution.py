@@ -75,7 +75,7 @@ class Way:
 def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], processes: bool) -> Choice:
     """As asked, else by the time of a few steps of the first task; ``processes`` may be chosen where that is safe.
 
-    Raises :class:`~continual.errors.BadOption` for seeds that were asked to be mapped and cannot be.
+    Raises :class:`~continual.errors.BadOption` for seeds that were asked to be mapped and whose tasks differ in size.
     """
     can_map = alike(training, streams) and recipe.strategy.can_be_captured
     if training.seeds_as != "auto":
@@ -206,9 +206,11 @@ def step_seconds(
 def helps(net: Net, device: torch.device, precision: str) -> bool:
     """Whether images are better shown with their channels last, as the kernels of convolutions like them.
 
-    A CPU's do; a GPU's where its tensor cores are used. Mapped seeds have no such form.
+    A CPU's do, but for one that is wrong; a GPU's where its tensor cores are used. Mapped seeds have no such form.
     """
-    return net.convolves and (device.type == "cpu" or precision in ("tf32", "bfloat16"))
+    if device.type == "cpu":
+        return net.convolves and not net.skips
+    return net.convolves and precision in ("tf32", "bfloat16")
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ def in_groups(
     """All seeds in this process: mapped as one group, or each as a group of its own."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
     mapped = ready.way.how == "map" and strategy.can_be_captured
+    if ready.way.how == "map" and not mapped:
+        told.say(f"{record['title']}: says that it cannot be captured, so its seeds are done one after the other")
     groups = [list(range(len(seeds)))] if mapped else [[r] for r in range(len(seeds))]
     parts, tasks, together = [], len(ready.streams[0].tasks), ready.streams if mapped else ready.streams[:1]
     with (

@@ -351,3 +351,151 @@ def test_what_a_step_of_one_size_writes_a_step_of_another_reads(epochs: int) -> 
     ]
     for name, values in found[0].arrays.items():
         assert np.array_equal(values, found[1].arrays[name], equal_nan=True), name
+
+
+@dataclass(frozen=True)
+class Start(Strategy):
+    """Memory that is θ itself, as ``init`` was given it."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"anchor": theta}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return 0.5 * (theta - memory["anchor"]).square().sum()
+
+
+@dataclass(frozen=True)
+class Last(Strategy):
+    """Memory that is θ itself, as ``after_step`` was given it."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"last": theta.clone()}
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return theta + 0.5 * (theta - memory["last"]), memory | {"last": theta}
+
+
+ZEROS = torch.zeros(1)
+
+
+@dataclass(frozen=True)
+class Constant(Strategy):
+    """Memory that begins as a tensor of the module's."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"count": ZEROS}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return 1e-3 * memory["count"].sum() * theta.square().sum()
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return theta, memory | {"count": memory["count"] + 1}
+
+
+@dataclass(frozen=True)
+class Queue(Strategy):
+    """Memory that begins as rows of the stream's."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"rows": stream.tasks[0].train[:6]}
+
+    def batch(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        return batch.join(memory["rows"], task)
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return theta, memory | {"rows": torch.cat([memory["rows"][3:], step.batch.row[:3]])}
+
+
+@dataclass(frozen=True)
+class Rehearsed(Strategy):
+    """Rows to learn from that are memory, which steps change."""
+
+    def before_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        return theta, {"rows": task.train}
+
+    def rows(self, memory: Memory, task: Task) -> torch.Tensor:
+        return memory["rows"]
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return theta, {"rows": memory["rows"].roll(1) * 0 + memory["rows"][0]}
+
+
+@dataclass(frozen=True)
+class OwnRows(Strategy):
+    """Rows of the step's task, which are each seed's own."""
+
+    def batch(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
+        return batch.join(task.train[batch.key.integers("which", 4, len(task.train))], task)
+
+
+@dataclass(frozen=True)
+class Sum(Strategy):
+    """A penalty that is added up in a constant."""
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        total, parts = torch.tensor(0.0), torch.tensor([1.0, 0.0])
+        parts[1] = 2
+        total += 1e-2 * theta.square().sum().float()
+        return total.to(theta.dtype) * parts.sum()
+
+
+OWNERS = [Start, Last, Constant, Queue, Rehearsed, OwnRows]
+
+
+@pytest.mark.parametrize("strategy", OWNERS)
+def test_what_a_hook_gives_is_no_longer_its_own(strategy: type[Strategy]) -> None:
+    """It may be the step's θ, a constant or a part of the stream: neither that nor memory changes with the other."""
+    training = replace(TRAINING, batch=7, epochs=3)
+    streams = learners_of(strategy(), [1, 2]).streams
+    before = [task.train.clone() for stream in streams for task in stream.tasks]
+    alone = [both(strategy(), [seed], training) for seed in (1, 2)]
+    eager, captured = both(strategy(), [1, 2], training)
+    for r, (one, other) in enumerate(alone):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]) or name == "θ", name
+            for mapped in (eager, captured):
+                assert torch.allclose(mapped[name][r], value, rtol=1e-6, atol=1e-9, equal_nan=True), name
+        assert torch.allclose(one["θ"], other["θ"], rtol=1e-9, atol=1e-12)
+    assert not ZEROS.any()
+    learners = learners_of(strategy(), [1, 2])
+    train(learners, replace(training, program="captured"), Watch())
+    after = [task.train for stream in learners.streams for task in stream.tasks]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_constants_may_be_written_to() -> None:
+    learners = learners_of(Sum(), [0])
+    train(learners, replace(TRAINING, epochs=5, program="captured"), Watch())
+    assert not learners.unrecorded
+    eager, captured = both(Sum(), [0], replace(TRAINING, epochs=5))
+    assert all(torch.equal(captured[name], value) for name, value in eager.items())
+
+
+@dataclass(frozen=True)
+class BySize(Strategy):
+    """Reads θ before the step in the partial batches alone."""
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return (theta if len(step.batch.row) == 7 else theta + 0 * step.before), memory
+
+
+@pytest.mark.parametrize("program", ["eager", "auto"])
+def test_what_a_hook_reads_depends_on_no_size(program: Any) -> None:
+    with pytest.raises(cl.errors.BadChain, match=r"step\.before.*first step of the task.*in every step"):
+        train(learners_of(BySize(), [0]), replace(TRAINING, batch=7, program=program), Watch())

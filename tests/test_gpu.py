@@ -205,11 +205,12 @@ def viewers(
     model: Any, text: str = "replay:capacity=12", precision: str = "float64", where: Where = "device", seeds: int = 1,
     device: str = "cuda", last: bool = False,
 ) -> Learners:  # fmt: skip
-    """Learners that are shown images."""
-    streams = laid_out(place([photographs()] * seeds, device, where), last)
+    """Learners that are shown images, with their channels ``last`` where a processor can be trusted with it."""
+    streams = place([photographs()] * seeds, device, where)
     strategy: Strategy = config.make_strategy(text)
     net = model.build(streams[0].shape, streams[0].units, 2)
     assert isinstance(net, ModuleNet)
+    streams = laid_out(streams, last and not (device == "cpu" and net.skips))
     recipe = Recipe(net, strategy, config.make("optimizers", "adam:lr=0.003"), Cosine(), keep_optimizer=True,
                     precision=precision, augmentation=SHOWN)  # fmt: skip
     return Learners(recipe, streams, list(range(seeds)))

@@ -302,13 +302,8 @@ class Captured:
 
     @staticmethod
     def _laid_out(memory: Memory) -> Memory:
-        """The memory with a place of its own for each name, which steps can write to."""
-        taken, found = set[int](), {}
-        for name, value in memory.items():
-            own = storage_of(value) not in taken and value.is_contiguous()
-            found[name] = value if own else value.clone(memory_format=torch.contiguous_format)
-            taken.add(storage_of(found[name]))
-        return found
+        """The memory with a place of its own for each name, which steps can write to and nobody else reads."""
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in memory.items()}
 
     def _alike(self, memory: Memory) -> bool:
         """Whether a memory has its place already."""

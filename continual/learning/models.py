@@ -53,6 +53,8 @@ class Net:
     """Units of each hidden layer that can be gated."""
     convolves: bool = False
     """Whether it takes images through convolutions."""
+    skips: bool = False
+    """Whether one of them takes every second pixel, or fewer, of less than 16 channels: see :func:`modules.skips`."""
     statistics: int = 0
     """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
     mapped: bool = False

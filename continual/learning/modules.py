@@ -63,7 +63,8 @@ class ModuleNet(Net):
         self.how = statistics
         parameters = dict(self.module.named_parameters())
         self.trained = [name for name in parameters if trained(name)]
-        self.convolves = any(isinstance(one, nn.Conv2d) for one in self.module.modules())
+        convolutions = [one for one in self.module.modules() if isinstance(one, nn.Conv2d)]
+        self.convolves, self.skips = bool(convolutions), any(map(skips, convolutions))
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
         self.by_task = [one for one in norms.values() if one.count is not None]
         # a layer that is not trained keeps its statistics too
@@ -318,6 +319,16 @@ def see_grey(module: nn.Module) -> None:
     """Let a network of coloured images take grey ones: its first convolution adds up what it did with each channel."""
     first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
     first.weight, first.in_channels = nn.Parameter(first.weight.detach().sum(1, keepdim=True)), 1
+
+
+def skips(layer: nn.Conv2d) -> bool:
+    """Whether it takes single pixels, not each of them, of less channels than a processor's register holds.
+
+    Where channels are last, oneDNN without AVX-512 writes behind the gradient of such a layer's weights
+    (https://github.com/uxlfoundation/oneDNN/issues/6035; seen with PyTorch 2.14): it is wrong, or the process dies.
+    """
+    one_by_one = all(size == 1 for size in layer.kernel_size)
+    return one_by_one and any(step > 1 for step in layer.stride) and layer.in_channels // layer.groups < 16
 
 
 def _work(module: nn.Module, given: Tensor, output: Tensor) -> int:

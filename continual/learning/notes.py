@@ -33,6 +33,8 @@ NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_
 """What only takes memory."""
 LIKE = ("aten::ones_like", "aten::zeros_like", "aten::full_like", "aten::new_zeros", "aten::new_ones", "aten::new_full")
 """What goes by how a tensor lies, and not by what is in it."""
+FRESH = ATEN.lift_fresh.default
+"""What makes a tensor of a constant (``torch.tensor``)."""
 COPIES = ("aten::_to_copy", "aten::clone")
 OF_TORCH = ("aten::", "mkldnn::")
 """PyTorch's own operations, which do nothing but make and write what their schema says."""
@@ -86,6 +88,8 @@ class Notes(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             for one in _written(func, args, kwargs):
                 self._keep(one)
+            if func is FRESH:  # the constant stays as it is, whatever becomes of what the function is given
+                func = ATEN.clone.default
             func, args, kwargs = products.direct(func, args, kwargs)
             found = func(*args, **kwargs)
             if why := self._why_not(func, args, found):

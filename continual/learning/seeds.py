@@ -131,7 +131,7 @@ class Learners:
         self.memory = self._stack_memory(
             [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
         )
-        self._take_storage(self._stack(starts))
+        self._take_storage(self._stack(starts).clone())  # a strategy may keep what it was given
 
     def _take_storage(self, theta: Tensor) -> None:
         """θ, and as leaves for gradients the whole of it and each parameter, in the same storage."""
@@ -224,6 +224,13 @@ class Learners:
         none = torch.zeros(self.theta.shape[:-1], dtype=torch.int64, device=self.device)
         return sum(((value >= 0).sum(-1) for value in rows), none)
 
+    def rows(self, index: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """The rows (R, n) of a task under these names, for :meth:`map`; none where all seeds share them."""
+        found = [[getattr(stream.tasks[index], name) for name in names] for stream in self.streams]
+        if all_equal(found):
+            return {}
+        return {name: torch.stack(rows) for name, *rows in zip(names, *found, strict=True)}
+
     def tables(self, samples: str) -> tuple[Tensor, ...]:
         """The tables of ``samples`` or ``test_samples`` for :meth:`map`; none where all seeds share them."""
         if self.shared:
@@ -283,7 +290,8 @@ class Learners:
             self._set_optimizer(self.recipe.optimizer.start(self.pieces))
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
-        return self._stack([self.strategy.rows(memory, task) for memory, task in pairs])
+        # memory may change before the task is over
+        return self._stack([self.strategy.rows(memory, task) for memory, task in pairs]).clone()
 
     def _set_optimizer(self, state: dict[str, list[Tensor]]) -> None:
         """The optimiser's state takes other values; it stays where it lies, as recorded steps look there."""

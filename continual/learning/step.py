@@ -10,7 +10,7 @@ import torch
 
 from continual.errors import BadOption
 from continual.learning.models import Out
-from continual.learning.seeds import Gradient, Learners, compact
+from continual.learning.seeds import Gradient, Learners, compact, storage_of
 from continual.learning.strategy import Batch, Memory, Step
 from continual.streams.augment import Shown
 from continual.streams.rng import Draw, Key, at_once, draws
@@ -53,20 +53,21 @@ class StepTask(Task):
     """
 
     program: Program
+    rows: dict[str, Tensor]
 
     def __new__(cls, *given: Any, **fields: Any) -> Any:
         """One with other fields, by ``dataclasses.replace``, is a task as any other; all were read for it."""
         return Task(**fields) if fields else object.__new__(cls)
 
-    def __init__(self, program: Program, samples: Samples, key: Key) -> None:
+    def __init__(self, program: Program, samples: Samples, key: Key, rows: dict[str, Tensor]) -> None:
         task = program.task
-        for name, value in (("program", program), ("samples", samples), ("key", key), ("count", task.count),
-                            ("outputs", task.outputs)):  # fmt: skip
+        for name, value in (("program", program), ("samples", samples), ("key", key), ("rows", rows),
+                            ("count", task.count), ("outputs", task.outputs)):  # fmt: skip
             object.__setattr__(self, name, value)
 
     def with_key(self, key: Key) -> Task:
         """See :meth:`Task.with_key`."""
-        return StepTask(self.program, self.samples, key)
+        return StepTask(self.program, self.samples, key, self.rows)
 
 
 def _held(name: str) -> property:
@@ -76,13 +77,14 @@ def _held(name: str) -> property:
 def _asked(name: str) -> property:
     def read(task: StepTask) -> Any:
         found = task.program.asked[name] = task.program.answers[name]
-        return found
+        return task.rows.get(name, found)
 
     return property(read)
 
 
 HELD = ("number", "own_units", "past_units", "seen_units")
-ANSWERS = ("index", "first", "classes", "train", "validation", "test")
+ROWS = ("train", "validation", "test")
+ANSWERS = ("index", "first", "classes", *ROWS)
 for _name in HELD:
     setattr(StepTask, _name, _held(_name))
 for _name in ANSWERS:
@@ -93,6 +95,7 @@ class Context(NamedTuple):
     """What differs between the learners of a step, besides θ and memory."""
 
     tables: tuple[Tensor, ...]
+    rows: dict[str, Tensor]
     seed: Tensor
     pool: Pool
 
@@ -117,7 +120,8 @@ class Program:
         self.spares = self._spares()
         self.fixed = learners.net.fixed(learners.theta)  # as the task begins
         self.held = {name: getattr(self.task, name).clone() for name in HELD}
-        self.answers = {name: getattr(self.task, name) for name in ANSWERS}
+        self.rows = learners.rows(index, ROWS)
+        self.answers = {name: getattr(self.task, name) for name in ANSWERS} | self.rows
         self.asked: dict[str, Any] = {}
         self.noted: set[str] = set()
         self.wanted: set[Draw] = set()
@@ -149,6 +153,7 @@ class Program:
     def turn_to(self, other: Program) -> None:
         """Go on with the task of another program, whose later steps are the same."""
         self.task, self.answers, self.numbers, self.drawn = other.task, other.answers, other.numbers, 0
+        self.rows = other.rows
         self.wanted |= other.wanted
         for name, value in self.held.items():
             value.copy_(other.held[name])
@@ -192,7 +197,7 @@ class Program:
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
         """The same, its number () a tensor, with the random numbers that were drawn for it."""
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
-        context = Context(self.tables, learners.seed, pool)
+        context = Context(self.tables, self.rows, learners.seed, pool)
         if self.compiled is None and self.first_is_done and learners.recipe.compiled:
             self.compiled = compiled(self._forward)
         if self.compiled is not None:  # else a GPU's graph would wait for the stream on which they were first used
@@ -222,7 +227,7 @@ class Program:
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
             samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.grid))
-        return StepTask(self, samples, key)
+        return StepTask(self, samples, key, context.rows)
 
     def _forward(
         self, flat: Tensor, parts: list[Tensor], memory: Memory, context: Context, rows: Tensor
@@ -327,7 +332,8 @@ class Program:
 
         given = {name: value for name, value in known.items() if value is not None}
         theta, memory = learners.map(hook, learners.theta, learners.memory, batch, out, given, context)
-        learners.memory = compact(memory)
+        own = storage_of(learners.theta)  # which goes on
+        learners.memory = compact({k: v.clone() if storage_of(v) == own else v for k, v in memory.items()})
         if moved:
             learners.theta.copy_(theta)
 

@@ -139,6 +139,11 @@ class Step:
 
     def _get(self, name: str) -> Tensor:
         self.read.add(name)
+        if name not in self.known:
+            raise BadChain(
+                f"a hook reads step.{name}, which it did not read in the first step of the task: what hooks read must "
+                "not depend on values or on the size of a batch; read it in every step"
+            )
         return self.known[name]
 
 

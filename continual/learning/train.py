@@ -59,7 +59,7 @@ class Training(Configured):
     program: Literal["auto", "captured", "eager"] = option(
         "auto",
         "steps are recorded once and replayed (on a GPU as CUDA graphs), or done one by one; captured: what cannot be "
-        "recorded is refused; auto: it is done one by one",
+        "recorded is refused, but for tasks that are too short for it on a CPU; auto: it is done one by one",
     )
     compile: bool = option(
         False, "compile the forward pass with torch.compile: up to a minute more, for steps that may be faster"
