@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import warnings
 from dataclasses import replace
@@ -111,6 +112,25 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
 
 
+def test_a_link_to_nothing_is_a_corrupt_image(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "train" / "dog" / "zz.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(BadData, match=r"train/dog/zz\.png cannot be used: .*skip=true"):
+        load("animals", tmp_path)
+    for _ in range(2):
+        assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == ("train/dog/zz.png",)
+
+
+def test_names_need_not_be_utf_8_unless_they_are_of_classes(tmp_path: Path) -> None:
+    folders(tmp_path)
+    folder = os.fsencode(tmp_path / "animals" / "train" / "dog")
+    os.rename(folder + b"/02.png", folder + b"/\xe9t\xe9.png")
+    assert len(load("animals", tmp_path).y) == 12
+    os.rename(folder, folder + b"\xe9")
+    with pytest.raises(BadData, match=r"class folder whose name is not UTF-8, b'dog\\xe9'; rename it"):
+        load("animals", tmp_path)
+
+
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     folders(tmp_path)
     (tmp_path / "animals" / "train" / "dog" / "._00.png").write_bytes(b"what macOS leaves on other disks")
@@ -217,9 +237,19 @@ def test_cifar_from_class_folders_where_those_are_there(tmp_path: Path) -> None:
     assert data.classes == NAMES and data.x.shape == (12, 3, 8, 8)
 
 
+def test_cifar_s_published_files_come_before_what_was_packed_of_class_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("cifar10", folders(tmp_path, name="cifar10"))
+    published = Published(tmp_path, monkeypatch)
+    with pytest.warns(Notice, match="packed from class folders, and .*cifar-10-batches-py is there now; that"):
+        data = load("cifar10", tmp_path)
+    assert np.array_equal(data.x.numpy().reshape(30, -1), published.x[:30])
+    assert load("cifar10", tmp_path).sha256 == data.sha256
+
+
 @pytest.fixture(scope="module")
 def real(request: pytest.FixtureRequest) -> Path:
-    import os
 
     root = Path(os.environ.get("CONTINUAL_TEST_DATA", "nowhere"))
     if not (root / "cifar10" / "test").is_dir() or not (root / "imagenet" / "val").is_dir():

@@ -105,6 +105,28 @@ def test_batch_norm_by_task_is_one_for_each_task() -> None:
         ours(x)
 
 
+def test_of_a_task_s_single_value_there_is_no_variance() -> None:
+    """Neither its mean nor its variance moves then, as with one for all tasks."""
+    ours = norms.BatchNorm(4, tasks=3)
+    ours.batch_statistics, ours.tasks = True, torch.tensor([0, 1, 1, 1])
+    ours(torch.randn(4, 4, 1, 1, generator=torch.Generator().manual_seed(0)))
+    assert ours.fresh is not None
+    for found, before in zip(ours.fresh, (0, 1), strict=True):
+        assert (found[[0, 2]] == before).all() and (found[1] != before).all()
+
+
+def test_statistics_by_task_are_not_rounded_with_the_images() -> None:
+    """Each lies 10 or more from zero, where bfloat16 has steps of a sixteenth."""
+    ours, theirs = norms.BatchNorm(3, tasks=2), nn.BatchNorm2d(3)
+    ours.batch_statistics, ours.tasks = True, torch.ones(len(TASKS), dtype=torch.int64)
+    x = images(seed=0).float() + 10.03
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, wanted = ours(x), theirs(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert ours.fresh is not None
+    torch.testing.assert_close(ours.fresh[0][1], theirs.running_mean)
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("layer", nn.GroupNorm(1, 20)), ("group", nn.GroupNorm(1, 20)),
                                               ("none", nn.Identity())], ids=str)  # fmt: skip
 def test_other_norms(kind: Any, wanted: nn.Module) -> None:

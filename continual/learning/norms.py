@@ -61,21 +61,28 @@ class BatchNorm(nn.Module):
             )
         mean, variance = self.running_mean, self.running_var
         if self.batch_statistics:
-            kind = self.running_mean.dtype  # the statistics', whatever the images are rounded to
-            member = (self.tasks[:, None] == torch.arange(count, device=x.device)).to(kind)
-            n = member.sum(0)[:, None] * x.shape[2] * x.shape[3]
-            mean = member.T @ x.sum((2, 3), dtype=kind) / n.clamp_min(1)
-            from_mean = (x - mean[self.tasks][..., None, None]).square().sum((2, 3), dtype=kind)
-            variance = member.T @ from_mean / n.clamp_min(1)
-            unbiased, there = (variance * n / (n - 1).clamp_min(1)).detach(), n > 0
-            self.fresh = (
-                torch.where(there, torch.lerp(self.running_mean, mean.detach(), MOMENTUM), self.running_mean),
-                torch.where(there, torch.lerp(self.running_var, unbiased, MOMENTUM), self.running_var),
-            )
+            with torch.autocast(x.device.type, enabled=False):  # it would round them as it does the images
+                mean, variance = self._of_batch(x, self.tasks, count)
         factor = self.weight * (variance + self.eps).rsqrt()
         term = self.bias - mean * factor
         factor, term = (part[self.tasks][..., None, None].to(x.dtype) for part in (factor, term))
         return torch.addcmul(term, x, factor)
+
+    def _of_batch(self, x: Tensor, tasks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The mean and the variance (count, C) of each task's samples, which the running statistics follow."""
+        kind = self.running_mean.dtype
+        member = (tasks[:, None] == torch.arange(count, device=x.device)).to(kind)
+        n = member.sum(0)[:, None] * x.shape[2] * x.shape[3]
+        mean = member.T @ x.sum((2, 3), dtype=kind) / n.clamp_min(1)
+        from_mean = (x - mean[tasks][..., None, None]).square().sum((2, 3), dtype=kind)
+        variance = member.T @ from_mean / n.clamp_min(1)
+        # of a single value there is no variance
+        unbiased, several = (variance * n / (n - 1).clamp_min(1)).detach(), n > 1
+        self.fresh = (
+            torch.where(several, torch.lerp(self.running_mean, mean.detach(), MOMENTUM), self.running_mean),
+            torch.where(several, torch.lerp(self.running_var, unbiased, MOMENTUM), self.running_var),
+        )
+        return mean, variance
 
 
 def norm(kind: Norm, channels: int, tasks: int | None) -> nn.Module:

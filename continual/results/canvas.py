@@ -113,13 +113,20 @@ def _written() -> Iterator[None]:
 
 
 def check(file: Path) -> None:
-    """Raise :class:`~continual.errors.BadOption` where a picture of this name cannot be drawn, before there is one."""
+    """Before there is a picture: :class:`~continual.errors.BadOption` where none of this name can be drawn.
+
+    :class:`~continual.errors.BadFolder` where its folder is not there.
+    """
     _matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
     if file.suffix.removeprefix(".") not in known:
         raise BadOption(f"--picture {file}: a picture's name ends in one of {', '.join(sorted(known))}")
+    if not file.parent.is_dir():
+        raise BadFolder(
+            f"{file} cannot be written (there is no folder {file.parent}); make it, or give another --picture"
+        )
 
 
 def save(figure: Figure, file: Path) -> None:

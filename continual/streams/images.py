@@ -51,6 +51,9 @@ def class_names(folder: Path) -> list[str]:
     names = class_folders(folder)
     if not names:
         raise BadData(f"{folder} has no class folders that can be read; it takes {folder.name}/<class>/*.jpg")
+    for name in names:
+        if not name.isascii() and name != os.fsencode(name).decode(errors="replace"):
+            raise BadData(f"{folder} has a class folder whose name is not UTF-8, {os.fsencode(name)!r}; rename it")
     return names
 
 
@@ -58,7 +61,16 @@ def listing(folder: Path, classes: Sequence[str]) -> str:
     """The name, size and time of each image file of the classes: what tells whether they have changed."""
     paths = _paths(folder, classes)
     files = [Path(path) for name in classes for path in paths[name]]
-    return "\n".join(f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return "\n".join(f"{file.relative_to(folder)} {_stamp(file)}" for file in files)
+
+
+def _stamp(file: Path) -> str:
+    """The size and time of a file; of one that cannot be read, which is told when it is decoded, that."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        return type(error).__name__
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool, room: Room) -> Images:

@@ -110,10 +110,13 @@ def load(
     file, (source, classes) = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
         data, made_of = _unpack(name, file)
-        if not source or (made_of, data.classes) == (source, classes):
+        published = name in CIFAR and (root / CIFAR[name]).is_dir()
+        same = made_of == source and (not source or data.classes == classes)
+        if same or not (source or published):  # what it was made of may be gone
             return data
-        warnings.warn(Notice(f"{name}: the class folders in {root / name} have changed since they were packed; they "
-                             "are packed anew"), stacklevel=2)  # fmt: skip
+        changed = (f"the class folders in {root / name} have changed since they were packed; they are" if source else
+                   f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is")  # fmt: skip
+        warnings.warn(Notice(f"{name}: {changed} packed anew"), stacklevel=2)
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
@@ -156,7 +159,7 @@ def _source(name: str, root: Path, wanted: Wanted) -> tuple[str, tuple[str, ...]
         return "", ()
     classes = wanted.classes or tuple(images.class_names(found[0]))
     listed = "\n".join(images.listing(folder, classes) for folder in found)
-    return hashlib.sha256(listed.encode()).hexdigest(), classes
+    return hashlib.sha256(os.fsencode(listed)).hexdigest(), classes
 
 
 # The packed file
