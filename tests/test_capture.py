@@ -389,15 +389,10 @@ class Constant(Strategy):
     def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
         return {"count": ZEROS}
 
-    def penalty(
-        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
-    ) -> torch.Tensor:
-        return 1e-3 * memory["count"].sum() * theta.square().sum()
-
     def after_step(
         self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
     ) -> tuple[torch.Tensor, Memory]:
-        return theta, memory | {"count": memory["count"] + 1}
+        return theta * (1 - 1e-3 * memory["count"]), {"count": memory["count"] + 1}
 
 
 @dataclass(frozen=True)
@@ -429,7 +424,7 @@ class Rehearsed(Strategy):
     def after_step(
         self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
     ) -> tuple[torch.Tensor, Memory]:
-        return theta, {"rows": memory["rows"].roll(1) * 0 + memory["rows"][0]}
+        return theta, {"rows": memory["rows"].roll(1)}
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,6 @@ def test_cifar_s_published_files_come_before_what_was_packed_of_class_folders(
 
 @pytest.fixture(scope="module")
 def real(request: pytest.FixtureRequest) -> Path:
-
     root = Path(os.environ.get("CONTINUAL_TEST_DATA", "nowhere"))
     if not (root / "cifar10" / "test").is_dir() or not (root / "imagenet" / "val").is_dir():
         pytest.skip("set CONTINUAL_TEST_DATA to a data root with cifar10/ and imagenet/ as class folders")

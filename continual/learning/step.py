@@ -333,7 +333,9 @@ class Program:
         given = {name: value for name, value in known.items() if value is not None}
         theta, memory = learners.map(hook, learners.theta, learners.memory, batch, out, given, context)
         own = storage_of(learners.theta)  # which goes on
-        learners.memory = compact({k: v.clone() if storage_of(v) == own else v for k, v in memory.items()})
+        learners.memory = compact(
+            {name: value.clone() if storage_of(value) == own else value for name, value in memory.items()}
+        )
         if moved:
             learners.theta.copy_(theta)
 

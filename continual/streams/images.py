@@ -52,7 +52,7 @@ def class_names(folder: Path) -> list[str]:
     if not names:
         raise BadData(f"{folder} has no class folders that can be read; it takes {folder.name}/<class>/*.jpg")
     for name in names:
-        if not name.isascii() and name != os.fsencode(name).decode(errors="replace"):
+        if name != os.fsencode(name).decode(errors="replace"):
             raise BadData(f"{folder} has a class folder whose name is not UTF-8, {os.fsencode(name)!r}; rename it")
     return names
 

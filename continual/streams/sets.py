@@ -110,9 +110,8 @@ def load(
     file, (source, classes) = root / "packed" / wanted.file(name), _source(name, root, wanted)
     if os.path.exists(file):
         data, made_of = _unpack(name, file)
-        published = name in CIFAR and (root / CIFAR[name]).is_dir()
         same = made_of == source and (not source or data.classes == classes)
-        if same or not (source or published):  # what it was made of may be gone
+        if same or not (source or _published(name, root)):  # what it was made of may be gone
             return data
         changed = (f"the class folders in {root / name} have changed since they were packed; they are" if source else
                    f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is")  # fmt: skip
@@ -267,7 +266,12 @@ def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool
 
 def _from_folders(name: str, root: Path) -> bool:
     """Whether a set is read from class folders: where they are there, and the published files are not."""
-    return not (name in CIFAR and (root / CIFAR[name]).is_dir()) and _parts(root / name) is not None
+    return not _published(name, root) and _parts(root / name) is not None
+
+
+def _published(name: str, root: Path) -> bool:
+    """Whether there is the folder of CIFAR's published files."""
+    return name in CIFAR and (root / CIFAR[name]).is_dir()
 
 
 def _fetch_cifar(name: str, published: Any, root: Path, download: bool, progress: bool) -> None:
