@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 import continual as cl
 from continual import config, plugins
-from continual.conformance import TRAINING, learners_of
+from continual.conformance import TRAINING, check, learners_of
 from continual.learning import capture, step
 from continual.learning.capture import Captured, Graph
 from continual.learning.models import Net, Out
@@ -357,6 +357,8 @@ def test_what_a_step_of_one_size_writes_a_step_of_another_reads(epochs: int) -> 
 class Start(Strategy):
     """Memory that is θ itself, as ``init`` was given it."""
 
+    first_task_like_finetuning = False
+
     def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
         return {"anchor": theta}
 
@@ -369,6 +371,8 @@ class Start(Strategy):
 @dataclass(frozen=True)
 class Last(Strategy):
     """Memory that is θ itself, as ``after_step`` was given it."""
+
+    first_task_like_finetuning = False
 
     def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
         return {"last": theta.clone()}
@@ -386,6 +390,8 @@ ZEROS = torch.zeros(1)
 class Constant(Strategy):
     """Memory that begins as a tensor of the module's."""
 
+    first_task_like_finetuning = False
+
     def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
         return {"count": ZEROS}
 
@@ -398,6 +404,8 @@ class Constant(Strategy):
 @dataclass(frozen=True)
 class Queue(Strategy):
     """Memory that begins as rows of the stream's."""
+
+    first_task_like_finetuning = False
 
     def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
         return {"rows": stream.tasks[0].train[:6]}
@@ -415,8 +423,10 @@ class Queue(Strategy):
 class Rehearsed(Strategy):
     """Rows to learn from that are memory, which steps change."""
 
-    def before_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
-        return theta, {"rows": task.train}
+    first_task_like_finetuning = False
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"rows": stream.tasks[0].train}
 
     def rows(self, memory: Memory, task: Task) -> torch.Tensor:
         return memory["rows"]
@@ -430,6 +440,8 @@ class Rehearsed(Strategy):
 @dataclass(frozen=True)
 class OwnRows(Strategy):
     """Rows of the step's task, which are each seed's own."""
+
+    first_task_like_finetuning = False
 
     def batch(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         return batch.join(task.train[batch.key.integers("which", 4, len(task.train))], task)
@@ -453,7 +465,11 @@ OWNERS = [Start, Last, Constant, Queue, Rehearsed, OwnRows]
 
 @pytest.mark.parametrize("strategy", OWNERS)
 def test_what_a_hook_gives_is_no_longer_its_own(strategy: type[Strategy]) -> None:
-    """It may be the step's θ, a constant or a part of the stream: neither that nor memory changes with the other."""
+    """It may be the step's θ, a constant or a part of the stream: neither that nor memory changes with the other.
+
+    And a run that goes on has the rows with which its task began.
+    """
+    check(strategy())
     training = replace(TRAINING, batch=7, epochs=3)
     streams = learners_of(strategy(), [1, 2]).streams
     before = [task.train.clone() for stream in streams for task in stream.tasks]
