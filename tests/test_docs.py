@@ -252,8 +252,11 @@ def in_the_pipeline(desk: Desk, words: list[str]) -> None:
 
 
 def scripts(desk: Desk, words: list[str]) -> None:
-    """Python starts a script that there is, with options that it has; or makes an environment."""
+    """Python starts a script that there is, with options that it has; or makes an environment, or does a line."""
     if words[1:3] == ["-m", "venv"]:
+        return
+    if words[1] == "-c":
+        exec(words[2], {})
         return
     code = (CHECKOUT / words[1]).read_text()
     assert all(f'"{word}"' in code for word in words[2:] if word.startswith("--")), words
