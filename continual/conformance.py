@@ -33,8 +33,9 @@ from continual.streams.stream import Samples, Stream, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINING = Training(seeds=3, epochs=2, batch=8, precision="float64", train_samples=0)
 CLASSES, TASKS, PER_CLASS = 6, 3, 12
+TRAINING = Training(seeds=3, epochs=2, batch=9, precision="float64", train_samples=0)
+"""Of a task's 24 samples, an epoch's last batch is a partial one."""
 MANY_TASKS = 6
 
 

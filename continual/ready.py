@@ -42,11 +42,10 @@ class Ready:
     net: Net
     way: Way
 
-    def begun(self, kept: resume.Kept | None) -> Ready:
-        """The same, for a strategy whose run may have been begun in another way."""
-        if kept is None:
-            return self
-        way = kept.begin(self.way)
+    def begun(self, strategy: Strategy, kept: resume.Kept | None) -> Ready:
+        """The same, for a strategy that may want images, or whose run may have been begun in another way."""
+        way = replace(self.way, features=self.way.features and not strategy.makes_images)
+        way = kept.begin(way) if kept else way
         if way.features != self.way.features:
             return prepare(self.plan, (), self.root, self.device, Progress(), way=way)
         return self.done(way)
@@ -87,13 +86,15 @@ def prepare(
         told.note(f"{data.name}: {files} left out, which cannot be decoded "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
     shown, learnt = (getattr(of, "normalize", None) for of in (plan.benchmark, plan.model))
-    if learnt and shown not in (None, learnt) and streams[0].shape[0] == 3:
+    near = learnt if streams[0].shape[0] == 3 else "standard"  # of grey images
+    if learnt and shown not in (None, near):
         told.note(f"{data.name}: images are shown with normalize={shown}, and the network's weights were learnt with "
-                  f"normalize={learnt}: give that to the benchmark, unless the weights are others")  # fmt: skip
+                  f"normalize={learnt}: give the benchmark normalize={near}, unless they are others")  # fmt: skip
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
-    whole = net
-    if way.features if way else not plan.augment.active:  # type: ignore[attr-defined]
+    images, whole = streams[0], net
+    wanted = not (plan.augment.active or all(strategy.makes_images for strategy in strategies))  # type: ignore[attr-defined]
+    if way.features if way else wanted:
         known = type(plan.model).__module__.startswith("continual.")  # of a network of the user's the code may change
         each = min(len(streams), workers.cores()) if processes or training.seeds_as == "processes" else 1
         room = math.inf if way else SHARE * free_memory(device) / each  # which processes do not share
@@ -102,10 +103,11 @@ def prepare(
                 net, streams, dtype_of(training.precision), root if known else None, room, told.note
             )
     for strategy in strategies:
-        strategy.suits(streams[0], net)
+        strategy.suits(*((images, whole) if strategy.makes_images else (streams[0], net)))
         strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
     if way is None:
-        ours = next((strategy for strategy in strategies if strategy.can_be_captured), strategies[0])
+        shown = [one for one in strategies if net is whole or not one.makes_images]
+        ours = next((strategy for strategy in shown if strategy.can_be_captured), shown[0])
         with tensor_float(training.precision == "tf32"):
             choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
         if choice.why:

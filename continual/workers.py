@@ -33,10 +33,13 @@ def each(
     """
     before, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
     began = context.Event()
-    pool = ProcessPoolExecutor(count, context, _begin, (share(count), began))
+    pool = ProcessPoolExecutor(min(count, len(calls)), context, _begin, (share(count), began))
     try:
         with _unsignalled():
             futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+            # the pool looks at its processes when it is given a call, before it starts one more for that: without
+            # another call it may never see that the last one has died (Python 3.11)
+            pool.submit(int)
         for future in as_completed(futures):
             done(futures[future], future.result())
     except BrokenProcessPool as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -76,6 +76,8 @@ class GenerativeReplay(Strategy):
     squared errors and a deviation σ = e^(log σ²) / 2 for the latent variables, where σ = e^(log σ² / 2), joins x' with
     the weight of x, and has y' among all outputs.
     """
+
+    makes_images: ClassVar[bool] = True
 
     layers: tuple[int, ...] = option(
         (400, 400), "units of each hidden layer of the generator's encoder", ge=1, le=65536

@@ -64,7 +64,10 @@ class OWM(Strategy):
         """Each layer's mean input (inputs + 1,), with the 1 of its bias at the end."""
         layers = net.linear_layers(theta, x, tasks)
         if layers is None:
-            raise BadChain("OWM projects linear layers, and this network has others; use model=mlp, without gates")
+            raise BadChain(
+                "OWM projects linear layers, and this network learns others; use model=mlp, without "
+                "gates, or one of torchvision's with train=head"
+            )
         return {name: torch.cat([h.mean(0), torch.ones_like(h[0, :1])]) for name, h, _ in layers}
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -337,10 +338,21 @@ def test_a_script_that_starts_processes_as_it_is_read_is_told_so(tmp_path: Path)
     (2, OutOfMemory, "one of 2 processes was killed from outside.*; do less"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_a_process_ends_the_others(
-    tmp_path: Path, number: int, error: type[Exception], said: str
+    tmp_path: Path, number: int, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start = ProcessPoolExecutor._adjust_process_count  # type: ignore[attr-defined]
+
+    def late(pool: ProcessPoolExecutor) -> None:
+        """The pool has looked at its processes before the second is there, as may happen."""
+        if pool._processes:  # type: ignore[attr-defined]
+            wait_for(lambda: list(tmp_path.glob("3.pid")), 1)
+        start(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_adjust_process_count", late)
+    began = time.monotonic()
     with pytest.raises(error, match=said):
         workers.each(2, _answer, [(3, tmp_path), (number, tmp_path)], lambda *_: None, "do less")
+    assert time.monotonic() < began + 250, "the other one was waited for"
     gone(tmp_path, 1)
 
 

@@ -126,9 +126,21 @@ def test_names_need_not_be_utf_8_unless_they_are_of_classes(tmp_path: Path) -> N
     folder = os.fsencode(tmp_path / "animals" / "train" / "dog")
     os.rename(folder + b"/02.png", folder + b"/\xe9t\xe9.png")
     assert len(load("animals", tmp_path).y) == 12
+    Path(os.fsdecode(folder + b"/\xe9t\xe9.png")).write_bytes(b"no picture")
+    shown = "train/dog/\N{REPLACEMENT CHARACTER}t\N{REPLACEMENT CHARACTER}.png"
+    assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == (shown,)
     os.rename(folder, folder + b"\xe9")
     with pytest.raises(BadData, match=r"class folder whose name is not UTF-8, b'dog\\xe9'; rename it"):
         load("animals", tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["tif", "TIFF", "pgm", "bmp", "ppm", "webp"])
+def test_files_of_every_kind_that_torchvision_reads_are_images(tmp_path: Path, ending: str) -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(images.ENDINGS) == set(IMG_EXTENSIONS)
+    data = load("animals", folders(tmp_path, ending=ending))
+    assert len(data.y) == 12 and (ending == "webp" or np.array_equal(data.x[0].numpy(), array(0)))
 
 
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
@@ -332,11 +344,16 @@ def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert class_list(str(tmp_path / "mine.txt")) == ("emu", "cat")
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_a_folder_that_is_called_like_another_set_is_not_taken_for_it(tmp_path: Path, name: str) -> None:
     folders(tmp_path, name=name)
     with pytest.raises(BadOption, match=f"folder={name}: a data set has this name .* give the folder another name"):
         SplitImageNet(folder=name, tasks=3).stream(0, tmp_path)
+
+
+def test_cifar_s_class_folders_are_a_folder_like_others(tmp_path: Path) -> None:
+    stream = SplitImageNet(folder="cifar10", tasks=3).stream(0, folders(tmp_path, name="cifar10"))
+    assert stream.data.name == "cifar10" and stream.data.classes == NAMES
 
 
 def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
@@ -367,7 +384,7 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     for number, image in enumerate([*data.x.numpy(), *data.x_test.numpy()]):
         assert np.array_equal(image, array(number))
     picture(77).save(here / "val" / "images" / "001.png")
-    with pytest.warns(Notice, match="packed anew"):
+    with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
         assert np.array_equal(load("animals", tmp_path).x_test[2].numpy(), array(77))
 
 
@@ -476,6 +493,8 @@ def test_a_sequences_members_have_no_options_of_the_whole() -> None:
                               ({"name": "mnist", "validation": 0.2}, "validation", {})):  # fmt: skip
         with pytest.raises(BadOption, match=f"was given {name}=.*: write {name} beside 'sequence'"):
             config.plan({"benchmark": {"sequence": ["split-mnist", given], **told}})
+    with pytest.raises(BadOption, match="a sequence's animals was given size=48"):
+        config.plan({"benchmark": {"sequence": ["split-mnist", "split-imagenet:folder=animals,size=48"]}})
     objects = [cl.benchmarks.SplitDigits(), SplitCIFAR10(size=48)]
     assert config.make_benchmark({"sequence": objects, "scenario": "task", "size": 48}).parts()[1].scenario == "task"
     whole = {"size": 48, "validation": 0.1}
@@ -541,11 +560,11 @@ def test_what_is_said_of_sets_in_sequence_is_said_anew(tmp_path: Path) -> None:
     animals = SplitImageNet(folder="animals", tasks=3, skip=True)
     assert said() == ((), NAMES)
     (tmp_path / "animals" / "train" / "cat" / "zzz.png").write_bytes(b"no picture")
-    with pytest.warns(Notice, match="packed anew"):
+    with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
         assert said() == (("animals/train/cat/zzz.png",), NAMES)
     for part in ("train", "val"):
         (tmp_path / "animals" / part / "dog").rename(tmp_path / "animals" / part / "dot")
-    with pytest.warns(Notice, match="packed anew"):
+    with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
         assert said() == (("animals/train/cat/zzz.png",), ("cat", "dot", "emu"))
 
 
@@ -597,7 +616,7 @@ def test_a_new_class_folder_without_an_image_is_noticed(tmp_path: Path, content:
     folder.mkdir()
     for name in content:
         picture(0).save(folder / name)
-    with pytest.warns(Notice, match="have changed"), pytest.raises(BadData, match=r"train/fox has no images that can"):
+    with pytest.raises(BadData, match=r"train/fox has no images that can"):
         load("animals", tmp_path)
     assert load("animals", tmp_path, wanted=Wanted(classes=NAMES)).sha256 == data.sha256, "where it is not asked for"
 
@@ -605,10 +624,17 @@ def test_a_new_class_folder_without_an_image_is_noticed(tmp_path: Path, content:
 def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Path) -> None:
     data = load("animals", folders(tmp_path))
     (tmp_path / "animals" / "train").rename(tmp_path / "animals" / "elsewhere")
-    with pytest.raises(UnknownName, match=r"no data set is named 'animals'.*no class folders .*animals/train/<class>/"):
-        load("animals", tmp_path)
-    (tmp_path / "animals" / "elsewhere").rename(tmp_path / "animals" / "train")
     assert load("animals", tmp_path).sha256 == data.sha256
+    with pytest.raises(UnknownName, match=r"no data set is named 'animals'.*no class folders .*animals/train/<class>/"):
+        load("animals", tmp_path, wanted=Wanted(6))
+
+
+@pytest.mark.filterwarnings("error")
+def test_that_images_are_read_anew_is_said_when_they_are(tmp_path: Path) -> None:
+    load("animals", folders(tmp_path))
+    (tmp_path / "animals" / "train" / "dog" / "02.png").write_bytes(b"no picture")
+    with pytest.raises(BadData, match=r"train/dog/02\.png cannot be used"):
+        load("animals", tmp_path)
 
 
 def test_a_name_that_looks_like_a_size_is_another_set(tmp_path: Path) -> None:

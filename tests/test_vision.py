@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import continual as cl
-from continual import config, ready, workers
+from continual import config, ready, runner, workers
 from continual.errors import BadChain, BadData, BadOption, Notice
 from continual.execution import Way
 from continual.learning import frozen, importance, layers, modules, norms, vision
@@ -601,8 +601,8 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (lambda state: {"state_dict": state}, "it lacks conv1.weight, .* and it has state_dict$"),
         (lambda state: {f"module.{name}": one for name, one in state.items()}, "it has module.conv1.weight, .* more$"),
         (lambda state: state | {"conv1.weight": torch.zeros(2)}, r"conv1.weight: .*\(\[2\]\) .*\(\[64, 3, 7, 7\]\)$"),
-        (lambda state: {name: one[None] for name, one in state.items()}, r"\[64, 3, 7, 7\]\); and 101 more like it$"),
-        (lambda state: {name: one for name, one in state.items() if name != "fc.bias"}, "it lacks fc.bias$"),
+        (lambda state: {name: one[None] for name, one in state.items()}, r"\[64, 3, 7, 7\]\); and 99 more like it$"),
+        (lambda state: {name: one for name, one in state.items() if name != "bn1.bias"}, "it lacks bn1.bias$"),
         (list, "dict-like"),
         (lambda state: state | {"conv1.weight": 3}, "conv1.weight"),
     ],
@@ -611,6 +611,16 @@ def test_what_is_wrong_with_weights_is_told(tmp_path: Path, weights: Path, saved
     torch.save(saved(dict(torch.load(weights, weights_only=True))), tmp_path / "other.pth")
     with pytest.raises(BadData, match=r"other.pth has no weights of torchvision's resnet18: " + ".*" + told):
         Torchvision(weights=str(tmp_path / "other.pth")).build((3, 32, 32), 5)
+
+
+@pytest.mark.parametrize("head", ["another", "none"])
+def test_weights_may_come_with_another_head_which_is_not_used(tmp_path: Path, weights: Path, head: str) -> None:
+    state = torch.load(weights, weights_only=True)
+    body = {name: one for name, one in state.items() if not name.startswith("fc.")}
+    other = {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)} if head == "another" else {}
+    torch.save(body | other, tmp_path / "own.pth")
+    one, same = (Torchvision(weights=str(file)).build((3, 32, 32), 5) for file in (weights, tmp_path / "own.pth"))
+    assert torch.equal(one.initial(key(0), torch.float32), same.initial(key(0), torch.float32))
 
 
 def test_weights_without_the_count_of_batches_are_taken_as_older_ones_are(tmp_path: Path, weights: Path) -> None:
@@ -760,6 +770,28 @@ def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], tr
     assert np.array_equal(kept.accuracy, each.accuracy)
 
 
+@pytest.mark.parametrize("strategy", ["owm", "gss:capacity=6", "gem", "generative-replay:layers=9,latent=3"])
+def test_whether_there_is_augmentation_decides_nothing_else(weights: Path, strategy: str) -> None:
+    """OWM needs linear layers, of which a network has the head that alone is trained; a generator needs images."""
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    settings: dict[str, Any] = {"strategy": strategy, "seeds": 1, "epochs": 1, "batch": 8, "precision": "float64"}
+    settings |= {"optimizer": "sgd:lr=0.001", "model": Torchvision(weights=str(weights), train="head")}
+    kept, each = cl.run(stream, **settings), cl.run(stream, augment=Idle(), **settings)
+    np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
+    assert np.array_equal(kept.accuracy, each.accuracy)
+    assert kept.record["features_once"] is (strategy[:4] != "gene") and each.record["features_once"] is False
+
+
+def test_a_strategy_that_makes_images_does_not_keep_others_from_features(weights: Path) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    model = Torchvision(weights=str(weights), train="head")
+    asked = {"benchmark": stream, "strategies": ["generative-replay:layers=9,latent=3", "ewc"], "model": model}
+    found = runner.run_plan(config.plan(asked | {"seeds": 1, "epochs": 1}), out=None)
+    assert [one.record["features_once"] for one in found] == [False, True]
+
+
 @pytest.mark.parametrize("statistics", ["running", "task", "frozen"])
 @pytest.mark.parametrize("strategy", ["ewc:strength=10", "si", "lwf", "joint"])
 def test_methods_are_the_same_behind_what_is_computed_once(weights: Path, strategy: str, statistics: Any) -> None:
@@ -829,6 +861,17 @@ def test_weights_that_were_learnt_from_images_shown_otherwise_are_told(
     assert any("were learnt with normalize=imagenet" in line for line in told) == said
 
 
+@pytest.mark.parametrize(("shown", "said"), [("unit", True), ("standard", False)])
+def test_grey_images_are_best_shown_standardised_to_weights_of_coloured_ones(
+    weights: Path, shown: str, said: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, told = {"name": "torchvision", "weights": str(weights)}, list[str]()
+    plan = config.plan({"benchmark": f"split-digits:pad=12,normalize={shown}", "model": model, "seeds": 1})
+    monkeypatch.setattr(Progress, "note", lambda self, line: told.append(line))
+    ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress())
+    assert any("give the benchmark normalize=standard" in line for line in told) == said
+
+
 def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Path) -> None:
     x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
@@ -844,7 +887,7 @@ def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Pa
             def begin(self, way: Way) -> Way:
                 return replace(way, features=not way.features)
 
-        other = found.begun(Begun())  # type: ignore[arg-type]
+        other = found.begun(Strategy(), Begun())  # type: ignore[arg-type]
         assert other.way.features is not features and (other.streams[0].shape == (3, 32, 32)) is features
         assert found.streams[0].shape == ((256, 2, 2) if features else (3, 32, 32))
 

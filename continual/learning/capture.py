@@ -83,6 +83,7 @@ class Graph:
             with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = function()
         self.graph.replay()
+        self.replays += 1
         return self.result
 
     def _on_cpu(
@@ -175,7 +176,6 @@ class Captured:
         self.learners, self.must = learners, must
         self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
         self.least = least_of(learners.strategy) if least is None else least
-        learners.unrecorded = RARE if learners.device.type == "cpu" else ""
         from continual.learning.aside import Kept  # which needs PyTorch and NumPy at once
 
         self.kept = Kept(learners)
@@ -262,10 +262,11 @@ class Captured:
             if other is not graph:
                 other.stale()
         self.left[size] -= 1
-        if graph.why or (graph.replays and self.learners.unrecorded == RARE):
-            self.learners.unrecorded = graph.why
-        if graph.why and self.must:
-            raise must_not(graph.why)
+        self.learners.replayed |= graph.replays > 0
+        if graph.why:
+            self.learners.unrecorded[graph.why] += 1
+            if self.must:
+                raise must_not(graph.why)
 
     def _step(self, size: int) -> None:
         at, program = self.at, self.program

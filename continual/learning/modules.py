@@ -146,6 +146,16 @@ class ModuleNet(Net):
         whole = len(kept) == len(parts)
         return Still(self, body if whole else nn.Sequential(OrderedDict(kept)), len(kept), whole)
 
+    def linear_layers(
+        self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
+    ) -> list[tuple[str, Tensor, Tensor]] | None:
+        """See :meth:`Net.linear_layers`: the head, where nothing else is trained."""
+        headed = self._goes_as(ModuleNet) and type(self.module).forward is Headed.forward
+        if not headed or set(self.shapes) != set(self.head):
+            return None
+        logits, features = self.forward(theta, x, tasks)
+        return [("head", features, logits)]
+
     def layered(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> tuple[Tensor, list[layers.Layer]] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,8 @@ class Learners:
             self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
-        self.unrecorded = ""  # why its steps are not recorded, where that showed as they were done
+        self.replayed = False  # whether some step was a replay of a recorded one
+        self.unrecorded = Counter[str]()  # why steps could not be recorded, where that showed, and how many those were
         self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
         numbers = torch.tensor(seeds).to(self.device)
         self.seed = numbers if self.mapped else numbers[0]

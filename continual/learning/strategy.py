@@ -165,6 +165,9 @@ class Strategy(Configured):
     answers_by_task: ClassVar[bool] = False
     """Whether evaluation in the task scenario gives :meth:`predict` samples of one task at a time, whose ``tasks`` are
     then one number shown B times (``tasks.stride() == (0,)``): where the answer for each task is a pass of its own."""
+    makes_images: ClassVar[bool] = False
+    """Whether it makes images of its own (:meth:`Batch.join_images`): it is then shown images even where the network's
+    parts in front are not trained, and others learn from what these make of an image, computed once."""
     is_finetuning: ClassVar[bool] = False
     """Whether it does nothing on purpose; any other strategy that does nothing fails the conformance suite."""
 
@@ -358,6 +361,11 @@ class Chain(Strategy):
     def answers_by_task(self) -> bool:  # type: ignore[override]
         """Whether one part says so."""
         return any(part.answers_by_task for part in self.parts)
+
+    @property
+    def makes_images(self) -> bool:  # type: ignore[override]
+        """Whether one part says so."""
+        return any(part.makes_images for part in self.parts)
 
     @property
     def is_finetuning(self) -> bool:  # type: ignore[override]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from continual.errors import BadOption
-from continual.learning.capture import OFTEN, Captured, Graph, must_not
+from continual.learning.capture import OFTEN, RARE, Captured, Graph, must_not
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import BYTES
 from continual.learning.seeds import MOST, Learners, under, within
@@ -280,7 +281,7 @@ class Course:
         tensors = under("learners/", self.learners.state()) | under("trace/", self.traced.state())
         tensors |= {f"measured/{name}": torch.stack(values, -2) for name, values in self.measured.items()}
         facts: dict[str, Any] = {"task": self.task, "done": self.done, "stopped": [vars(one) for one in self.stopped]}
-        facts["unrecorded"] = self.learners.unrecorded
+        facts |= {"replayed": self.learners.replayed, "unrecorded": self.learners.unrecorded}
         if self.task:
             tensors |= {"losses": torch.cat(self.losses, -1), "stored": torch.stack(self.stored, -1)}
         if self.done:
@@ -296,7 +297,7 @@ class Course:
         self.traced.restore(within("trace/", tensors))
         self.measured = {name: list(values.unbind(-2)) for name, values in within("measured/", tensors).items()}
         self.task, self.done = facts["task"], facts["done"]
-        self.learners.unrecorded = facts["unrecorded"]
+        self.learners.replayed, self.learners.unrecorded = facts["replayed"], Counter(facts["unrecorded"])
         self.stopped = [Stopped(**one) for one in facts["stopped"]]
         if self.task:
             self.losses, self.stored = [tensors["losses"]], list(tensors["stored"].unbind(-1))
@@ -331,9 +332,14 @@ def not_captured(learners: Learners, training: Training) -> str:
 
 def program_of(learners: Learners, training: Training) -> str:
     """How the steps were done, as a run's record says it."""
-    why = not_captured(learners, training) or learners.unrecorded
+    if why := not_captured(learners, training):
+        how = f"eager: {why}"
+    elif not learners.replayed:
+        how = f"eager: {', '.join(learners.unrecorded) or RARE}"
+    else:
+        how = "captured" + "".join(f", but for {count} steps: {why}" for why, count in learners.unrecorded.items())
     compiled = "; the forward pass is compiled" if training.compile and not learners.strategy.trains_itself else ""
-    return (f"eager: {why}" if why else "captured") + compiled
+    return how + compiled
 
 
 def captured(learners: Learners, training: Training, least: int | None = None) -> Captured | None:

@@ -142,10 +142,10 @@ class Torchvision(Normalised):
 
         def made() -> Any:
             body = getattr(torchvision.models, self.arch)(weights=None)
-            if given is not None:
-                body.load_state_dict(given, assign=True)  # nothing writes to them, so nothing is copied
             features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
             setattr(body, head, torch.nn.Identity())
+            if given is not None:
+                body.load_state_dict(given, assign=True)  # nothing writes to them, so nothing is copied
             if shape[0] == 1:
                 modules.see_grey(body)
             chain = modules.chain(norms.replaced(body, self.norm, own))
@@ -180,7 +180,7 @@ class Torchvision(Normalised):
         return path
 
     def state(self) -> dict[str, Any]:
-        """The weights by name; :class:`~continual.errors.BadData` where they are not there or are others'."""
+        """The weights by name, without a head; :class:`~continual.errors.BadData` where there are none or others'."""
         import torch
         import torchvision
 
@@ -196,17 +196,22 @@ class Torchvision(Normalised):
         except Exception as error:  # a damaged or foreign file may raise anything; PyTorch's advice is not for here
             raise BadData(f"{fault}: it cannot be read ({type(error).__name__}); it takes what "
                           "torch.save(network.state_dict(), FILE) writes, or safetensors") from None  # fmt: skip
+        head = ARCHITECTURES[self.arch][1]
         try:
-            lacks, more = getattr(torchvision.models, self.arch)(weights=None).load_state_dict(found, strict=False)
+            body = getattr(torchvision.models, self.arch)(weights=None)
+            setattr(body, head, torch.nn.Identity())
+            lacks, more = body.load_state_dict(found, strict=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no tensors by name
-            head, *others = str(error).split("\n\t")  # PyTorch's heading, and a line for each that does not fit
-            first, *others = others or [head]
+            heading, *others = str(error).split("\n\t")  # PyTorch's heading, and a line for each that does not fit
+            first, *others = others or [heading]
             more = f"; and {len(others)} more like it" if others else ""
             raise BadData(f"{fault}: {' '.join(first.split()).rstrip('.')}{more}") from None
+        heads = [name for name in more if name.startswith(f"{head}.")]  # it is thrown away, whatever it knows
+        more = [name for name in more if name not in heads]
         if lacks or more:
             told = [f"it {verb} {_few(names)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
             raise BadData(f"{fault}: {' and '.join(told)}")
-        return found
+        return {name: value for name, value in found.items() if name not in heads}
 
 
 def _few(names: list[str]) -> str:

@@ -176,7 +176,6 @@ def by_task(result: Drawn, axes: Axes | None = None) -> Axes:
     learnt = time[:, None] > np.arange(result.accuracy.shape[2])
     begun = np.where(learnt, result.accuracy, np.nan)
     axes = _curves(result, axes, result.accuracy, others, time, "tasks learnt", begun)
-    axes.locator_params(axis="x", integer=True)
     axes.set_xlim(-0.02 * time[-1], 1.02 * time[-1])
     return axes
 
@@ -198,6 +197,7 @@ def _curves(
         mean = over_seeds(begun.transpose(0, 2, 1).reshape(-1, test.shape[1]))[0]
         axes.plot(time, 100 * mean, color="black", linewidth=2, label="mean so far")
     _framed(axes, label, result.name, tasks)
+    axes.locator_params(axis="x", integer=True)
     return axes
 
 

@@ -49,7 +49,11 @@ class Benchmark(StreamOptions):
 
     def load(self, root: Path) -> Data:
         """The data, of which every seed's stream is made."""
-        return _load(self.data, root)
+        return _load(self.source(), root)
+
+    def source(self) -> str:
+        """The name of the data set, or of a folder of the data root."""
+        return self.data
 
     def facts(self, root: Path) -> dict[str, Any]:
         """What a run is recognised by beside the options: nothing, where the name says what the data is."""
@@ -86,10 +90,6 @@ class ImageBenchmark(SplitBenchmark):
         """See :meth:`Benchmark.load`."""
         return _load(self.source(), root, self.wanted())
 
-    def source(self) -> str:
-        """The name of the data set, or of a folder of the data root."""
-        return self.data
-
     def wanted(self) -> Wanted:
         """What is packed of it."""
         from continual.streams.sets import Wanted
@@ -119,10 +119,10 @@ class FolderBenchmark(ImageBenchmark):
         self.classes()
 
     def source(self) -> str:
-        """See :meth:`ImageBenchmark.source`; a folder that is called like another data set would not be read."""
-        from continual.streams.sets import PUBLISHED
+        """See :meth:`Benchmark.source`; a folder that is called like a set of other files would not be read."""
+        from continual.streams.sets import CIFAR, PUBLISHED
 
-        if self.folder in PUBLISHED:
+        if self.folder in PUBLISHED and self.folder not in CIFAR:
             raise BadOption(f"folder={self.folder}: a data set has this name that is not read from such a folder; give "
                             "the folder another name")  # fmt: skip
         return self.folder
@@ -199,8 +199,8 @@ class Sequence(Benchmark):
         for name, value in whole.items():
             found = getattr(one, name)
             if found != value and (found != own[name].default if said is None else name in said):
-                raise BadOption(f"a sequence's {one.data} was given {name}={typed(found)}, which is one for the whole "
-                                f"sequence: write {name} beside 'sequence'")  # fmt: skip
+                raise BadOption(f"a sequence's {one.source()} was given {name}={typed(found)}, which is one for the "
+                                f"whole sequence: write {name} beside 'sequence'")  # fmt: skip
         return replace(one, **whole)
 
     def parts(self) -> tuple[SplitBenchmark, ...]:
@@ -214,11 +214,7 @@ class Sequence(Benchmark):
 
     def task_names(self) -> list[str]:
         """Each task has the name of its data set, numbered where that has several."""
-        names = [
-            part.source() if isinstance(part, ImageBenchmark) else part.data
-            for part in self.parts()
-            for _ in range(part.tasks)
-        ]
+        names = [part.source() for part in self.parts() for _ in range(part.tasks)]
         return [
             f"{name} {names[: number + 1].count(name)}" if names.count(name) > 1 else name
             for number, name in enumerate(names)
@@ -233,7 +229,7 @@ class Sequence(Benchmark):
         groups: list[list[int]] = []
         start = 0
         for part, classes in zip(self.parts(), data.joined, strict=True):
-            groups += [[start + label for label in labels] for labels in part.groups(classes, seed, part.data)]
+            groups += [[start + label for label in labels] for labels in part.groups(classes, seed, part.source())]
             start += classes
         return self.assemble(data, groups, seed)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from continual.streams.data import Room
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ``ImageFolder``."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
         if place != number:
             x[place] = x[number]
     y = np.array([files[number][1] for number in kept], np.int64)
-    skipped = tuple(str(files[number][0].relative_to(folder.parent)) for number in sorted(bad))
+    left_out = (files[number][0].relative_to(folder.parent) for number in sorted(bad))
+    skipped = tuple(os.fsencode(path).decode(errors="replace") for path in left_out)  # they are written to a record
     return Images(x[: len(kept)], y, skipped)
 
 

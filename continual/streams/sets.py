@@ -102,12 +102,13 @@ def load(
         BadFolder: a folder or file that cannot be made, read or written.
     """
     root, wanted = data_root(root), wanted or Wanted()
-    if name not in SETS and _parts(root / name) is None:
+    file, changed = root / "packed" / wanted.file(name), ""
+    if name not in SETS and _parts(root / name) is None and not os.path.exists(file):
         there = [folder for folder in images.class_folders(root) if folder not in SETS and _parts(root / folder)]
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
-    file, (source, classes) = root / "packed" / wanted.file(name), _source(name, root, wanted)
+    source, classes = _source(name, root, wanted)
     if os.path.exists(file):
         data, made_of = _unpack(name, file)
         same = made_of == source and (not source or data.classes == classes)
@@ -115,12 +116,13 @@ def load(
             return data
         changed = (f"the class folders in {root / name} have changed since they were packed; they are" if source else
                    f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is")  # fmt: skip
-        warnings.warn(Notice(f"{name}: {changed} packed anew"), stacklevel=2)
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
     if wanted.size is not None:
         data = data.resized(wanted.size)
+    if changed:
+        warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
     return _packed(data, file, source)
 
 
