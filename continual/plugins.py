@@ -46,12 +46,20 @@ _names: dict[tuple[str, type], str] = {}
 
 
 @functools.cache
+def _registered() -> dict[str, dict[str, importlib.metadata.EntryPoint]]:
+    """What all packages register, by kind and name; to read it takes a while."""
+    every, found = importlib.metadata.entry_points(), {}
+    for kind in (*KINDS, "libraries"):
+        points = every.select(group=f"continual.{kind}")
+        # a built-in name is never taken over by another package, whose class can still be named by its path
+        last = sorted(points, key=lambda point: (point.name, point.value.startswith("continual.")))
+        found[kind] = {point.name: point for point in last}
+    return found
+
+
 def registered(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     """What is registered under a kind, by name."""
-    points = importlib.metadata.entry_points(group=f"continual.{kind}")
-    # a built-in name is never taken over by another package, whose class can still be named by its path
-    last = sorted(points, key=lambda point: (point.name, point.value.startswith("continual.")))
-    return {point.name: point for point in last}
+    return _registered()[kind]
 
 
 def find(kind: str, name: str) -> type[Configured]:

@@ -223,7 +223,7 @@ class Desk:
         lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
         (info / "entry_points.txt").write_text("\n".join(lines))
         importlib.invalidate_caches()
-        plugins.registered.cache_clear()
+        plugins._registered.cache_clear()
 
     def output(self, block: Block) -> None:
         """It has the form of what the last command prints, which has other numbers."""
@@ -309,7 +309,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(reproduction, "run", understood)
     before = set(sys.modules)
     yield tmp_path
-    plugins.registered.cache_clear()
+    plugins._registered.cache_clear()
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

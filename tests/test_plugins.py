@@ -81,11 +81,11 @@ def installed(folder: Path) -> Iterator[Callable[[str], Path]]:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-softer\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(textwrap.dedent(points))
-        plugins.registered.cache_clear()
+        plugins._registered.cache_clear()
         return folder
 
     yield install
-    plugins.registered.cache_clear()
+    plugins._registered.cache_clear()
 
 
 def invoke(*arguments: object) -> Result:
