@@ -241,6 +241,8 @@ def asks_nothing(strategy: Strategy) -> None:
 
 def does_not_grow(strategy: Strategy) -> None:
     """A step of a late task is as much work as one of the second, unless the strategy says that it grows."""
+    if not strategy.can_be_captured:
+        return  # what a step does may depend on values, and what numpy does is not counted
     grows = False
     for scenario in ("class", "task", "domain"):
         stream = small_stream(0, scenario, MANY_TASKS)

@@ -305,15 +305,22 @@ class InNumpy(Strategy):
         return torch.from_numpy(np.sign(gradient.numpy())) if float(gradient.sum()) < 0 else gradient
 
 
-def test_what_is_not_tensor_operations_alone_is_done_seed_by_seed_where_others_are_mapped() -> None:
+def test_what_is_not_tensor_operations_alone_is_done_seed_by_seed_where_others_are_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check(InNumpy())
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, line: told.append(line))
     for how in ("auto", "map", "loop"):
+        told.clear()
         one, other = (
             cl.run("split-digits:limit=10", strategy, seeds=2, epochs=1, seeds_as=how, out=None)
             for strategy in (InNumpy(), "finetune")
         )
         assert one.record["program"] == "eager: the strategy cannot be captured"
         assert one.record["seeds_as"] == "loop"
+        said = [line for line in told if "cannot be captured, so its seeds are done one after the other" in line]
+        assert len(said) == (how == "map") if how != "auto" else len(said) <= 1
         assert other.record["seeds_as"] in ({"map", "loop"} if how == "auto" else {how})
 
 
