@@ -13,7 +13,7 @@ import torch
 from continual import execution, resume, workers
 from continual.config import Plan
 from continual.errors import BadOption
-from continual.execution import Way
+from continual.execution import Choice, Way
 from continual.learning.frozen import features_once
 from continual.learning.seeds import Recipe, dtype_of, tensor_float
 from continual.progress import Progress
@@ -42,13 +42,20 @@ class Ready:
     net: Net
     way: Way
 
-    def begun(self, strategy: Strategy, kept: resume.Kept | None) -> Ready:
+    def begun(self, strategy: Strategy, kept: resume.Kept | None, told: Progress, processes: bool) -> Ready:
         """The same, for a strategy that may want images, or whose run may have been begun in another way."""
-        way = replace(self.way, features=self.way.features and not strategy.makes_images)
-        way = kept.begin(way) if kept else way
-        if way.features != self.way.features:
+        ready = self
+        if self.way.features and strategy.makes_images:
+            known = kept.way() if kept else None
+            way = known or replace(self.way, features=False)
+            ready = prepare(self.plan, (), self.root, self.device, Progress(), way=way)
+            if known is None:  # how seeds are done was found for features
+                choice = chosen(self.plan, strategy, ready.net, ready.streams, told, processes)
+                ready = replace(ready, way=replace(way, how=choice.how, inner=choice.inner))
+        way = kept.begin(ready.way) if kept else ready.way
+        if way.features != ready.way.features:
             return prepare(self.plan, (), self.root, self.device, Progress(), way=way)
-        return self.done(way)
+        return ready.done(way)
 
     def done(self, way: Way) -> Ready:
         """The same, done in a way; images lie where they do."""
@@ -83,8 +90,12 @@ def prepare(
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     if skipped := data.skipped:
         files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
-        told.note(f"{data.name}: {files} left out, which cannot be decoded "
+        told.note(f"{data.name}: {files} left out, which cannot be used "
                   f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
+    if (asked := getattr(plan.benchmark, "validation", 0)) and not any(
+        len(task.validation) for task in streams[0].tasks
+    ):
+        told.note(f"{data.name}: validation={asked} sets no image aside: it is that part of each class, rounded down")
     shown, learnt = (getattr(of, "normalize", None) for of in (plan.benchmark, plan.model))
     near = learnt if streams[0].shape[0] == 3 else "standard"  # of grey images
     if learnt and shown not in (None, near):
@@ -93,6 +104,10 @@ def prepare(
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     images, whole = streams[0], net
+    for strategy in strategies:
+        strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
+        if strategy.makes_images:
+            strategy.suits(images, whole)
     wanted = not (plan.augment.active or all(strategy.makes_images for strategy in strategies))  # type: ignore[attr-defined]
     if way.features if way else wanted:
         known = type(plan.model).__module__.startswith("continual.")  # of a network of the user's the code may change
@@ -103,17 +118,25 @@ def prepare(
                 net, streams, dtype_of(training.precision), root if known else None, room, told.note
             )
     for strategy in strategies:
-        strategy.suits(*((images, whole) if strategy.makes_images else (streams[0], net)))
-        strategy.suits_training(training, plan.augment)  # type: ignore[arg-type]
+        if not strategy.makes_images:
+            strategy.suits(streams[0], net)
     if way is None:
-        shown = [one for one in strategies if net is whole or not one.makes_images]
-        ours = next((strategy for strategy in shown if strategy.can_be_captured), shown[0])
-        with tensor_float(training.precision == "tf32"):
-            choice = execution.choose(recipe_of(plan, ours, net), training, streams, processes)
-        if choice.why:
-            told.note(choice.why)
+        like = [one for one in strategies if net is whole or not one.makes_images]
+        ours = next((strategy for strategy in like if strategy.can_be_captured), like[0])
+        choice = chosen(plan, ours, net, streams, told, processes)
         way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads(), net is not whole)
     return Ready(plan, root, device, streams, net, way).done(way)
+
+
+def chosen(
+    plan: Plan, strategy: Strategy, net: Net, streams: list[Stream], told: Progress, processes: bool
+) -> Choice:  # fmt: skip
+    """How seeds are done, which is told where it was measured."""
+    with tensor_float(plan.training.precision == "tf32"):
+        choice = execution.choose(recipe_of(plan, strategy, net), plan.training, streams, processes)
+    if choice.why:
+        told.note(choice.why)
+    return choice
 
 
 def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:

@@ -114,7 +114,7 @@ def _begun(
     other = "; images that do not fit can stay in their file (--pixels mapped)"
     with failures.memory(f"preparing on {device.type}", less_memory(plan.training.seeds_as) + other):
         ready = prepare(plan, strategies, root, device, told, processes, resume.begun(kept))
-    return [ready.begun(strategy, one) for strategy, one in zip(strategies, kept, strict=True)]
+        return [ready.begun(strategy, one, told, processes) for strategy, one in zip(strategies, kept, strict=True)]
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:

@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import continual as cl
-from continual import config, plugins
+from continual import config, plugins, ready
 from continual.benchmarks import CIFAR10ImageNet, SplitCIFAR10, SplitImageNet
 from continual.cli import main
-from continual.errors import BadData, BadOption, Mistake, Notice, UnknownName
+from continual.errors import BadData, BadFolder, BadOption, Mistake, Notice, UnknownName
+from continual.learning.strategy import Strategy
+from continual.progress import Progress
 from continual.results import store
 from continual.streams import images, sets
 from continual.streams.benchmark import Sequence, _joined, _load, class_list
@@ -627,6 +629,33 @@ def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Pat
     assert load("animals", tmp_path).sha256 == data.sha256
     with pytest.raises(UnknownName, match=r"no data set is named 'animals'.*no class folders .*animals/train/<class>/"):
         load("animals", tmp_path, wanted=Wanted(6))
+
+
+def test_a_link_that_leads_back_multiplies_no_images(tmp_path: Path) -> None:
+    here = folders(tmp_path) / "animals" / "train" / "dog"
+    (here / "again").symlink_to(here)
+    assert len(load("animals", tmp_path).y) == 12
+
+
+def test_what_a_data_root_lacks_is_told(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "animals" / "val").rename(tmp_path / "animals" / "valid")
+    with pytest.raises(BadData, match=r"animals has images to train on and none to test with: put them into .*/val/"):
+        load("animals", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFolder, match=r"data root .*file is no folder; give another"):
+        load("imagenet", tmp_path / "file")
+
+
+def test_a_validation_of_too_few_images_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders(tmp_path)
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, line: told.append(line))
+    for fraction, count in (("0.2", 1), ("0.25", 0)):
+        told.clear()
+        plan = config.plan({"benchmark": f"split-imagenet:folder=animals,size=none,tasks=3,validation={fraction}"})
+        ready.prepare(plan, [Strategy()], tmp_path, torch.device("cpu"), Progress())
+        assert len([line for line in told if f"validation={fraction} sets no image aside" in line]) == count
 
 
 @pytest.mark.filterwarnings("error")

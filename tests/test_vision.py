@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import continual as cl
 from continual import config, ready, runner, workers
 from continual.errors import BadChain, BadData, BadOption, Notice
-from continual.execution import Way
+from continual.execution import Choice, Way
 from continual.learning import frozen, importance, layers, modules, norms, vision
 from continual.learning.models import MLP, LinearNet, Net
 from continual.learning.optimizers import AdamW, Constant
@@ -605,6 +605,7 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (lambda state: {name: one for name, one in state.items() if name != "bn1.bias"}, "it lacks bn1.bias$"),
         (list, "dict-like"),
         (lambda state: state | {"conv1.weight": 3}, "conv1.weight"),
+        (lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias has values that are not finite$"),
     ],
 )
 def test_what_is_wrong_with_weights_is_told(tmp_path: Path, weights: Path, saved: Any, told: str) -> None:
@@ -792,6 +793,35 @@ def test_a_strategy_that_makes_images_does_not_keep_others_from_features(weights
     assert [one.record["features_once"] for one in found] == [False, True]
 
 
+def test_how_seeds_of_images_are_done_is_not_what_was_found_for_features(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2)
+    asked = {"benchmark": stream, "strategies": ["generative-replay:layers=9,latent=3", "ewc"], "seeds": 2, "epochs": 1}
+
+    def choose(recipe: Recipe, training: Training, streams: Any, processes: bool) -> Choice:
+        return Choice("map" if len(streams[0].shape) == 1 else "loop", f"of {streams[0].shape}")
+
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, line: told.append(line))
+    monkeypatch.setattr("continual.execution.choose", choose)
+    found = runner.run_plan(config.plan(asked | {"model": Torchvision(weights=str(weights), train="head")}), out=None)
+    assert [one.record["seeds_as"] for one in found] == ["loop", "map"]
+    assert [line for line in told if line.startswith("of ")] == ["of (512,)", "of (3, 32, 32)"]
+
+
+def test_what_cannot_be_trained_is_refused_before_features_are_computed(weights: Path, seen: list[int]) -> None:
+    x, y = noise()
+    stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, normalize="imagenet")
+    with pytest.raises(BadChain, match="all scaled alike"):
+        cl.run(stream, "generative-replay+ewc", model=Torchvision(weights=str(weights), train="head"), seeds=1)
+    asked = {"benchmark": stream, "strategies": ["finetune", "generative-replay"], "seeds": 1}
+    with pytest.raises(BadChain, match="all scaled alike"):
+        runner.run_plan(config.plan(asked | {"model": Torchvision(weights=str(weights), train="head")}), out=None)
+    assert not seen
+
+
 @pytest.mark.parametrize("statistics", ["running", "task", "frozen"])
 @pytest.mark.parametrize("strategy", ["ewc:strength=10", "si", "lwf", "joint"])
 def test_methods_are_the_same_behind_what_is_computed_once(weights: Path, strategy: str, statistics: Any) -> None:
@@ -887,7 +917,7 @@ def test_a_run_goes_on_with_features_as_it_was_begun(weights: Path, tmp_path: Pa
             def begin(self, way: Way) -> Way:
                 return replace(way, features=not way.features)
 
-        other = found.begun(Strategy(), Begun())  # type: ignore[arg-type]
+        other = found.begun(Strategy(), Begun(), Progress(), False)  # type: ignore[arg-type]
         assert other.way.features is not features and (other.streams[0].shape == (3, 32, 32)) is features
         assert found.streams[0].shape == ((256, 2, 2) if features else (3, 32, 32))
 

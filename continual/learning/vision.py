@@ -21,8 +21,10 @@ def _needs_images(name: str, shape: tuple[int, ...], least: int, most: int | Non
     """:class:`BadOption` where images have not as many pixels on each side as a network takes."""
     if len(shape) != 3 or min(shape[1:]) < least or max(shape[1:]) > (most or max(shape[1:])):
         given, more = "x".join(map(str, shape)), "" if most == least else " or more"
+        lacks = least - min(shape[1:]) if len(shape) == 3 else 0
+        pad = f" or pad={(lacks + 1) // 2}" if lacks > 0 else ""
         raise BadOption(f"{name} takes images of (channels, height, width) with {least}{more} pixels on each side, "
-                        f"not {given}; use model=mlp, or give the benchmark size={least}, where it has that option"
+                        f"not {given}; use model=mlp, or give the benchmark size={least}{pad}, where it has that option"
                         )  # fmt: skip
 
 
@@ -211,7 +213,11 @@ class Torchvision(Normalised):
         if lacks or more:
             told = [f"it {verb} {_few(names)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
             raise BadData(f"{fault}: {' and '.join(told)}")
-        return {name: value for name, value in found.items() if name not in heads}
+        found = {name: value for name, value in found.items() if name not in heads}
+        for name, value in found.items():
+            if not value.isfinite().all():
+                raise BadData(f"{fault}: {name} has values that are not finite")
+        return found
 
 
 def _few(names: list[str]) -> str:

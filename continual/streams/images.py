@@ -143,15 +143,18 @@ def _paths(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _within(folder: str) -> list[str]:
-    """The image files in a folder and in those in it; hidden ones are left out."""
+def _within(folder: str, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
+    """The image files in a folder and in those in it; hidden ones, and links to a folder ``above``, are left out."""
     found: list[str] = []
     with contextlib.suppress(OSError):
+        own = os.stat(folder)
+        if (own.st_dev, own.st_ino) in above:
+            return []
         for entry in os.scandir(folder):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _within(entry.path)
+                found += _within(entry.path, (*above, (own.st_dev, own.st_ino)))
             elif entry.name.lower().endswith(ENDINGS):
                 found.append(entry.path)
     return sorted(found)

@@ -102,8 +102,13 @@ def load(
         BadFolder: a folder or file that cannot be made, read or written.
     """
     root, wanted = data_root(root), wanted or Wanted()
+    if root.exists() and not root.is_dir():
+        raise BadFolder(f"data root {root} is no folder; give another with --data or $CONTINUAL_DATA")
     file, changed = root / "packed" / wanted.file(name), ""
     if name not in SETS and _parts(root / name) is None and not os.path.exists(file):
+        if images.class_folders(root / name / "train"):
+            raise BadData(f"{root / name} has images to train on and none to test with: put them into "
+                          f"{root / name}/val/<class>/ or {root / name}/test/<class>/")  # fmt: skip
         there = [folder for folder in images.class_folders(root) if folder not in SETS and _parts(root / folder)]
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
