@@ -18,7 +18,7 @@ from continual.config import Plan
 from continual.errors import Mistake
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
-from continual.learning.train import Watch, program_of, train
+from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress
 from continual.ready import Ready, prepare
 from continual.streams.stream import Stream
@@ -107,7 +107,7 @@ def _trained(
     found, lost = train(learners, training, watch)
     arrays = _by_seed(learners, found)
     facts = {
-        "program": program_of(learners, training),
+        "program": steps_done(learners, training),
         "seeds_as": "map" if learners.mapped else "loop",
         "threads": torch.get_num_threads(),
         "products": products,

@@ -15,6 +15,7 @@ from continual import config, execution, failures, plugins, resume
 from continual.config import Plan
 from continual.errors import BadOption
 from continual.execution import less_memory
+from continual.learning.train import program_of
 from continual.parts import in_groups, in_processes, join
 from continual.progress import Progress
 from continual.ready import Ready, prepare
@@ -183,6 +184,7 @@ def run_strategy(
     enough = failures.memory(f"{record['title']} on {ready.device.type}", less_memory(ready.way.how))
     with enough, execution.deterministic(ready.plan.training.deterministic):
         parts = do(ready, strategy, record, told, kept, follow)
+    parts.sort(key=lambda part: ready.plan.training.seed_list.index(part.seeds[0]))  # processes end in any order
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
@@ -191,6 +193,7 @@ def run_strategy(
     data = ready.streams[0].data
     processes = {"seeds_as": "processes"} if ready.way.how == "processes" else {}
     full = record | parts[0].facts | processes | {
+        "program": program_of(*(part.facts["program"] for part in parts)),
         "deterministic": ready.plan.training.deterministic,
         "pixels": ready.way.where,
         "features_once": ready.way.features,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from multiprocessing.synchronize import Event
 from typing import Any
 
 from continual.errors import Mistake, OutOfMemory
@@ -31,19 +30,21 @@ def each(
         OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
             ``help`` says what to do then.
     """
-    before, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
-    began = context.Event()
-    pool = ProcessPoolExecutor(min(count, len(calls)), context, _begin, (share(count), began))
+    before, started = set(multiprocessing.active_children()), set[Any]()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(count, len(calls)), context, _begin, (share(count),))
     try:
         with _unsignalled():
             futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
             # the pool looks at its processes when it is given a call, before it starts one more for that: without
             # another call it may never see that the last one has died (Python 3.11)
             pool.submit(int)
+            started = set(multiprocessing.active_children()) - before
         for future in as_completed(futures):
             done(futures[future], future.result())
     except BrokenProcessPool as error:
-        if not began.is_set():  # each begins by reading the script that was started
+        # each begins by reading the script that was started, and ends with a status of its own if that fails
+        if not started or any((one.exitcode or 0) > 0 for one in started):
             raise Mistake("no process could begin; in a script, what starts them is written under "
                           "if __name__ == '__main__':, as each of them reads the script again") from error  # fmt: skip
         raise OutOfMemory(f"one of {count} processes was killed from outside, as the system does when its memory is "
@@ -81,9 +82,8 @@ def share(count: int, among: int | None = None) -> int:
     return max(1, (among or cores()) // count)
 
 
-def _begin(threads: int, began: Event) -> None:
+def _begin(threads: int) -> None:
     """A process ends when the one that started it is no more, since nobody would take what it does; its threads."""
-    began.set()
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

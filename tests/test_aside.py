@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import functools
 import itertools
 import random
 import types
@@ -22,11 +24,18 @@ from continual.learning.aside import Kept
 from continual.learning.capture import KEEPS
 from continual.learning.models import Net, Out
 from continual.learning.strategy import Batch, Memory, Step, Strategy
-from continual.learning.train import program_of
+from continual.learning.train import program_of, steps_done
 from continual.streams.stream import Task
 
 VARIABLES: dict[str, Any] = {}
 VALUE = "a step asks for a value"
+
+
+@dataclass(slots=True)
+class Slot:
+    """Something without a dict of attributes."""
+
+    n: int = 1
 
 
 class Thing:
@@ -34,6 +43,9 @@ class Thing:
 
     def __init__(self) -> None:
         self.inner = {"n": [1]}
+
+    def method(self) -> None:
+        self.inner["n"].append(2)
 
 
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -51,7 +63,27 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "NumPy's generator": (lambda: np.random.default_rng(0), lambda one: one.random()),
     "PyTorch's generator": (torch.Generator, lambda one: torch.rand(1, generator=one)),
     "a count": (itertools.count, next),
+    "a slot": (Slot, lambda one: setattr(one, "n", 2)),
+    "a function's attribute": (lambda: _around(0), lambda one: setattr(one, "n", 2)),
+    "a variable around a function": (lambda: _around(0), lambda one: one()),
+    "a list around a method's function": (lambda: Thing().method, lambda one: one()),
+    "a default": (lambda: _around(0), lambda one: one.__kwdefaults__["steps"].append(1)),
+    "what a call is given": (lambda: functools.partial(print, []), lambda one: one.args[0].append(1)),
+    "numbers in an array": (lambda: array.array("d", [1.0]), lambda one: one.__setitem__(0, 2.0)),
+    "bytes": (lambda: bytearray(2), lambda one: one.__setitem__(1, 3)),
+    "one of many numbers": (lambda: [0] * 50_000, lambda one: one.__setitem__(40_000, 1)),
+    "one of many numbers by name": (lambda: dict.fromkeys(range(50_000), 0.0), lambda one: one.update({40_000: 1.0})),
 }
+
+
+def _around(n: int) -> Callable[[], None]:
+    """A function that counts its calls outside of it."""
+
+    def counts(*, steps: list[int] = []) -> None:  # noqa: B006
+        nonlocal n
+        n += 1
+
+    return counts
 
 
 @dataclass(frozen=True)
@@ -97,6 +129,19 @@ def test_writing_to_a_tensor_is_no_change_and_ours_keep_nothing() -> None:
     thing["f"].add_(1)
     assert kept() == before
     assert kept_by(Strategy())() == ()
+
+
+def test_where_more_is_kept_than_is_looked_at_it_counts_as_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large table of constants hides nothing of what is behind it."""
+    monkeypatch.setitem(VARIABLES, "table", [(f"{number}", number) for number in range(20_000)])
+    monkeypatch.setitem(VARIABLES, "n", {"n": [0]})
+    kept = kept_by(Keeper())
+    before = kept()
+    assert kept() == before
+    VARIABLES["n"]["n"].append(1)
+    assert kept() != before
+    monkeypatch.setitem(VARIABLES, "lists", [[number] for number in range(20_000)])
+    assert kept() != kept()
 
 
 def test_what_holds_itself_is_looked_at_once() -> None:
@@ -178,7 +223,7 @@ def test_a_strategy_that_keeps_something_does_what_it_does(make: Callable[[], St
         learners = learners_of(make(), [0])
         found.append(outcome(learners, replace(TRAINING, program=program, epochs=4)))
     assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
-    assert program_of(learners, TRAINING) == f"eager: {why}"
+    assert program_of(steps_done(learners, TRAINING)) == f"eager: {why}"
 
 
 @dataclass(frozen=True)

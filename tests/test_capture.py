@@ -23,7 +23,7 @@ from continual.learning.models import Net, Out
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import Course, Training, Watch, not_captured, program_of, train
+from continual.learning.train import Course, Training, Watch, not_captured, program_of, steps_done, train
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
 
@@ -157,13 +157,15 @@ def test_why_steps_are_not_recorded() -> None:
         assert not_captured(On(ByHand()), training) == "the strategy cannot be captured"  # type: ignore[arg-type]
         assert not_captured(On(EWC()), training) == "images are read from their file"  # type: ignore[arg-type]
         assert not_captured(learners_of(EWC(), [0]), training) == ""
-        assert program_of(learners_of(EWC(), [0]), training) == f"eager: {RARE}", "the record, where no step was done"
-    compiled = program_of(learners_of(EWC(), [0]), Training(compile=True))
+        assert program_of(steps_done(learners_of(EWC(), [0]), training)) == f"eager: {RARE}", (
+            "the record, where no step was done"
+        )
+    compiled = program_of(steps_done(learners_of(EWC(), [0]), Training(compile=True)))
     assert compiled == "eager: what is compiled is not recorded on a CPU; the forward pass is compiled"
     mapped = learners_of(EWC(), [0])
     mapped.streams = [replace(mapped.streams[0], samples=replace(mapped.streams[0].samples, mapped=True))]
     assert not_captured(mapped, auto) == "images are read from their file"
-    assert program_of(learners_of(ByHand(), [0]), asked) == "eager: the strategy cannot be captured"
+    assert program_of(steps_done(learners_of(ByHand(), [0]), asked)) == "eager: the strategy cannot be captured"
     assert not_captured(On(EWC()), Training(program="eager")) == "as asked"  # type: ignore[arg-type]
     assert config.make_strategy("ewc+replay").can_be_captured
     assert not Chain((ByHand(), EWC())).can_be_captured

@@ -356,6 +356,16 @@ def test_what_goes_wrong_in_a_process_ends_the_others(
     gone(tmp_path, 1)
 
 
+def _dies(threads: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_as_it_begins_is_no_fault_of_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_begin", _dies)
+    with pytest.raises(OutOfMemory, match=r"one of 2 processes was killed from outside.*; do less"):
+        workers.each(2, abs, [(1,), (2,)], lambda *_: None, "do less")
+
+
 LONG = ("run", "split-digits", "finetune", "ewc", "--seeds", "2", "--iterations", "1000000", "--seeds-as", "processes",
         "--model", "mlp:layers=4", "--threads", "1")  # fmt: skip
 

@@ -28,7 +28,7 @@ from continual.learning.models import Net, Out
 from continual.learning.notes import LARGE, LIES, RANDOM, SHAPE, VALUE, Notes
 from continual.learning.recording import IMPURE, Recording, recorded
 from continual.learning.strategy import Batch, Memory, Strategy
-from continual.learning.train import State, Watch, not_captured, program_of
+from continual.learning.train import State, Watch, not_captured, program_of, steps_done
 from continual.learning.vision import ReducedResNet18
 from continual.streams.stream import Task
 
@@ -551,7 +551,7 @@ def test_a_strategy_against_the_rules_still_does_what_it_does(kind: type[Strateg
         learners = learners_of(kind(), [0])
         found.append(outcome(learners, replace(TRAINING, program=program)))
     assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
-    assert program_of(learners, TRAINING) == told
+    assert program_of(steps_done(learners, TRAINING)) == told
 
 
 @dataclass(frozen=True)
@@ -563,6 +563,15 @@ class AskingAtTimes(Strategy):
         return loss if len(batch.row) == 7 or loss > 0.5 else 2 * loss
 
 
+@dataclass(frozen=True)
+class AskingOfNone(Strategy):
+    """It branches on a value where the class 0 is learnt first."""
+
+    def loss(self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> torch.Tensor:
+        loss = super().loss(net, theta, memory, batch, out, task)
+        return loss if "0" not in task.classes or task.index or loss > 0.5 else 2 * loss
+
+
 @pytest.mark.usefixtures("often")
 def test_the_record_says_how_many_steps_could_not_be_recorded() -> None:
     """Of a task's 24 rows a fourth batch of 3 is left in each of two epochs; the first of all is only done."""
@@ -572,11 +581,36 @@ def test_the_record_says_how_many_steps_could_not_be_recorded() -> None:
         learners = learners_of(AskingAtTimes(), [0])
         found.append(outcome(learners, replace(training, program=program)))
     assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
-    assert program_of(learners, training) == f"captured, but for 5 steps: {VALUE}"
+    assert program_of(steps_done(learners, training)) == f"captured, but for 5 steps: {VALUE}"
     train.train(learners_of(AskingAtTimes(), [0]), training, keeps)
     again = learners_of(AskingAtTimes(), [0])
     train.train(again, training, Watch(start=states[-1]))
-    assert program_of(again, training) == f"captured, but for {5 - 1} steps: {VALUE}", "one more is done anew"
+    assert program_of(steps_done(again, training)) == f"captured, but for {5 - 1} steps: {VALUE}", (
+        "one more is done anew"
+    )
+
+
+def test_the_record_is_of_all_seeds() -> None:
+    """Seeds one after the other may differ in what of their steps could be recorded."""
+    done: list[dict[str, Any]] = []
+    for why, unrecorded in (("", {}), ("", {VALUE: 3, IMPURE: 1}), ("", {VALUE: 2})):
+        done.append({"why": why, "replayed": unrecorded == {}, "unrecorded": unrecorded, "compiled": False})
+    assert program_of(*done) == f"captured, but for 5 steps: {VALUE}, but for 1 steps: {IMPURE}"
+    assert program_of(*done[1:]) == f"eager: {VALUE}, {IMPURE}"
+    assert program_of(done[0], done[0]) == "captured"
+
+
+@pytest.mark.parametrize("how", ["loop", "processes"])
+def test_seeds_that_differ_in_it_are_all_in_the_record(how: Any) -> None:
+    stream, asked = "split-digits:limit=8,order=seed", {"epochs": 12, "batch": 4, "out": None}
+    first = {seed: cl.benchmarks.SplitDigits(order="seed").stream(seed).tasks[0].classes for seed in range(20)}
+    asks = next(seed for seed, classes in first.items() if "0" in classes)
+    other = next(seed for seed, classes in first.items() if "0" not in classes)
+    alone = [cl.run(stream, AskingOfNone(), seeds=(seed,), **asked).record["program"] for seed in (asks, other)]
+    assert alone[0].startswith("captured, but for ") and alone[0].endswith(f" steps: {VALUE}")
+    assert alone[1] == "captured"
+    for seeds in ((other, asks), (asks, other)):
+        assert cl.run(stream, AskingOfNone(), seeds=seeds, seeds_as=how, **asked).record["program"] == alone[0]
 
 
 # ---- steps
@@ -704,7 +738,7 @@ def test_a_run_that_goes_on_for_a_few_steps_says_how_the_others_were_done() -> N
     watch = Watch(due=lambda done: done == 28, keep=lambda state: states.append(copy.deepcopy(state)))
     learners = learners_of(Strategy(), [0])
     train.train(learners, training, watch)
-    assert program_of(learners, training) == "captured"
+    assert program_of(steps_done(learners, training)) == "captured"
     again = learners_of(Strategy(), [0])
     train.train(again, training, Watch(start=states[-1]))
-    assert program_of(again, training) == "captured"
+    assert program_of(steps_done(again, training)) == "captured"

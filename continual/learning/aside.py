@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import functools
 import itertools
 import random
 import sys
@@ -16,28 +19,31 @@ import torch
 if TYPE_CHECKING:
     from continual.learning.seeds import Learners
 
-OURS = ("continual", "torch", "torchvision", "builtins", "typing", "abc")
+OURS = ("continual", "torch", "torchvision", "builtins", "typing", "abc", "logging")
 """Packages whose objects keep nothing between steps that matters."""
 DEEP, MANY, LARGE = 6, 10_000, 1_000_000
-"""How far, and at how many things, is looked, and at arrays of less than so many bytes."""
+"""How far, and at how many things for each name, is looked, and at arrays of less than so many bytes."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-NEVER = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, property)
+NEVER = (types.ModuleType, types.BuiltinFunctionType, property)
 OF_TORCH = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that a step gets otherwise."""
 
 
 class Kept:
-    """What is kept in Python by the strategies and the network of learners, where that is code of a user's.
+    """What is kept in Python by what a step calls (strategies, network, optimiser), where that is code of a user's.
 
     Called, it gives something that is equal to what it gave before unless that has changed: attributes, those of the
-    classes, variables of the modules that they are written in, and the states of Python's and NumPy's generators.
+    classes, variables of the modules that they are written in, also those of functions and of functions around these,
+    and the states of Python's and NumPy's generators. Where there is more than is looked at, it is equal to nothing.
     Tensors and unknown things count as they are, whatever is written to them: writing to a tensor is replayed.
     """
 
     def __init__(self, learners: Learners) -> None:
         module = getattr(learners.recipe.net, "module", None)
         parts = list(module.modules()) if isinstance(module, torch.nn.Module) else []
-        self.objects = [one for one in (*learners.strategy.parts, learners.recipe.net, *parts) if _theirs(type(one))]
+        recipe = learners.recipe
+        known = (*learners.strategy.parts, recipe.net, *parts, recipe.optimizer, recipe.augmentation)
+        self.objects = [one for one in known if _theirs(type(one))]
         self.classes = list(dict.fromkeys(base for one in self.objects for base in _theirs(type(one))))
         self.modules = list(dict.fromkeys(base.__module__ for base in self.classes))
 
@@ -57,20 +63,43 @@ def _theirs(kind: type) -> list[type]:
     return [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in OURS]
 
 
+def _plain(value: Any) -> bool:
+    """Whether nothing can change in a value."""
+    return isinstance(value, PLAIN) or (type(value) is tuple and all(map(_plain, value)))
+
+
 def _each(values: Collection[Any]) -> list[tuple[Any, ...]]:
-    return [(len(values),), *((one,) for one in itertools.islice(values, MANY))]
+    return [(one,) for one in values]
+
+
+def _function(one: types.FunctionType) -> list[tuple[Any, ...]]:
+    """What a function has of its own: attributes, defaults, and the variables of functions around it."""
+    if one.__module__ is None or one.__module__.partition(".")[0] in OURS:
+        return []
+    cells = []
+    for cell in one.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it has no value yet
+            cells.append(cell.cell_contents)
+    return [(vars(one), one.__defaults__, one.__kwdefaults__, *cells)]
 
 
 INSIDE: dict[type, Callable[[Any], Any]] = {
-    dict: lambda one: [(len(one),), *itertools.islice(one.items(), MANY)],
+    dict: lambda one: list(one.items()),
     list: _each,
     tuple: _each,
     deque: _each,
     Set: _each,
+    array.array: lambda one: one.tobytes(),
+    bytearray: bytes,
     np.ndarray: lambda one: one.tobytes() if one.dtype != object and one.nbytes < LARGE else one.shape,
     random.Random: random.Random.getstate,
     np.random.Generator: lambda one: repr(one.bit_generator.state),
     torch.Generator: lambda one: one.get_state().numpy().tobytes(),
+    functools.partial: lambda one: [(one.func, one.args, one.keywords)],
+    types.FunctionType: _function,
+    types.MethodType: lambda one: [(one.__func__, one.__self__)],
+    staticmethod: lambda one: [(one.__func__,)],
+    classmethod: lambda one: [(one.__func__,)],
     Iterator: repr,  # of itertools.count, where it stands
 }
 """What is in things of a kind: a list of tuples of things, or something else that can be compared."""
@@ -80,24 +109,36 @@ class _Seen:
     """What things are, told so that it can be compared; each thing is looked at once."""
 
     def __init__(self) -> None:
-        self.ids = set[int]()
+        self.ids, self.left = set[int](), MANY
 
     def of(self, value: Any, depth: int) -> Any:
-        """What a value is."""
+        """What a value is; where there is too much to look at, something that nothing is equal to."""
         if isinstance(value, PLAIN):
             return repr(value)  # a NaN is equal to itself, too
-        if isinstance(value, (torch.Tensor, type, *NEVER)) or depth > DEEP or len(self.ids) > MANY:
+        if isinstance(value, (torch.Tensor, type, *NEVER)) or depth > DEEP:
             return id(value)
         if id(value) in self.ids:
             return "again"
         self.ids.add(id(value))
+        self.left -= 1
         inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), None)
         if inside is None:
             return id(value), self.attributes(value, depth + 1) if _theirs(type(value)) else ()
         found = inside(value)
-        return [tuple(self.of(part, depth + 1) for part in one) for one in found] if isinstance(found, list) else found
+        within = [] if not isinstance(found, list) or all(map(_plain, found)) else found
+        if self.left < len(within):
+            return object()
+        return [tuple(self.of(part, depth + 1) for part in one) for one in within] or found
 
     def attributes(self, value: Any, depth: int) -> Any:
         """What the attributes of an object, a class or a module are."""
         names = list(getattr(value, "__dict__", {}).items())
-        return [(name, self.of(one, depth)) for name, one in names if name not in OF_TORCH and name[:2] != "__"]
+        slots = [] if isinstance(value, type) else [getattr(base, "__slots__", ()) for base in type(value).__mro__]
+        for name in itertools.chain.from_iterable([one] if isinstance(one, str) else one for one in slots):
+            names += [(name, getattr(value, name))] if name[:2] != "__" and hasattr(value, name) else []
+        found = []
+        for name, one in names:
+            if name not in OF_TORCH and name[:2] != "__":
+                self.left = self.left if depth else MANY
+                found.append((name, self.of(one, depth)))
+        return found

@@ -330,16 +330,28 @@ def not_captured(learners: Learners, training: Training) -> str:
     return "" if device in ("cpu", "cuda") else f"steps on {device} are not"
 
 
-def program_of(learners: Learners, training: Training) -> str:
-    """How the steps were done, as a run's record says it."""
-    if why := not_captured(learners, training):
+def steps_done(learners: Learners, training: Training) -> dict[str, Any]:
+    """How the steps were done, for :func:`program_of`."""
+    return {
+        "why": not_captured(learners, training),
+        "replayed": learners.replayed,
+        "unrecorded": dict(learners.unrecorded),
+        "compiled": training.compile and not learners.strategy.trains_itself,
+    }
+
+
+def program_of(*done: dict[str, Any]) -> str:
+    """How the steps of groups of learners were done, as a run's record says it."""
+    unrecorded = Counter[str]()
+    for one in done:
+        unrecorded.update(one["unrecorded"])
+    if why := done[0]["why"]:
         how = f"eager: {why}"
-    elif not learners.replayed:
-        how = f"eager: {', '.join(learners.unrecorded) or RARE}"
+    elif not any(one["replayed"] for one in done):
+        how = f"eager: {', '.join(unrecorded) or RARE}"
     else:
-        how = "captured" + "".join(f", but for {count} steps: {why}" for why, count in learners.unrecorded.items())
-    compiled = "; the forward pass is compiled" if training.compile and not learners.strategy.trains_itself else ""
-    return how + compiled
+        how = "captured" + "".join(f", but for {count} steps: {why}" for why, count in unrecorded.items())
+    return how + ("; the forward pass is compiled" if done[0]["compiled"] else "")
 
 
 def captured(learners: Learners, training: Training, least: int | None = None) -> Captured | None:
