@@ -497,7 +497,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "device number": ("run split-digits --device cuda:99", ("device 'cuda:99'", "GPUs here")),
     "out is a file": ("run split-digits finetune --out FILE", ("cannot write into the folder FILE",)),
     "out under a file": ("run split-digits finetune --out FILE/runs", ("cannot write into the folder FILE/runs",)),
-    "data is a file": ("run split-digits --data FILE", ("FILE/packed/digits cannot be written", "--data")),
+    "data is a file": ("run split-digits --data FILE", ("data root FILE is no folder", "--data")),
     "data under a file": ("run split-digits --data FILE/x", ("FILE/x/packed/digits cannot be written", "--data")),
     "damaged data": ("run split-digits --data DAMAGED", ("DAMAGED/packed/digits/original.safetensors",)),
     "yaml: a list": ("run list.yaml", ("list.yaml: a run's file is a mapping",)),
