@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from continual.errors import Mistake, OutOfMemory
@@ -30,32 +31,54 @@ def each(
         OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
             ``help`` says what to do then.
     """
-    before, started = set(multiprocessing.active_children()), set[Any]()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(count, len(calls)), context, _begin, (share(count),))
+    context, waiting = _Spawn(), iter(enumerate(calls))
+    # a pool for each process: one of several may not see that one of them dies while it begins another (Python 3.11)
+    pools = [ProcessPoolExecutor(1, context, _begin, (share(count),)) for _ in range(min(count, len(calls)))]
+    at_work: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
+
+    def give(pool: ProcessPoolExecutor) -> None:
+        if (following := next(waiting, None)) is not None:
+            number, call = following
+            at_work[pool.submit(function, *call)] = number, pool
+
     try:
         with _unsignalled():
-            futures = {pool.submit(function, *call): number for number, call in enumerate(calls)}
-            # the pool looks at its processes when it is given a call, before it starts one more for that: without
-            # another call it may never see that the last one has died (Python 3.11)
-            pool.submit(int)
-            started = set(multiprocessing.active_children()) - before
-        for future in as_completed(futures):
-            done(futures[future], future.result())
-    except BrokenProcessPool as error:
+            for pool in pools:
+                give(pool)
+        while at_work:
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                number, pool = at_work.pop(future)
+                outcome = future.result()
+                give(pool)
+                done(number, outcome)
+    except BaseException as error:
+        for process in context.started:
+            if process.is_alive():
+                process.terminate()
+        for pool in pools:
+            pool.shutdown()  # waits for its process: how each ended is known
+        if not isinstance(error, BrokenProcessPool):
+            raise
         # each begins by reading the script that was started, and ends with a status of its own if that fails
-        if not started or any((one.exitcode or 0) > 0 for one in started):
+        if any((process.exitcode or 0) > 0 for process in context.started):
             raise Mistake("no process could begin; in a script, what starts them is written under "
                           "if __name__ == '__main__':, as each of them reads the script again") from error  # fmt: skip
         raise OutOfMemory(f"one of {count} processes was killed from outside, as the system does when its memory is "
                           f"full; {help}") from error  # fmt: skip
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    finally:
+    for pool in pools:
         pool.shutdown()
+
+
+class _Spawn(SpawnContext):
+    """Begins each process anew, and knows all that it began: Python's own list leaves out those that have ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        self.started.append(SpawnProcess(*args, **kwargs))
+        return self.started[-1]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -322,9 +321,23 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
-def test_a_script_that_starts_processes_as_it_is_read_is_told_so(tmp_path: Path) -> None:
+EACH_IS_WAITED_FOR = """
+from concurrent.futures import ProcessPoolExecutor
+start = ProcessPoolExecutor._adjust_process_count
+
+def wait(pool):
+    start(pool)
+    for process in list(pool._processes.values()):
+        process.join()
+
+ProcessPoolExecutor._adjust_process_count = wait
+"""
+
+
+@pytest.mark.parametrize("first", ["", EACH_IS_WAITED_FOR], ids=["", "the first ends before the second begins"])
+def test_a_script_that_starts_processes_as_it_is_read_is_told_so(tmp_path: Path, first: str) -> None:
     (tmp_path / "mine.py").write_text(
-        "import continual as cl\ncl.run('split-digits:limit=5', 'finetune', seeds=2, iterations=2, "
+        f"{first}\nimport continual as cl\ncl.run('split-digits:limit=5', 'finetune', seeds=2, iterations=2, "
         "seeds_as='processes')\n"
     )
     done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -338,17 +351,8 @@ def test_a_script_that_starts_processes_as_it_is_read_is_told_so(tmp_path: Path)
     (2, OutOfMemory, "one of 2 processes was killed from outside.*; do less"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_a_process_ends_the_others(
-    tmp_path: Path, number: int, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, number: int, error: type[Exception], said: str
 ) -> None:
-    start = ProcessPoolExecutor._adjust_process_count  # type: ignore[attr-defined]
-
-    def late(pool: ProcessPoolExecutor) -> None:
-        """The pool has looked at its processes before the second is there, as may happen."""
-        if pool._processes:  # type: ignore[attr-defined]
-            wait_for(lambda: list(tmp_path.glob("3.pid")), 1)
-        start(pool)
-
-    monkeypatch.setattr(ProcessPoolExecutor, "_adjust_process_count", late)
     began = time.monotonic()
     with pytest.raises(error, match=said):
         workers.each(2, _answer, [(3, tmp_path), (number, tmp_path)], lambda *_: None, "do less")
