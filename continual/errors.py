@@ -59,9 +59,9 @@ def choices(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, several: str = "") -> str:
+    """A number of things, in words; ``several`` is their name, if not that of one with an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
 
 
 def brief(given: object) -> str:

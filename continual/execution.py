@@ -25,6 +25,7 @@ from continual.learning.step import Program
 from continual.learning.train import Training, captured, schedule, steps_of
 from continual.products import fast_products, used
 from continual.streams.placement import Where, free_memory, laid_out
+from continual.streams.rng import pytorch_left_alone
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -189,8 +190,9 @@ def step_seconds(
 ) -> float:  # fmt: skip
     """The seconds of a step of some seeds together, of the first task, as it will be done; ``usual`` threads."""
     recipe = replace(recipe, compiled=False)
-    last = len(streams) == 1 and helps(recipe.net, streams[0].samples.image.device, recipe.precision)
-    with at_speed(training, recipe.net, streams, usual):
+    device = streams[0].samples.image.device
+    last = len(streams) == 1 and helps(recipe.net, device, recipe.precision)
+    with at_speed(training, recipe.net, streams, usual), pytorch_left_alone(device):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         rows = learners.begin(0)
         replayed = training.steps(rows.shape[-1]) - 2 >= least_of(recipe.strategy)  # nothing of a short task is

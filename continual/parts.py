@@ -147,8 +147,11 @@ def in_processes(
         if (number := next(through)) < count:
             wait(number)
 
+    help = execution.less_memory("processes")
+    if kept:
+        help += "; the same command goes on from the last checkpoints"
     wait(0)
-    workers.each(count, _alone, calls, done, execution.less_memory("processes"))
+    workers.each(count, _alone, calls, done, help)
     return parts
 
 

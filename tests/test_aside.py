@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import array
 import functools
+import importlib
 import itertools
 import random
+import sys
 import types
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,6 +116,57 @@ def test_a_change_is_seen_wherever_it_is(what: str, where: str, monkeypatch: pyt
     assert kept() != before
 
 
+BESIDE = {
+    "mine": """
+from dataclasses import dataclass
+from continual import Strategy
+from THERE.near import bump
+
+@dataclass(frozen=True)
+class Mine(Strategy):
+    "Keeps nothing itself."
+""",
+    "near": """
+import numpy
+import THERE.far as other
+
+COUNTS = {"n": 0}
+
+class Counter:
+    n = 0
+
+def bump():
+    COUNTS["n"] += 1
+""",
+    "far": "TOTAL = 0",
+}
+
+
+@pytest.mark.parametrize("package", ["", "apart"])
+@pytest.mark.parametrize("change", ["near.bump()", "setattr(near.Counter, 'n', 1)", "setattr(near.other, 'TOTAL', 1)"])
+def test_a_change_is_seen_in_the_files_beside(
+    package: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = f"{package}." if package else ""
+    (tmp_path / package).mkdir(exist_ok=True)
+    for name, text in BESIDE.items():
+        (tmp_path / package / f"{name}.py").write_text(text.replace("THERE.", there))
+    if package:
+        (tmp_path / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = [there + name for name in BESIDE]
+    mine, near, _ = map(importlib.import_module, names)
+    try:
+        kept = kept_by(mine.Mine())
+        before = kept()
+        assert kept() == before and kept.modules == names
+        eval(change, {"near": near})
+        assert kept() != before
+    finally:
+        for name in (*names, package):
+            sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
 def test_a_draw_from_the_common_generators_is_seen(draw: Callable[[], float]) -> None:
     kept = kept_by(Keeper())
@@ -213,8 +267,7 @@ class Draws(Strategy):
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize(("make", "why"), [(Counts, KEEPS), (Shared, KEEPS), (Sums, KEEPS),
-                                          (Draws, "a step draws random numbers from PyTorch's generator")])  # fmt: skip
+@pytest.mark.parametrize(("make", "why"), [(Counts, KEEPS), (Shared, KEEPS), (Sums, KEEPS)])
 def test_a_strategy_that_keeps_something_does_what_it_does(make: Callable[[], Strategy], why: str) -> None:
     found = []
     for program in ("eager", "auto"):
@@ -224,6 +277,16 @@ def test_a_strategy_that_keeps_something_does_what_it_does(make: Callable[[], St
         found.append(outcome(learners, replace(TRAINING, program=program, epochs=4)))
     assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
     assert program_of(steps_done(learners, TRAINING)) == f"eager: {why}"
+
+
+@pytest.mark.usefixtures("often")
+def test_what_a_strategy_draws_from_pytorch_s_generator_a_replay_draws() -> None:
+    found = []
+    for program in ("eager", "auto"):
+        learners = learners_of(Draws(), [0])
+        found.append(outcome(learners, replace(TRAINING, program=program, epochs=4)))
+    assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
+    assert program_of(steps_done(learners, TRAINING)) == "captured"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     with pytest.raises(BadData, match=r"train/dog/02\.jpg cannot be used: .*skip=true"):
         load("animals", tmp_path)
     assert not (tmp_path / "packed").exists()
-    data = load("animals", tmp_path, wanted=Wanted(skip=True))
+    with pytest.warns(Notice, match=r"train/dog/02\.jpg cannot be used: .*; left out, as skip=true says"):
+        data = load("animals", tmp_path, wanted=Wanted(skip=True))
     assert data.skipped == ("train/dog/02.jpg",) and data.y.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
 

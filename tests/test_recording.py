@@ -359,16 +359,16 @@ def refusing(x: torch.Tensor) -> torch.Tensor:
     return x + 1
 
 
-def dropped(x: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.dropout(x, 0.5)
+GENERATOR = torch.Generator()
 
 
 @pytest.mark.parametrize(("made", "why"), [
     (lambda x: x * x.sum().item(), VALUE), (lambda x: x if x.sum() > 0 else -x, VALUE),
     (lambda x: x if torch.equal(x, x) else -x, VALUE), (lambda x: x[x > 0], SHAPE), (lambda x: x.nonzero(), SHAPE),
     (lambda x: x.masked_select(x > 0), SHAPE), (lambda x: x.clone().unsqueeze_(0), LIES),
-    (lambda x: x.clone().resize_(2), LIES), (lambda x: x + torch.rand(6, 6), RANDOM), (dropped, RANDOM),
-    (lambda x: torch.randperm(4), RANDOM), (lambda x: torch.nn.functional.one_hot((x > 0).long(), 3), VALUE),
+    (lambda x: x.clone().resize_(2), LIES), (lambda x: x + torch.rand(6, 6, generator=GENERATOR), RANDOM),
+    (lambda x: torch.empty(6, 6).normal_(generator=GENERATOR), RANDOM),
+    (lambda x: torch.nn.functional.one_hot((x > 0).long(), 3), VALUE),
     (lambda x: x.to_sparse(), "PyTorch cannot record it (NotImplementedError)"),
     (lambda x: torch.sparse.mm(SPARSE, x), "PyTorch cannot record it (NotImplementedError)"),
     (lambda x: x * max(max(row) for row in x.tolist()), VALUE), (lambda x: x * float(x.numpy().max()), VALUE),
@@ -464,12 +464,38 @@ def test_what_cannot_be_done_again_is_done_as_it_is(monkeypatch: pytest.MonkeyPa
     assert torch.equal(y, torch.full((3,), 5.0)) and "cannot do it again (RuntimeError)" in graph.why
 
 
-def test_random_numbers_are_not_drawn_as_it_is_tried() -> None:
-    x, graph = torch.zeros(3), Graph(CPU, 1)
-    torch.manual_seed(3)
-    found = [x.add_(0).clone() if (got := graph(lambda: x + torch.rand(3))) is None else got for _ in range(4)]
-    torch.manual_seed(3)
-    assert graph.why == RANDOM and all(torch.equal(one, torch.rand(3)) for one in found)
+def drops(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.dropout(x, 0.5)
+
+
+def draws_in_vain(x: torch.Tensor) -> torch.Tensor:
+    torch.rand(5)
+    return x * torch.rand(6, 6)
+
+
+def draws_into(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(6, 6).copy_(torch.rand(6, 6)).mul_(x)
+
+
+def draws_gradient(x: torch.Tensor) -> torch.Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(drops(leaf * 3).square().sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("function", [
+    drops, draws_in_vain, draws_into, draws_gradient, torch.rand_like, torch.bernoulli, torch.normal,
+    lambda x: torch.randperm(4), lambda x: torch.randint(9, (6, 6)), lambda x: torch.multinomial(x, 3),
+    lambda x: torch.randn(6, 6).cumsum(0) + torch.rand(6),
+])  # fmt: skip
+def test_random_numbers_of_a_replay_are_those_of_a_call(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """None is drawn as it is tried, all are as it is done again, and they are other ones each time."""
+    x, graph = torch.linspace(0.1, 0.9, 36).view(6, 6), Graph(CPU, 1)
+    found: list[list[torch.Tensor]] = []
+    for call in (lambda: function(x), lambda: graph(lambda: function(x), steady=lambda: [x])):
+        torch.manual_seed(3)
+        found.append([call().clone() for _ in range(70)] + [torch.rand(3)])
+    assert graph.recording is not None and graph.recording.draws and graph.draws and graph.replays > 60
+    assert all(map(torch.equal, *found)) and not torch.equal(found[0][60], found[0][61])
 
 
 def test_that_sizes_are_asked_for_hinders_nothing() -> None:

@@ -11,6 +11,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,9 +34,10 @@ class Kept:
     """What is kept in Python by what a step calls (strategies, network, optimiser), where that is code of a user's.
 
     Called, it gives something that is equal to what it gave before unless that has changed: attributes, those of the
-    classes, variables of the modules that they are written in, also those of functions and of functions around these,
-    and the states of Python's and NumPy's generators. Where there is more than is looked at, it is equal to nothing.
-    Tensors and unknown things count as they are, whatever is written to them: writing to a tensor is replayed.
+    classes, variables and classes of the modules that they are written in and of those beside, also those of functions
+    and of functions around these, and the states of Python's and NumPy's generators. Where there is more than is looked
+    at, it is equal to nothing. Tensors and unknown things count as they are, whatever is written to them: writing to a
+    tensor is replayed.
     """
 
     def __init__(self, learners: Learners) -> None:
@@ -44,8 +46,10 @@ class Kept:
         recipe = learners.recipe
         known = (*learners.strategy.parts, recipe.net, *parts, recipe.optimizer, recipe.augmentation)
         self.objects = [one for one in known if _theirs(type(one))]
-        self.classes = list(dict.fromkeys(base for one in self.objects for base in _theirs(type(one))))
-        self.modules = list(dict.fromkeys(base.__module__ for base in self.classes))
+        classes = dict.fromkeys(base for one in self.objects for base in _theirs(type(one)))
+        self.modules = _with_near([base.__module__ for base in classes])
+        beside = (one for name in self.modules for one in _values(name) if isinstance(one, type))
+        self.classes = [*classes, *(one for one in beside if one.__module__ in self.modules and one not in classes)]
 
     def __call__(self) -> tuple[Any, ...]:
         """What there is now."""
@@ -58,9 +62,37 @@ class Kept:
         return (*own, *names, random.getstate(), legacy[1].tobytes(), legacy[2:])
 
 
+def _ours(one: type | types.FunctionType) -> bool:
+    """Whether a class or a function is ours, or a library's of ours."""
+    return (one.__module__ or OURS[0]).partition(".")[0] in OURS
+
+
 def _theirs(kind: type) -> list[type]:
-    """A class and its bases that are not ours or a library's of ours."""
-    return [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in OURS]
+    """A class and its bases that are not ours."""
+    return [base for base in kind.__mro__ if not _ours(base)]
+
+
+def _values(name: str) -> list[Any]:
+    """The values of a module's variables."""
+    return list(vars(sys.modules[name]).values()) if name in sys.modules else []
+
+
+def _with_near(names: list[str]) -> list[str]:
+    """The modules, those of the same folders or packages that they take something from, those that these do, ..."""
+    found, folders = list(dict.fromkeys(names)), {_folder(name) for name in names} - {None}
+    for name in found:
+        for value in _values(name):
+            other = getattr(value, "__name__" if isinstance(value, types.ModuleType) else "__module__", None)
+            if isinstance(other, str) and other not in found and _folder(other) in folders:
+                found.append(other)
+    return found
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of a module's file, or of the package that it is part of."""
+    whole = sys.modules.get(name.partition(".")[0])
+    file = getattr(whole, "__file__", None)
+    return Path(file).parent if file else None
 
 
 def _plain(value: Any) -> bool:
@@ -74,7 +106,7 @@ def _each(values: Collection[Any]) -> list[tuple[Any, ...]]:
 
 def _function(one: types.FunctionType) -> list[tuple[Any, ...]]:
     """What a function has of its own: attributes, defaults, and the variables of functions around it."""
-    if one.__module__ is None or one.__module__.partition(".")[0] in OURS:
+    if _ours(one):
         return []
     cells = []
     for cell in one.__closure__ or ():

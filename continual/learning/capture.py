@@ -48,6 +48,11 @@ class Graph:
         self.recording: Recording | None = None
         self.replays, self.trusted = 0, False
 
+    @property
+    def draws(self) -> bool:
+        """Whether the next call may draw from PyTorch's generator."""
+        return self.recording is None or self.recording.draws
+
     def doubt(self) -> None:
         """Something may have changed that the function does not say: a strategy may keep it where it should not."""
         self.trusted = False
@@ -244,6 +249,7 @@ class Captured:
         size = self.sizes[number]
         assert self.losses is not None
         if number == 0:  # it notes what the later ones need
+            self.learners.seed_pytorch(self.begun.task.index, 0)
             self.losses[..., 0] = self.begun(0, self.table[0][..., :size])
             self.left[size] -= 1
             self._keep_memory()
@@ -257,6 +263,8 @@ class Captured:
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
         graph = self.graphs[size]
+        if graph.draws:
+            self.learners.seed_pytorch(self.begun.task.index, number)
         graph(lambda: self._step(size), self.left[size], self._steady)
         for other in self.graphs.values():  # what this step wrote may be what a step of another size only reads
             if other is not graph:

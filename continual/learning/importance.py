@@ -108,7 +108,8 @@ def _layer_squares(net: Net, theta: Tensor, layers: list[Layer], log_p: Tensor, 
     parts = net.parameters(squares)
     for layer, of_layer in zip(layers, zip(*deltas, strict=True), strict=True):
         for name, value in layer.squares(of_layer).items():
-            parts[name].copy_(value)
+            if name in parts:  # of a layer that is trained in part
+                parts[name].copy_(value)
     return squares
 
 

@@ -66,16 +66,19 @@ def convolution(name: str, module: nn.Conv2d, h: Tensor, output: Tensor) -> Laye
 
 
 def normalisation(name: str, module: nn.Module, h: Tensor, output: Tensor) -> Layer:
-    """Weight · x̂ + bias for each channel of images h (B, C, H, W), where x̂ does not depend on either."""
+    """Weight · x̂ + bias for each channel of h (B, C, ...), where x̂ does not depend on either."""
     statistics: dict[str, Any] = dict(module.named_buffers())  # those that it is called with, if it has any
 
+    def of_channels(values: Tensor) -> Tensor:
+        return values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
+
     def squares(deltas: Sequence[Tensor]) -> dict[str, Tensor]:
-        plain: dict[str, Any] = {"weight": torch.ones_like(h[0, :, 0, 0]), "bias": torch.zeros_like(h[0, :, 0, 0])}
+        plain: dict[str, Any] = {"weight": h.new_ones(h.shape[1]), "bias": h.new_zeros(h.shape[1])}
         with torch.no_grad():
             normal = torch.func.functional_call(module, plain | statistics, (h.detach(),))
         return {
-            f"{name}.weight": sum(((delta * normal).sum((2, 3)).square().sum(0) for delta in deltas), h.new_zeros(())),
-            f"{name}.bias": sum((delta.sum((2, 3)).square().sum(0) for delta in deltas), h.new_zeros(())),
+            f"{name}.weight": sum((of_channels(delta * normal).square().sum(0) for delta in deltas), h.new_zeros(())),
+            f"{name}.bias": sum((of_channels(delta).square().sum(0) for delta in deltas), h.new_zeros(())),
         }
 
     return Layer(output, squares)

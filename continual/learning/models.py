@@ -97,8 +97,8 @@ class Net:
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         """The forward pass of a step, and the running statistics after it, if there are any; ``fixed``: as they were.
 
-        It differs from :meth:`forward` where a network normalises by the batch that it learns from. Only the step
-        itself calls it: a strategy's own passes never move the statistics.
+        It differs from :meth:`forward` where a network normalises by the batch that it learns from, or drops units.
+        Only the step itself calls it: a strategy's own passes never move the statistics, and drop nothing.
         """
         return self.forward(theta, x, tasks), None
 
@@ -114,8 +114,11 @@ class Net:
 
     @property
     def mixes(self) -> bool:
-        """Whether what comes out for an image may depend, in :meth:`learn`, on the others of its batch."""
+        """Whether what comes out in :meth:`learn` may depend on more than θ and the image: on its batch, on chance."""
         return type(self).learn is not Net.learn
+
+    def check_kept(self) -> None:
+        """Raise :class:`~continual.errors.BadChain` where a pass wrote to what the network keeps beside θ."""
 
     def work(self, shape: tuple[int, ...]) -> int:
         """The multiplications of a forward pass of one image (C, H, W); in linear layers one for each parameter."""

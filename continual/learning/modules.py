@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from continual.errors import BadChain, BadOption
 from continual.learning import layers
 from continual.learning.models import LinearNet, Net, Out, check_size
-from continual.learning.norms import BatchNorm
+from continual.learning.norms import BatchNorm, replaced
+from continual.streams.rng import pytorch_left_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
     from continual.learning.norms import Statistics
     from continual.streams.rng import Key
+
+
+OF_TORCH = ("torch.nn.", "continual.")
+"""Where the layers are written of which it is known what they do in training mode."""
 
 
 class Headed(nn.Module):
@@ -45,11 +53,14 @@ class ModuleNet(Net):
     """A module as a pure function of θ: its trained parameters, and behind them the running statistics of BatchNorm.
 
     ``make`` gives the module with new random parameters (drawn by PyTorch's generator, which is seeded for it), or with
-    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, and
-    so do the statistics of a BatchNorm that is not trained.
+    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, for
+    all seeds the same, and so do the statistics of a BatchNorm that is not trained. PyTorch's BatchNorm is replaced by
+    one whose statistics θ has. The module is in training mode in :meth:`learn`, and else not.
     ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`), where a task that was
     not learnt yet has those of the last that was; with ``frozen`` they stay as the first task left them that was learnt
     from a new network, or as they were ``given``, learnt elsewhere.
+
+    Raises :class:`~continual.errors.BadOption` where a BatchNorm cannot be replaced.
     """
 
     def __init__(
@@ -58,11 +69,21 @@ class ModuleNet(Net):
     ) -> None:  # fmt: skip
         with torch.device("meta"):  # its size, before any of it is made
             check_size(sum(one.numel() for one in make().parameters()))
-        self.make, self.module = make, make()
+        self.make = functools.partial(_with_our_norms, make, statistics)
+        self.module = self._made(0)
         self.module.requires_grad_(False)
+        modules = list(self.module.modules())
+        self.changes = any(map(_changes, modules))
+        # PyTorch's attention goes another way out of training, which seeds side by side cannot
+        self.modes = [one for one in modules if _changes(one) or not type(one).__module__.startswith(OF_TORCH)]
+        for one in modules:
+            one.training = True
+        for one in self.modes:
+            one.training = False
         self.how = statistics
         parameters = dict(self.module.named_parameters())
         self.trained = [name for name in parameters if trained(name)]
+        self.tied = len(parameters) < len(list(self.module.named_parameters(remove_duplicate=False)))
         convolutions = [one for one in self.module.modules() if isinstance(one, nn.Conv2d)]
         self.convolves, self.skips = bool(convolutions), any(map(skips, convolutions))
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
@@ -76,17 +97,22 @@ class ModuleNet(Net):
         self.own = [name for name in self.buffers if len(self.shapes[name]) > 1]  # (T, C): each task has its own
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
         self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        self._versions: dict[tuple[torch.device, torch.dtype], dict[str, int]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
         self.given = given
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """See :meth:`Net.initial`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key.bits("network", 1)))
-            module = self.make()
+        module = self._made(int(key.bits("network", 1)))
         values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         whole = torch.cat([values[name].detach().to(dtype).flatten() for name in self.shapes])
         return whole.to(key.seed.device)
+
+    def _made(self, seed: int) -> Headed:
+        """A module whose random parameters are drawn from a seed."""
+        with pytorch_left_alone(torch.device("cpu")):
+            torch.default_generator.manual_seed(seed)
+            return self.make()
 
     def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
         """See :meth:`Net.forward`: by the running statistics, through which no gradient goes."""
@@ -94,6 +120,15 @@ class ModuleNet(Net):
 
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         """See :meth:`Net.learn`."""
+        for one in self.modes:
+            one.training = True
+        try:
+            return self._learnt(theta, x, tasks, fixed)
+        finally:
+            for one in self.modes:
+                one.training = False
+
+    def _learnt(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool) -> tuple[Out, Tensor | None]:
         if not self.statistics:
             return self.forward(theta, x, tasks), None
         if fixed:
@@ -120,8 +155,16 @@ class ModuleNet(Net):
 
     @property
     def mixes(self) -> bool:
-        """See :meth:`Net.mixes`: where it normalises by the batch."""
-        return type(self).learn is not ModuleNet.learn or bool(self.statistics)
+        """See :meth:`Net.mixes`: where it normalises by the batch, or drops units."""
+        return type(self).learn is not ModuleNet.learn or bool(self.statistics) or self.changes
+
+    def check_kept(self) -> None:
+        """See :meth:`Net.check_kept`: none of the module's buffers that are not part of θ."""
+        for kind, versions in self._versions.items():
+            for name, version in versions.items():
+                if self._kept_as[kind][name]._version != version:
+                    raise BadChain(f"the network writes to its {name}, which is not part of θ: a seed would begin with "
+                                   "what another one left there, and a run that goes on without it")  # fmt: skip
 
     def still(self) -> Still | None:
         """The parts that never change, from the images on; None where none of them has a parameter.
@@ -136,7 +179,7 @@ class ModuleNet(Net):
         theirs = {id(value) for name, value in self.module.named_parameters() if name in self.shapes}
 
         def stays(part: nn.Module) -> bool:
-            return not (any(id(one) in theirs for one in part.parameters()) or any(map(_unsteady, part.modules())))
+            return not (any(id(one) in theirs for one in part.parameters()) or any(map(_changes, part.modules())))
 
         kept = list(itertools.takewhile(lambda one: stays(one[1]), parts))
         front, behind = ({id(one) for _, part in some for one in part.parameters()}
@@ -160,21 +203,23 @@ class ModuleNet(Net):
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> tuple[Tensor, list[layers.Layer]] | None:
         """See :meth:`Net.layered`."""
-        found: dict[str, layers.Layer] = {}
+        found: dict[str, layers.Layer | None] = {}
         own = {name: self.module.get_submodule(name) for name in {one.rpartition(".")[0] for one in self.trained}}
 
         def watch(name: str, module: nn.Module) -> Callable[..., Tensor]:
             def hook(_: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-                found[name] = _layer(name, module, given[0], output)
+                known = name not in found and given[0].dim() in _dimensions(module) and len(given[0]) == len(x)
+                found[name] = _layer(name, module, given[0], output) if known else None
                 return output.clone()  # a layer behind it may write over what it is given
 
             return hook
 
-        if not all(map(_known, own.values())):
+        if self.tied or not all(map(_dimensions, own.values())):
             return None
         with _hooked((module, watch(name, module)) for name, module in own.items()):
             logits = self.logits(theta, x, tasks)
-        return logits, list(found.values())
+        each = [one for one in found.values() if one is not None]
+        return (logits, each) if len(each) == len(own) else None
 
     def work(self, shape: tuple[int, ...]) -> int:
         """See :meth:`Net.work`: those of convolutions, linear layers and attention."""
@@ -190,7 +235,8 @@ class ModuleNet(Net):
 
         def hook(module: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output  # logits; what attention makes, not its weights
-            found.append((module, given[0], first))
+            if given and isinstance(given[0], torch.Tensor) and isinstance(first, torch.Tensor):
+                found.append((module, given[0], first))
 
         # not on PyTorch's device "meta", which imports its compiler for a convolution
         with _hooked((module, hook) for module in self.module.modules()), torch.no_grad():
@@ -213,6 +259,7 @@ class ModuleNet(Net):
         kind = (x.device, x.dtype)
         if kind not in self._kept_as:
             self._kept_as[kind] = {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
+            self._versions[kind] = {name: value._version for name, value in self._kept_as[kind].items()}
         return self._kept_as[kind]
 
 
@@ -221,11 +268,27 @@ def _parts(body: Any) -> list[tuple[str, nn.Module]]:
     return list(body._modules.items())
 
 
-def _unsteady(module: nn.Module) -> bool:
-    """Whether what a module gives for an image may be another each time, or depend on the others of its batch."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) or (
-        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    )
+def _changes(module: nn.Module) -> bool:
+    """Whether a module does something else as it learns, such as dropping units: its class reads ``training``."""
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+        return False  # they read it to go a faster way
+    dropped = [getattr(module, name, None) for name in ("p", "dropout")]
+    if any(isinstance(part, int | float) and part == 0 for part in dropped):
+        return False
+    own = [vars(base) for base in type(module).__mro__ if base is not nn.Module]
+    functions = [one for names in own for one in names.values() if isinstance(one, types.FunctionType)]
+    return any("training" in one.__code__.co_names for one in functions)
+
+
+def _with_our_norms(make: Callable[[], Headed], statistics: Statistics) -> Headed:
+    """A module with our BatchNorm in place of PyTorch's."""
+    module = make()
+    if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules()):
+        if statistics == "task":
+            raise BadOption("statistics=task: PyTorch's BatchNorm knows of no tasks; give the network "
+                            "continual.learning.norms.BatchNorm(channels, tasks)")  # fmt: skip
+        replaced(module, "batch", None)
+    return module
 
 
 def _watched(module: nn.Module) -> bool:
@@ -353,11 +416,13 @@ def _work(module: nn.Module, given: Tensor, output: Tensor) -> int:
     return 0
 
 
-def _known(module: nn.Module) -> bool:
-    """Whether the gradients of single samples are known of a layer; in networks here each is called once."""
+def _dimensions(module: nn.Module) -> tuple[int, ...]:
+    """How many dimensions that may have of which a layer's gradients of single samples are known."""
     if isinstance(module, nn.Conv2d):
-        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear | BatchNorm | nn.GroupNorm)
+        return (4,) if module.padding_mode == "zeros" and not isinstance(module.padding, str) else ()
+    if isinstance(module, nn.Linear):
+        return (2,)
+    return (2, 3, 4, 5) if isinstance(module, BatchNorm | nn.GroupNorm) else ()
 
 
 def _layer(name: str, module: nn.Module, h: Tensor, output: Tensor) -> layers.Layer:

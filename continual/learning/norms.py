@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from continual.errors import BadChain
+from continual.errors import BadChain, BadOption
 
 Norm = Literal["batch", "group", "layer", "none"]
 Statistics = Literal["running", "task", "frozen"]
@@ -16,23 +16,23 @@ MOMENTUM = 0.1  # the part of the newest batch in running statistics, as PyTorch
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) of (B, C, H, W), with running statistics as its buffers.
+    """Batch normalisation (Ioffe & Szegedy 2015) of (B, C, ...), with running statistics as its buffers.
 
     With ``batch_statistics`` it normalises by the batch's own and leaves the new running ones in ``fresh``; else by the
     running ones. Running variances are unbiased, as in PyTorch. With ``tasks`` each task has running statistics of its
-    own, (T, C), and the samples of a batch are normalised among those of their task.
+    own, (T, C), and the samples of a batch (B, C, H, W) are normalised among those of their task.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, tasks: int | None = None, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, tasks: int | None = None, eps: float = 1e-5, momentum: float = MOMENTUM) -> None:
         super().__init__()
         shape = (channels,) if tasks is None else (tasks, channels)
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
-        self.count, self.eps = tasks, eps
+        self.count, self.eps, self.momentum = tasks, eps, momentum
         self.batch_statistics = False
         self.tasks: Tensor | None = None
         self.fresh: tuple[Tensor, Tensor] | None = None
@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
         self.fresh = self.running_mean.clone(), self.running_var.clone()
         mean, variance = self.fresh if x.numel() > x.shape[1] else (None, None)
         out: Tensor = torch.batch_norm(
-            x, self.weight, self.bias, mean, variance, True, MOMENTUM, self.eps, torch.backends.cudnn.enabled
+            x, self.weight, self.bias, mean, variance, True, self.momentum, self.eps, torch.backends.cudnn.enabled
         )
         return out
 
@@ -79,8 +79,8 @@ class BatchNorm(nn.Module):
         # of a single value there is no variance
         unbiased, several = (variance * n / (n - 1).clamp_min(1)).detach(), n > 1
         self.fresh = (
-            torch.where(several, torch.lerp(self.running_mean, mean.detach(), MOMENTUM), self.running_mean),
-            torch.where(several, torch.lerp(self.running_var, unbiased, MOMENTUM), self.running_var),
+            torch.where(several, torch.lerp(self.running_mean, mean.detach(), self.momentum), self.running_mean),
+            torch.where(several, torch.lerp(self.running_var, unbiased, self.momentum), self.running_var),
         )
         return mean, variance
 
@@ -95,16 +95,21 @@ def norm(kind: Norm, channels: int, tasks: int | None) -> nn.Module:
 
 
 def replaced(module: nn.Module, kind: Norm, tasks: int | None) -> nn.Module:
-    """The same network with its BatchNorm layers replaced, which keep their weights and statistics where they can."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, _like(child, kind, tasks))
-        else:
-            replaced(child, kind, tasks)
+    """The same network with its BatchNorm layers replaced, which keep their weights and statistics where they can.
+
+    Raises :class:`~continual.errors.BadOption` where one is of a kind that ours is not.
+    """
+    new = {one: _like(one, kind, tasks) for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():  # one that is there twice, too
+            if child in new:
+                setattr(parent, name, new[child])
     return module
 
 
-def _like(old: nn.BatchNorm2d, kind: Norm, tasks: int | None) -> nn.Module:
+def _like(old: nn.modules.batchnorm._BatchNorm, kind: Norm, tasks: int | None) -> nn.Module:
+    if not old.affine or not old.track_running_stats or old.momentum is None:
+        raise BadOption(f"{old}: BatchNorm is known here with affine=True, track_running_stats=True and a momentum")
     new: Any = norm(kind, old.num_features, tasks)
     if kind == "none":
         return nn.Identity()
@@ -112,7 +117,7 @@ def _like(old: nn.BatchNorm2d, kind: Norm, tasks: int | None) -> nn.Module:
         new.weight.copy_(old.weight)
         new.bias.copy_(old.bias)
         if isinstance(new, BatchNorm):
-            new.eps = old.eps
+            new.eps, new.momentum = old.eps, old.momentum
             for name in ("running_mean", "running_var"):
                 getattr(new, name).copy_(getattr(old, name))
     made: nn.Module = new

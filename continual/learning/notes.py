@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VALUE, SHAPE, LARGE = "a step asks for a value", "shapes depend on values", "its tensors are large"
 LIES = "a step changes how a tensor lies"
-RANDOM = "a step draws random numbers from PyTorch's generator"
+RANDOM = "a step draws random numbers from a generator of its own"
 OTHERWISE = "PyTorch computes a gradient in another way while operations are noted"
 ATEN = torch.ops.aten
 OTHERWISE_FOR = (ATEN.prod.default, ATEN.prod.dim_int, ATEN.masked_fill.Tensor, ATEN.masked_fill_.Tensor)
@@ -50,10 +50,10 @@ class Done:
     """An operation that was done: what it was given and gave, and the storages in which that lies.
 
     ``read`` are those of what it was given, ``written`` those of them that it wrote to, ``made`` those that are new.
-    ``of_torch``: whether it is one of PyTorch's own.
+    ``draws``: whether it draws from PyTorch's generator. ``pure``: whether it does nothing but make and write.
     """
 
-    __slots__ = ("args", "found", "grad", "kwargs", "made", "of_torch", "operation", "read", "results", "written")
+    __slots__ = ("args", "draws", "found", "grad", "kwargs", "made", "operation", "pure", "read", "results", "written")
 
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
@@ -62,7 +62,8 @@ class Done:
         self.read = set[int]() if about else {storage_of(one) for one in tensors((args, kwargs))}
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
         self.made = {storage_of(one) for one in tensors(found)} - self.read
-        self.of_torch = operation._schema.name.startswith(OF_TORCH)
+        self.draws = torch.Tag.nondeterministic_seeded in operation.tags
+        self.pure = operation._schema.name.startswith(OF_TORCH) and not self.draws
         self.grad = torch.is_grad_enabled()
 
 
@@ -92,7 +93,7 @@ class Notes(TorchDispatchMode):
                 func = ATEN.clone.default
             func, args, kwargs = products.direct(func, args, kwargs)
             found = func(*args, **kwargs)
-            if why := self._why_not(func, args, found):
+            if why := self._why_not(func, (*args, *kwargs.values()), found):
                 raise CannotRecord(why)
             self.done.append(Done(func, args, kwargs, found))
             made = self.done[-1].made
@@ -129,7 +130,7 @@ class Notes(TorchDispatchMode):
             return LIES
         if operation in OTHERWISE_FOR and torch.is_grad_enabled():
             return OTHERWISE
-        return RANDOM if torch.Tag.nondeterministic_seeded in operation.tags else ""
+        return RANDOM if any(isinstance(one, torch.Generator) for one in args) else ""
 
 
 class Asking(TorchFunctionMode):

@@ -53,7 +53,8 @@ class Recording:
 
     An operation that can be told where to write writes where it wrote before; what others give comes to lie in the
     place of what they gave. Views are there already. What gives the same each time is done ``once``, and again only
-    where the recording is ``stale``: what lies in the storages ``steady`` may have changed.
+    where the recording is ``stale``: what lies in the storages ``steady`` may have changed. ``draws``: whether random
+    numbers are drawn from PyTorch's generator, which are other ones each time.
     """
 
     def __init__(self, done: list[Done], outside: list[Tensor], result: Tensor | None, steady: set[int]) -> None:
@@ -62,6 +63,7 @@ class Recording:
         self.lying: dict[int, list[View]] = defaultdict(list)
         kept = set() if result is None else {storage_of(result)}
         done = of_use(done, kept)
+        self.draws = any(one.draws for one in done)
         once = done_once(done, steady)
         left_out, self.placed = in_place(done, once, kept)
         self.result: Tensor | None = self._twins(result)
@@ -77,7 +79,7 @@ class Recording:
         for one, once in done:
             name, fresh, calls = one.operation._schema.name, one.made, self.once if once else self.calls
             made |= set() if once else fresh
-            if (one.of_torch and not (one.written or fresh)) or name in NOTHING:
+            if (one.pure and not (one.written or fresh)) or name in NOTHING:
                 continue
             args, kwargs = self._twins((one.args, one.kwargs))
             as_it_is = one.written or products.replaced(one.operation, one.args)
@@ -164,12 +166,13 @@ class Recording:
 
         Raises :class:`CannotRecord` where it cannot be done again; then nothing is done.
         """
-        before = [one.clone() for one in self.outside]
+        before, drawn = [one.clone() for one in self.outside], torch.get_rng_state()
         try:
             mine = [None if one is None else _bits(one).clone() for one in (self.again(), *self.outside)]
         except Exception as error:  # what is wrong with the function itself is raised when it is called
             raise CannotRecord(f"PyTorch cannot do it again ({type(error).__name__})") from error
         finally:
+            torch.set_rng_state(drawn)
             for one, value in zip(self.outside, before, strict=True):
                 one.copy_(value)
         wanted = function()

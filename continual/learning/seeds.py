@@ -21,7 +21,7 @@ from continual.learning.models import Net
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
 from continual.streams.augment import Augmentation
-from continual.streams.rng import drawn_together, key
+from continual.streams.rng import drawn_together, key, seed_pytorch
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -199,6 +199,10 @@ class Learners:
 
     # ---- one learner or several
 
+    def seed_pytorch(self, *place: int | str, r: int = 0) -> None:
+        """PyTorch's generators go on with what is a function of the seed and the place alone."""
+        seed_pytorch(self.device, self.seeds[r], *place)
+
     def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function of one learner for all of them, whose arguments are stacked along the first dimension."""
         return torch.vmap(function)(*arguments) if self.mapped else function(*arguments)
@@ -276,6 +280,7 @@ class Learners:
         for r, (theta, memory) in enumerate(zip(self._unstack(self.theta), self.memories(), strict=True)):
             new_theta, new_memory = theta, memory
             if self.alive[r]:
+                self.seed_pytorch(index, hook, r=r)
                 task = self.streams[r].tasks[index]
                 net = self.network(memory)
                 new_theta, new_memory = getattr(self.strategy, hook)(net, theta.clone(), memory, task)

@@ -25,7 +25,7 @@ def of_use(done: Sequence[Done], kept: set[int]) -> list[Done]:
     wanted, found = set(kept), list[Done]()
     for one in reversed(done):
         changed = one.made | one.written
-        if changed & wanted or changed - inside or not one.of_torch:
+        if changed & wanted or changed - inside or not one.pure:
             wanted |= changed if _is_empty(one) else changed | one.read
             found.append(one)
     return found[::-1]
@@ -35,14 +35,14 @@ def done_once(done: Sequence[Done], steady: set[int]) -> list[bool]:
     """Which operations give the same each time: those that read what is steady, or what others of them made, alone.
 
     What they made is steady, too, unless another operation writes to it, or reads it before they have all written.
-    Operations that are not PyTorch's own are done each time.
+    Operations that are not PyTorch's own are done each time, and so are those that draw random numbers.
     """
     last = {place: number for number, one in enumerate(done) for place in one.written}
     outside, moving = steady - last.keys(), set[int]()
     while True:
         known, found, more = set(outside), list[bool](), set[int]()
         for number, one in enumerate(done):
-            found.append(one.of_torch and one.read <= known and not (one.made | one.written) & moving)
+            found.append(one.pure and one.read <= known and not (one.made | one.written) & moving)
             if found[-1]:
                 known |= one.made
             else:

@@ -178,6 +178,7 @@ class Program:
 
     def _has_noted(self) -> None:
         self.read, self.first_is_done = self.noted, True
+        self.learners.net.check_kept()
         if self.before is not None and self.before.serves(self):
             self.before.turn_to(self)
         else:

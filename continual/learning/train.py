@@ -18,7 +18,7 @@ from continual.learning.seeds import MOST, Learners, under, within
 from continual.learning.step import Program
 from continual.options import Configured, option
 from continual.streams.placement import read_ahead
-from continual.streams.rng import draw
+from continual.streams.rng import draw, pytorch_left_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,16 +185,17 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     all steps; ``stored_samples`` (T,), how many were in memory after each task; and where it was asked for ``trace``
     (E, T) with ``trace_task`` and ``trace_step`` (E,), and ``training_trace`` and ``validation_trace`` likewise.
     """
-    if learners.strategy.trains_itself:
-        return learners.strategy.train(learners, training, watch)
-    course = Course(learners, training, watch)
-    if watch.start is None:
-        watch.task(-1, course.measure(-1))
-    else:
-        course.restore(watch.start)
-    while course.task < course.tasks:
-        course.learn()
-    return course.arrays(), course.stopped
+    with pytorch_left_alone(learners.device):
+        if learners.strategy.trains_itself:
+            return learners.strategy.train(learners, training, watch)
+        course = Course(learners, training, watch)
+        if watch.start is None:
+            watch.task(-1, course.measure(-1))
+        else:
+            course.restore(watch.start)
+        while course.task < course.tasks:
+            course.learn()
+        return course.arrays(), course.stopped
 
 
 class Course:
@@ -218,6 +219,7 @@ class Course:
 
     def measure(self, index: int) -> dict[str, Tensor]:
         """The accuracies after a task, -1 for before the first; of a learner that was given up, none."""
+        self.learners.seed_pytorch(index, "measured")
         for name, evaluation in self.evaluations.items():
             values = evaluation(index)
             for r, alive in enumerate(self.learners.alive):
@@ -383,6 +385,7 @@ def steps_of(
 
     def one(number: int, rows: Tensor) -> None:
         learners.rate = rates[number]
+        learners.seed_pytorch(program.task.index, number)
         losses[..., number] = program(number, rows)
 
     for number, rows in enumerate(read_ahead(learners.streams[0].samples, batches[done:]), done):
@@ -453,6 +456,7 @@ class Trace:
         """After a step: measure if it is time, and always after a task's last step."""
         self.count += 1
         if self.interval and ((number + 1) % self.interval == 0 or number + 1 == steps):
+            self.learners.seed_pytorch(index, number, "measured")
             for name, evaluation in self.evaluations.items():
                 self.pending.setdefault(name, []).append(self._measured(name, evaluation, index))
             self.marks.append((index, self.count))

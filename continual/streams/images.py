@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from continual.errors import BadData, choices
+from continual.errors import BadData, Notice, choices
 from continual.files import read_text
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
         try:
             image = _decode(files[number][0], size)
         except Exception as error:  # a decoder may raise anything for a damaged file, which is then named
-            bad[number] = f"{files[number][0]} cannot be used: {error}"
+            bad[number] = _readable(f"{files[number][0]} cannot be used: {error}")
             if not skip:
                 raise BadData(f"{bad[number]}; mend or delete it, or leave such files out with skip=true") from None
             return
@@ -126,10 +126,17 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     for place, number in enumerate(kept):
         if place != number:
             x[place] = x[number]
+    if bad:
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        warnings.warn(Notice(f"{bad[min(bad)]}; left out{more}, as skip=true says"), stacklevel=2)
     y = np.array([files[number][1] for number in kept], np.int64)
     left_out = (files[number][0].relative_to(folder.parent) for number in sorted(bad))
-    skipped = tuple(os.fsencode(path).decode(errors="replace") for path in left_out)  # they are written to a record
-    return Images(x[: len(kept)], y, skipped)
+    return Images(x[: len(kept)], y, tuple(map(_readable, left_out)))
+
+
+def _readable(text: str | Path) -> str:
+    """A file's name, or what has one in it, as it can be shown and written to a record."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def _paths(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:

@@ -6,6 +6,8 @@ it is the same on every device, for one seed or for a group, and a resumed run h
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -143,6 +145,34 @@ class Key:
 def key(seed: int | Tensor, task: int = 0, step: int | Tensor = 0, device: torch.device | str | None = None) -> Key:
     """A key from plain numbers."""
     return Key(torch.as_tensor(seed, device=device), task, torch.as_tensor(step, device=device))
+
+
+def seed_pytorch(device: torch.device, *place: int | str) -> None:
+    """Let PyTorch's generators, on the processor and on the device, go on with what is a function of the place alone.
+
+    So it is with whatever draws from them and not from a key, such as ``nn.Dropout``.
+    """
+    words = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    for one in _generators(device):
+        one.manual_seed(int.from_bytes(words, "little"))
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    if device.type != "cuda":
+        return [torch.default_generator]
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[number]]
+
+
+@contextlib.contextmanager
+def pytorch_left_alone(device: torch.device) -> Iterator[None]:
+    """After it, PyTorch's generators are as they were before."""
+    before = [(one, one.get_state()) for one in _generators(device)]
+    try:
+        yield
+    finally:
+        for one, state in before:
+            one.set_state(state)
 
 
 def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:

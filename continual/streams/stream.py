@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from continual.errors import BadOption, BadStream
+from continual.errors import BadOption, BadStream, counted
 from continual.options import Configured, option
 from continual.streams.rng import Key, key
 from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
@@ -417,7 +417,8 @@ class Split(StreamOptions):
         """The classes of each task, of a data set with so many."""
         tasks = self.tasks
         if tasks > classes:
-            raise BadStream(f"{name} has {classes} classes, too few for {tasks} tasks; give tasks={classes} or fewer")
+            raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, too few for {tasks} tasks; give "
+                            f"tasks={classes}{' or fewer' if classes > 1 else ''}")  # fmt: skip
         ordered = class_order(self.order, classes, seed)
         sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
         starts = [sum(sizes[:t]) for t in range(tasks)]

@@ -1,0 +1,318 @@
+"""Networks of one's own that are PyTorch modules: what drops units and what normalises by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_resume import Killed, outcome
+from torch import nn
+
+import continual as cl
+from continual.conformance import TRAINING, small_stream, suited_stream
+from continual.errors import BadChain, BadOption
+from continual.learning import modules, norms
+from continual.learning.importance import fisher
+from continual.learning.optimizers import SGD, Constant
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.strategy import Strategy
+from continual.learning.train import State, Training, Watch, program_of, schedule, steps_done, train
+from continual.options import Configured
+from continual.strategies import DERPlusPlus, Finetune, Replay
+from continual.streams.rng import key, pytorch_left_alone, seed_pytorch
+
+CPU = torch.device("cpu")
+SIZE = small_stream(0).shape
+
+
+def body(*middle: nn.Module) -> modules.Headed:
+    """A small network around some layers of ten units."""
+    inputs = int(np.prod(SIZE))
+    return modules.Headed(nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10), *middle, nn.ReLU()), 10, 6)
+
+
+class Drops(nn.Module):
+    """A layer that somebody wrote, which drops units where it learns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.3, self.training)
+
+
+class Tokens(nn.Module):
+    """Attention between ten tokens of four numbers."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.into, self.layer = nn.Linear(1, 4), nn.TransformerEncoderLayer(4, 2, 8, dropout, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(self.into(x.unsqueeze(-1)))[..., 0]
+        return out
+
+
+MADE: dict[str, Callable[[], modules.Headed]] = {
+    "dropout": lambda: body(nn.Dropout(0.5)),
+    "alpha dropout": lambda: body(nn.AlphaDropout(0.2)),
+    "one's own": lambda: body(Drops()),
+    "attention": lambda: body(Tokens(0.2)),
+    "both": lambda: body(nn.BatchNorm1d(10), nn.Dropout(0.5)),
+    "random slopes": lambda: body(nn.RReLU(), nn.Linear(10, 10)),
+}
+DROPPING = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+
+
+def learners_of(make: Any, strategy: Strategy | None = None, seeds: tuple[int, ...] = (0,), **given: Any) -> Learners:
+    strategy = strategy or Finetune()
+    streams = [suited_stream(strategy, seed) for seed in seeds]
+    net = modules.ModuleNet(make, **given)
+    recipe = Recipe(net, strategy, SGD(lr=0.1), Constant(), keep_optimizer=True, precision="float64")
+    return Learners(recipe, streams, list(seeds))
+
+
+def trained(make: Any, training: Training = TRAINING, watch: Watch | None = None, **given: Any) -> dict[str, bytes]:
+    learners = learners_of(make, **given)
+    arrays, stopped = train(learners, training, watch or Watch())
+    assert not stopped
+    return outcome(learners, arrays)
+
+
+@DROPPING
+@pytest.mark.parametrize(
+    "strategy", [Finetune(), Replay(capacity=5), DERPlusPlus(capacity=5)], ids=["", "replay", "der-pp"]
+)
+def test_what_is_dropped_is_a_matter_of_seed_task_and_step(make: Any, strategy: Strategy) -> None:
+    """Whatever was drawn before, and whoever draws between."""
+    torch.manual_seed(1)
+    first = trained(make, strategy=strategy)
+    torch.rand(7)
+    before = torch.get_rng_state()
+    assert trained(make, strategy=strategy, watch=Watch(lambda *_: torch.rand(3))) == first
+    assert torch.equal(torch.get_rng_state(), before), "the generator of who calls is as it was"
+    assert trained(make, strategy=strategy, seeds=(1,)) != first
+
+
+@pytest.mark.usefixtures("often")
+@DROPPING
+def test_what_is_dropped_is_the_same_recorded(make: Any) -> None:
+    training = replace(TRAINING, batch=7, epochs=3, evaluate_every=2)
+    learners = learners_of(make)
+    arrays, _ = train(learners, training, Watch())
+    assert program_of(steps_done(learners, training)) == "captured"
+    assert outcome(learners, arrays) == trained(make, replace(training, program="eager"))
+
+
+@DROPPING
+@pytest.mark.parametrize("at", [(0, 2), (1, 1), (2, 0)])
+def test_what_is_dropped_is_the_same_after_an_interruption(make: Any, at: tuple[int, int]) -> None:
+    kept: list[State] = []
+
+    def stop(task: int, step: int, steps: int) -> None:
+        if kept:
+            raise Killed
+
+    def keep(state: State) -> None:
+        kept.append(State({name: value.clone() for name, value in state.tensors.items()}, state.facts))
+
+    whole = trained(make, replace(TRAINING, epochs=3))
+    where = [0, 0]
+
+    def due(done: int) -> bool:
+        where[0] += done == 0
+        return (where[0], done) == at
+
+    with pytest.raises(Killed):
+        trained(make, replace(TRAINING, epochs=3), Watch(stop, due=due, keep=keep))
+    assert trained(make, replace(TRAINING, epochs=3), Watch(start=kept[0])) == whole
+
+
+def test_it_learns_as_a_loop_of_pytorch_s_modules_does() -> None:
+    """Dropout and BatchNorm, with a BatchNorm's own momentum: training mode in a step, and not where it is measured."""
+    learners = learners_of(lambda: body(nn.BatchNorm1d(10, momentum=0.3), nn.Dropout(0.5)))
+    stream, training, net = learners.streams[0], replace(TRAINING, batch=5), learners.net
+    mine = body(nn.BatchNorm1d(10, momentum=0.3), nn.Dropout(0.5)).double()
+    mine.load_state_dict(net.parameters(learners.theta.clone()), strict=False)
+    arrays, _ = train(learners, training, Watch())
+    optimizer, losses = torch.optim.SGD(mine.parameters(), 0.1), []
+    for index, task in enumerate(stream.tasks):
+        for number, rows in enumerate(schedule(task.train, training, torch.tensor(0), index)):
+            seed_pytorch(CPU, 0, index, number)
+            logits = mine(stream.samples.images(rows, torch.float64)).logits
+            logits = logits.masked_fill(~task.seen_units, -torch.inf)
+            loss = nn.functional.cross_entropy(logits, stream.samples.y[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.detach())
+    torch.testing.assert_close(arrays["loss"], torch.stack(losses))
+    found, wanted = net.parameters(learners.theta), {**dict(mine.named_parameters()), **dict(mine.named_buffers())}
+    assert {"body.2.running_mean", "body.2.running_var"} < found.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name].detach())
+    mine.eval()
+    for j, task in enumerate(stream.tasks):
+        logits = mine(stream.test_samples.images(task.test, torch.float64)).logits
+        right = (logits.argmax(-1) == stream.test_samples.y[task.test]).double().mean()
+        torch.testing.assert_close(arrays["accuracy"][-1, j], right.detach())
+
+
+@DROPPING
+def test_only_what_learns_drops(make: Any) -> None:
+    net = modules.ModuleNet(make)
+    theta, x, tasks = net.initial(key(0), torch.float64), torch.randn(9, *SIZE).double(), torch.zeros(9).long()
+    assert net.mixes and torch.equal(net.logits(theta, x), net.logits(theta, x))
+    learnt = [net.learn(theta, x, tasks)[0].logits for _ in range(2)]
+    assert not torch.equal(*learnt)
+    assert torch.equal(net.logits(theta, x), net.logits(theta, x)), "afterwards, too"
+
+
+@pytest.mark.parametrize(("layer", "changes"), [
+    (nn.Dropout(0.1), True), (nn.Dropout(0.0), False), (nn.MultiheadAttention(4, 2, 0.1), True),
+    (nn.MultiheadAttention(4, 2), False), (nn.LSTM(2, 2, 2, dropout=0.1), True), (nn.LSTM(2, 2), False),
+    (nn.RReLU(), True), (nn.Linear(2, 2), False), (nn.GroupNorm(1, 2), False), (Drops(), True),
+    (norms.BatchNorm(2), False), (nn.Sequential(nn.Dropout(0.1)), False),
+])  # fmt: skip
+def test_which_layers_do_something_else_as_they_learn(layer: nn.Module, changes: bool) -> None:
+    assert modules._changes(layer) == changes
+
+
+def test_attention_that_drops_nothing_goes_side_by_side_and_is_recorded(often: None) -> None:
+    def make() -> modules.Headed:
+        return body(Tokens(0.0))
+
+    together = learners_of(make, seeds=(0, 1))
+    arrays, _ = train(together, TRAINING, Watch())
+    assert program_of(steps_done(together, TRAINING)) == "captured"
+    for r in range(2):
+        alone = learners_of(make, seeds=(r,))
+        torch.testing.assert_close(train(alone, TRAINING, Watch())[0]["loss"], arrays["loss"][r])
+        torch.testing.assert_close(alone.theta, together.theta[r])
+
+
+@dataclass(frozen=True)
+class Own(Configured):
+    """The network as a run has it."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> modules.ModuleNet:
+        """See ``continual.learning.models``."""
+
+        def make() -> modules.Headed:
+            part = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Dropout(0.5))
+            return modules.Headed(part, 12, units)
+
+        return modules.ModuleNet(make)
+
+
+@pytest.mark.parametrize("how", ["auto", "processes"])
+def test_a_run_drops_the_same_units_however_its_seeds_are_done(how: Any) -> None:
+    settings: dict[str, Any] = {"model": Own(), "seeds": 2, "epochs": 2, "precision": "float64"}
+    loop, other = (cl.run("split-digits:limit=10", "finetune", seeds_as=one, **settings) for one in ("loop", how))
+    np.testing.assert_allclose(other.arrays["loss"], loop.arrays["loss"])
+    assert not np.allclose(loop.arrays["loss"][0], loop.arrays["loss"][1])
+
+
+def test_what_is_not_trained_is_the_same_in_every_run() -> None:
+    first, second = (learners_of(body, trained=lambda name: name.startswith("head.")) for _ in range(2))
+    for name, value in first.net.kept.items():  # type: ignore[attr-defined]
+        assert torch.equal(value, second.net.kept[name])  # type: ignore[attr-defined]
+
+
+def test_a_batch_norm_that_is_there_twice_is_one_afterwards() -> None:
+    layer = nn.BatchNorm1d(10, eps=0.1)
+    layer.running_mean.fill_(3.0)  # type: ignore[union-attr]
+    module = norms.replaced(body(layer, nn.Sequential(nn.Linear(10, 10), layer)), "batch", None)
+    found = [one for one in module.modules() if isinstance(one, norms.BatchNorm)]
+    assert len(found) == 1 and found[0].eps == 0.1 and bool((found[0].running_mean == 3).all())
+    assert module.body[2] is module.body[3][1] is found[0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("layer", "given", "said"), [
+    (nn.BatchNorm1d(10, affine=False), {}, "BatchNorm is known here with affine=True"),
+    (nn.BatchNorm1d(10, track_running_stats=False), {}, "BatchNorm is known here with affine=True"),
+    (nn.BatchNorm1d(10, momentum=None), {}, "BatchNorm is known here with affine=True"),
+    (nn.BatchNorm1d(10), {"statistics": "task"}, "statistics=task: PyTorch's BatchNorm knows of no tasks"),
+])  # fmt: skip
+def test_a_batch_norm_that_is_not_known_is_refused(layer: nn.Module, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadOption, match=said):
+        modules.ModuleNet(lambda: body(layer), **given)
+
+
+class Counts(nn.Module):
+    """Writes to a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.add_(1)  # type: ignore[operator]
+        return x / (1 + self.seen)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("layer", "name"), [
+    (Counts, "body.2.seen"), (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(10, 10)), "body.2.parametriz"),
+])  # fmt: skip
+def test_what_a_network_keeps_beside_theta_is_refused(layer: Any, name: str) -> None:
+    with pytest.raises(BadChain, match=f"the network writes to its {name}.*, which is not part of θ"):
+        train(learners_of(lambda: body(layer())), TRAINING, Watch())
+
+
+class Turned(nn.Module):
+    """A linear layer of each of five places, which lie one behind the other, or as a dimension of their own."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.linear = flat, nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = x.view(-1, 2) if self.flat else x.view(-1, 5, 2)
+        out: torch.Tensor = self.linear(places).view(-1, 10)
+        return out
+
+
+def tied() -> modules.Headed:
+    made = body(nn.Linear(10, 10), nn.Linear(10, 10))
+    made.body[3].weight = made.body[2].weight  # type: ignore[index]
+    return made
+
+
+def twice() -> modules.Headed:
+    layer = nn.Linear(10, 10)
+    return body(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize(("make", "trained"), [
+    (lambda: body(nn.BatchNorm1d(10)), ""), (lambda: body(nn.GroupNorm(2, 10)), ""), (twice, ""), (tied, ""),
+    (lambda: body(Turned(True)), ""), (lambda: body(Turned(False)), ""), (lambda: body(Tokens(0.1)), ""),
+    (lambda: body(nn.Unflatten(1, (5, 2)), nn.BatchNorm1d(5), nn.Flatten()), ""), (body, "head.weight"),
+])  # fmt: skip
+def test_the_fisher_of_any_network_is_that_of_a_loop(make: Any, trained: str) -> None:
+    group = learners_of(make, trained=lambda name: name.startswith(trained))
+    net, task = group.net, group.streams[0].tasks[0]
+    theta, rows = group.theta.clone(), task.train[:4]
+    if net.statistics:
+        theta[-net.statistics :] += 0.5
+    found = fisher(net, theta, task, rows, "expected")
+    wanted = torch.zeros_like(theta)
+    for row in rows.split(1):
+        live = theta.clone().requires_grad_()
+        logits = task.active(net.logits(live, task.samples.images(row, torch.float64)), task.samples.task[row])
+        log_p = logits.log_softmax(-1)[0]
+        for k in task.own_units.nonzero().flatten():
+            (gradient,) = torch.autograd.grad(log_p[k], live, retain_graph=True)
+            wanted += log_p[k].exp().detach() * gradient.square() / len(rows)
+    torch.testing.assert_close(net.weights(found), net.weights(wanted))
+    assert net.weights(found).any()
+
+
+def test_pytorch_s_generator_is_seeded_by_all_of_a_place() -> None:
+    found = []
+    with pytorch_left_alone(CPU):
+        for place in ((0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1, "measured"), (0, 12), (0, 1, 2)):
+            seed_pytorch(CPU, *place)
+            found.append(tuple(torch.rand(2).tolist()))
+    assert len(set(found)) == 5 and found[0] == found[-1]
