@@ -28,7 +28,8 @@ CITED = re.compile(r"[A-ZÀ-Ž][\w'-]+(?: et al\.| (?:and|&) [A-ZÀ-Ž][\w-]+)? 
 def cards(kind: str) -> list[Card]:
     """A card of everything of a kind."""
     if kind == "metrics":
-        from continual.results.metrics import METRICS
+        with plugins.deferred():
+            from continual.results.metrics import METRICS
 
         return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
     if kind == "tables":

@@ -357,7 +357,7 @@ def schema() -> None:
     continual schema > run.schema.json
     and in the file's first line: # yaml-language-server: $schema=run.schema.json
     """
-    with plugins.deferred("torch"):
+    with plugins.deferred():
         from continual.schema import schema as made
 
     click.echo(json.dumps(made(), indent=1, ensure_ascii=False))

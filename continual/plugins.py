@@ -86,8 +86,8 @@ def find(kind: str, name: str) -> type[Configured]:
                           f"module and class, as in {path}")  # fmt: skip
     module, _, attribute = (points[name].value if name in points else name).partition(":")
     try:
-        # our own modules use torch inside functions only; a foreign one may do as it likes
-        with deferred("torch") if module.startswith("continual.") else contextlib.nullcontext():
+        # our own modules use torch and numpy inside functions only; a foreign one may do as it likes
+        with deferred() if module.startswith("continual.") else contextlib.nullcontext():
             found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
@@ -180,12 +180,16 @@ def read_text(path: Path) -> str:
         raise BadFolder(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
+SLOW = ("torch", "numpy")
+"""Modules that take long to import."""
+
+
 class Deferred(types.ModuleType):
     """A stand-in for a module that is slow to import: the first use of anything in it imports it."""
 
     def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        for other in [name for name, one in sys.modules.items() if isinstance(one, Deferred)]:
+            del sys.modules[other]  # what is imported now wants the modules themselves
         module = importlib.import_module(self.__name__)
         self.__dict__.update(module.__dict__)
         self.__class__ = types.ModuleType  # type: ignore[assignment]
@@ -193,18 +197,18 @@ class Deferred(types.ModuleType):
 
 
 @contextlib.contextmanager
-def deferred(name: str) -> Iterator[None]:
-    """Inside, ``import name`` gives a :class:`Deferred` stand-in, unless the module is imported already.
+def deferred(*names: str) -> Iterator[None]:
+    """Inside, ``import torch`` and ``import numpy`` give a :class:`Deferred` stand-in, unless they are imported.
 
-    So the command line can list strategies and refuse mistakes without waiting for PyTorch. Modules imported inside
-    must not import parts of it (``import name.part``) or take names from it (``from name import ...``).
+    So the command line can list strategies and refuse mistakes without waiting for them. Modules imported inside must
+    not import parts of them (``import torch.nn``) or take names from them (``from torch import nn``). ``names``: of
+    others than these two.
     """
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = stand_in = Deferred(name)
+    stand_ins = {name: Deferred(name) for name in names or SLOW if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]

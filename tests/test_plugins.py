@@ -302,8 +302,8 @@ LATE = """
     from continual import plugins
     from continual.cli import main
 
-    def loaded():
-        return [name for name in sys.modules if name == "torch" or name.startswith("torch.")]
+    def loaded(*packages):
+        return [name for name in sys.modules if name.partition(".")[0] in packages]
 
     def call(*arguments):
         try:
@@ -316,14 +316,16 @@ LATE = """
     assert call("--help") == call("run", "--help") == 0
     assert call("run", "split-digits", "ewk") == call("run", "ewc:strength=x") == call("check", "ewk") == 2
     assert call("run", "split-digits", "ewc:strength=-1") == call("run", "split-digits", "joint+joint") == 2
+    assert not loaded("torch", "numpy"), loaded("torch", "numpy")
     assert call("show", "no-such-folder") == 2
-    assert not loaded(), loaded()
+    assert not loaded("torch"), loaded("torch")
 
     out = sys.argv[1]
     wanted = ("run", "split-digits:limit=5", "replay:capacity=9", "foreign_softer:Softer", "--seeds", "2",
               "--epochs", "1", "--quiet", "--out", out)
     assert call(*wanted) == 0
-    import torch, continual.learning.train, continual.streams.rng
+    import numpy, torch, continual.learning.train, continual.streams.rng
+    assert torch.tensor([1.0]).numpy().tolist() == [1.0]
     assert isinstance(continual.streams.rng.key(1).bits("x", 3), torch.Tensor)
     assert not any(isinstance(module, plugins.Deferred) for module in list(sys.modules.values()))
     assert call("show", out) == call("list") == 0
@@ -355,6 +357,19 @@ def test_a_stand_in_becomes_the_module_and_leaves_no_trace(monkeypatch: pytest.M
     with plugins.deferred("colorsys"):
         import colorsys as late
     assert late is colorsys
+
+
+def test_what_is_imported_for_a_stand_in_finds_the_modules_themselves() -> None:
+    """PyTorch imported with a stand-in for NumPy would go without it."""
+    code = """if True:
+        import sys
+        from continual import plugins
+        with plugins.deferred():
+            import numpy, torch
+            assert torch.ones(2).numpy().tolist() == [1.0, 1.0]
+        assert numpy.zeros(1).sum() == 0 and sys.modules["numpy"].ndarray is numpy.ndarray
+        """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ Checksums tell what was damaged. This tells what was never right, such as a reco
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from continual.errors import choices
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Counts = Annotated[list[Count], msgspec.Meta(min_length=1)]

@@ -19,14 +19,16 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from continual.errors import BadOption, unknown
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
 Rows = Literal["untrained", "all", "since", "learnt"]
 Needs = Literal["matrix", "trace", "joint", "size"]
 Unit = Literal["%", ""]

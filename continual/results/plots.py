@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from continual.errors import BadOption, brief
 from continual.results import canvas
@@ -31,6 +30,7 @@ from continual.results.metrics import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 STYLES = {"test": "-", "training": ":", "validation": "--"}
 FEW = 6  # of more tasks there is no room for words beside their numbers

@@ -26,10 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from continual import files, leftovers
 from continual.errors import BadFolder, counted
@@ -38,6 +37,9 @@ from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
 from continual.results.metrics import Array, Measured, metric, summarise
 from continual.results.plots import Plot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMAT = 1
 RECORD, ARRAYS = "run.json", "arrays.safetensors"
