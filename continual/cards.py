@@ -16,10 +16,12 @@ import msgspec
 
 from continual import config, plugins
 from continual.errors import Mistake
-from continual.learning.strategy import HOOKS, Strategy
 from continual.options import LIMITS, Option, options_of
-from continual.streams.benchmark import Benchmark
-from continual.streams.stream import StreamOptions
+
+with plugins.deferred():
+    from continual.learning.strategy import HOOKS, Strategy
+    from continual.streams.benchmark import Benchmark
+    from continual.streams.stream import StreamOptions
 
 Card = dict[str, Any]
 CITED = re.compile(r"[A-ZÀ-Ž][\w'-]+(?: et al\.| (?:and|&) [A-ZÀ-Ž][\w-]+)? \d{4}")
@@ -33,8 +35,8 @@ def cards(kind: str) -> list[Card]:
 
         return [{"name": name, "meaning": metric.meaning, "options": []} for name, metric in METRICS.items()]
     if kind == "tables":
-        sources = {name: config.read_file(path).get("source", "") for name, path in plugins.config_files(kind).items()}
-        return [{"name": name, "meaning": source, "options": []} for name, source in sources.items()]
+        tables = {name: _file(kind, name) for name in plugins.config_files(kind)}
+        return [{"name": name, "meaning": one.get("source", ""), "options": []} for name, one in tables.items()]
     return [card(kind, name) for name in plugins.registered(kind)]
 
 
@@ -70,9 +72,9 @@ def _option(known: Option) -> Card:
 
 
 @functools.cache
-def _file(name: str) -> Any:
+def _file(kind: str, name: str) -> Any:
     # ten times as fast as PyYAML's own loader, and the list has to be quick
-    return msgspec.yaml.decode(plugins.read_text(plugins.config_files("cards")[name]))
+    return msgspec.yaml.decode(plugins.read_text(plugins.config_files(kind)[name]))
 
 
 def papers(cls: type) -> list[Card]:
@@ -84,7 +86,7 @@ def papers(cls: type) -> list[Card]:
 
 def _paper(cite: str, documented: str) -> Card:
     """What is known of a paper; where several share the name and the year, the docstring has the title's beginning."""
-    known = [paper for paper in _file("papers") if paper["cite"] == cite]
+    known = [paper for paper in _file("cards", "papers") if paper["cite"] == cite]
     titles = [title.lower() for title in re.findall(r'"([^"]{8,})"', documented)]
     named = [paper for paper in known if any(paper["title"].lower().startswith(title) for title in titles)]
     authors, _, year = cite.rpartition(" ")
@@ -96,7 +98,7 @@ def _paper(cite: str, documented: str) -> Card:
 
 def data(name: str) -> Card:
     """What is known of a data set: source, licence, shape (C, H, W), numbers of classes and of images."""
-    return {"name": name, **_file("data").get(name, {})}
+    return {"name": name, **_file("cards", "data").get(name, {})}
 
 
 # ---- strategies

@@ -502,7 +502,7 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
     chosen = whole.select(rows, columns)
     from tqdm import tqdm
 
-    from continual.learning.train import Training
+    from continual.learning.training import Training
     from continual.results import tables
 
     asked = Training.read({"seeds": given["seeds"] or whole.seeds}, owner="reproduce").seed_list

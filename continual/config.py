@@ -16,7 +16,7 @@ from continual.options import Configured, Option, options_of, typed
 
 if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
-    from continual.learning.train import Training
+    from continual.learning.training import Training
     from continual.tracking.tracker import Tracker
 
 DEFAULT_BENCHMARK = "split-digits"
@@ -230,12 +230,12 @@ def make_benchmark(given: Any) -> Any:
 
 def plan(given: dict[str, Any]) -> Plan:
     """The plan that a mapping describes: ``benchmark``, ``strategies``, ``model``, ``optimizer``, ``schedule``,
-    ``augment``, ``track`` and the options of :class:`~continual.learning.train.Training`.
+    ``augment``, ``track`` and the options of :class:`~continual.learning.training.Training`.
 
     What it leaves out comes from the packaged file ``configs/runs/<benchmark>.yaml`` where there is one, else from
     the options' defaults.
     """
-    from continual.learning.train import Training
+    from continual.learning.training import Training
 
     benchmark = given.get("benchmark", DEFAULT_BENCHMARK)
     made = make_benchmark(benchmark)

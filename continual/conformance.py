@@ -26,7 +26,8 @@ from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import HOOKS, Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import Course, State, Stopped, Training, Watch, schedule, train
+from continual.learning.train import Course, State, Stopped, Watch, schedule, train
+from continual.learning.training import Training
 from continual.streams.rng import key
 from continual.streams.stream import Samples, Stream, Task
 

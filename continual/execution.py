@@ -22,7 +22,8 @@ from continual.errors import BadOption, Mistake
 from continual.learning.capture import least_of
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
-from continual.learning.train import Training, captured, schedule, steps_of
+from continual.learning.train import captured, schedule, steps_of
+from continual.learning.training import Training
 from continual.products import fast_products, used
 from continual.streams.placement import Where, free_memory, laid_out
 from continual.streams.rng import pytorch_left_alone

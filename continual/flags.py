@@ -20,7 +20,7 @@ OF_THE_BENCHMARK = ("limit", "test_limit")
 def of_a_run(command: Callable[..., None]) -> Callable[..., None]:
     """An option of the command for each option of training, and for those of the benchmark that have a flag."""
     with plugins.deferred():
-        from continual.learning.train import Training
+        from continual.learning.training import Training
         from continual.streams.stream import StreamOptions
 
     of_streams = options_of(StreamOptions)

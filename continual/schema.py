@@ -15,7 +15,7 @@ from continual import plugins
 from continual.cards import first_paragraph
 from continual.config import NAMED
 from continual.errors import Mistake
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.options import LARGEST, Option, options_of
 from continual.streams.benchmark import Sequence as Benchmarks
 from continual.streams.benchmark import SplitBenchmark

@@ -17,7 +17,8 @@ from continual.learning.models import MLP
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Batch, Memory, Strategy
-from continual.learning.train import Training, Watch, train
+from continual.learning.train import Watch, train
+from continual.learning.training import Training
 from continual.streams.augment import Augmentation, Images, Shown
 from continual.streams.rng import key
 from continual.streams.stream import Stream

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from continual import plugins, resume
 from continual.cli import main
 from continual.errors import BadData, is_text
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.options import options_of
 from continual.plugins import registered
 from continual.results import store

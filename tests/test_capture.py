@@ -23,7 +23,8 @@ from continual.learning.models import Net, Out
 from continual.learning.optimizers import Cosine
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import Course, Training, Watch, not_captured, program_of, steps_done, train
+from continual.learning.train import Course, Watch, not_captured, program_of, steps_done, train
+from continual.learning.training import Training
 from continual.strategies import EWC, Replay
 from continual.streams.stream import Stream, Task
 

@@ -396,7 +396,7 @@ def test_a_list_for_a_terminal_has_no_markup(kind: str) -> None:
 
 
 def test_help_names_every_option_of_training() -> None:
-    from continual.learning.train import Training
+    from continual.learning.training import Training
 
     text = succeeded(invoke("run", "--help")).stdout
     for name in (*options_of(Training), *OF_THE_BENCHMARK):

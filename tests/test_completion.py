@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from continual import plugins
 from continual.cli import KINDS, main
 from continual.completion import SHELLS, Bash, named
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.options import options_of
 from continual.results.metrics import METRICS
 

@@ -20,7 +20,8 @@ from continual.learning.models import MLP, Out
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Batch, Memory, Step, Strategy
-from continual.learning.train import Training, Watch, train
+from continual.learning.train import Watch, train
+from continual.learning.training import Training
 from continual.strategies.der import DER
 from continual.strategies.der_pp import DERPlusPlus
 from continual.strategies.fdr import FDR

@@ -26,7 +26,7 @@ from continual.errors import BadChain, BadOption
 from continual.learning.models import Net
 from continual.learning.seeds import Recipe
 from continual.learning.strategy import Batch, Memory, Strategy
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.progress import Progress
 from continual.ready import prepare, recipe_of
 from continual.results.store import Result

@@ -27,7 +27,8 @@ from continual.learning.optimizers import AT_ONCE, Cosine
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Strategy
-from continual.learning.train import State, Training, Watch, schedule, steps_of, train
+from continual.learning.train import State, Watch, schedule, steps_of, train
+from continual.learning.training import Training
 from continual.learning.vision import CNN, ReducedResNet18, Torchvision
 from continual.streams.augment import Images
 from continual.streams.placement import Where, laid_out, place

@@ -22,7 +22,8 @@ from continual.learning.optimizers import SGD, Adam, AdamW, Constant, Optimizer
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Chain, Strategy
-from continual.learning.train import Stopped, Training, Watch, schedule, train
+from continual.learning.train import Stopped, Watch, schedule, train
+from continual.learning.training import Training
 from continual.strategies import EWC, SI, Finetune, Joint, Replay
 from continual.strategies.cumulative import Cumulative
 from continual.strategies.from_scratch import FromScratch

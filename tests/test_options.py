@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from continual.errors import BadOption, brief
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.options import LARGEST, Configured, Option, option, options_of
 
 

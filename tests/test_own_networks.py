@@ -20,7 +20,8 @@ from continual.learning.importance import fisher
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
-from continual.learning.train import State, Training, Watch, program_of, schedule, steps_done, train
+from continual.learning.train import State, Watch, program_of, schedule, steps_done, train
+from continual.learning.training import Training
 from continual.options import Configured
 from continual.strategies import DERPlusPlus, Finetune, Replay
 from continual.streams.rng import key, pytorch_left_alone, seed_pytorch

@@ -29,7 +29,8 @@ from continual.learning import step as steps
 from continual.learning.models import Net
 from continual.learning.seeds import Learners
 from continual.learning.strategy import Memory, Step, Strategy
-from continual.learning.train import State, Training, Watch, train
+from continual.learning.train import State, Watch, train
+from continual.learning.training import Training
 from continual.progress import Progress
 from continual.results import store
 from continual.results.checkpoints import Checkpoints

@@ -20,7 +20,7 @@ from continual import config, plugins
 from continual.cli import main
 from continual.config import NAMED
 from continual.errors import BadOption, Mistake
-from continual.learning.train import Training
+from continual.learning.training import Training
 from continual.options import Option, options_of
 from continual.schema import schema
 

@@ -19,7 +19,8 @@ from continual.learning.optimizers import SGD, Adam, AdamW, Constant, Optimizer
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
-from continual.learning.train import Training, Watch, schedule, train
+from continual.learning.train import Watch, schedule, train
+from continual.learning.training import Training
 from continual.strategies import (
     EWC,
     L1,

@@ -260,7 +260,7 @@ def test_a_tracker_asks_the_device_for_nothing_that_training_does_not_copy_anywa
 
 def test_what_a_watch_is_given_lies_on_the_cpu_and_adds_up_to_what_training_gives() -> None:
     from continual.conformance import learners_of
-    from continual.learning.train import Training
+    from continual.learning.training import Training
     from continual.strategies import Replay
 
     pieces: list[tuple[int, dict[str, torch.Tensor]]] = []

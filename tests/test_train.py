@@ -24,7 +24,8 @@ from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer
 from continual.learning.seeds import Learners, Recipe, all_equal, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
-from continual.learning.train import Course, Stopped, Training, Watch, schedule, some, train
+from continual.learning.train import Course, Stopped, Watch, schedule, some, train
+from continual.learning.training import Training
 from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
 from continual.streams.data import Data
 from continual.streams.rng import key

@@ -26,7 +26,8 @@ from continual.learning.models import MLP, LinearNet, Net
 from continual.learning.optimizers import AdamW, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
-from continual.learning.train import Course, State, Training, Watch, train
+from continual.learning.train import Course, State, Watch, train
+from continual.learning.training import Training
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.progress import Progress
 from continual.strategies.packnet import PackNet

@@ -72,7 +72,8 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     from continual.conformance import Work, Works
     from continual.execution import at_speed
     from continual.learning.step import Program
-    from continual.learning.train import Training, captured, schedule, steps_of
+    from continual.learning.train import captured, schedule, steps_of
+    from continual.learning.training import Training
 
     training = Training(batch=batch, iterations=count + timed, last="drop")
     batches = schedule(learners.begin(index), training, learners.seed, index)

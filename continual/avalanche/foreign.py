@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from continual.learning.models import Net
     from continual.learning.seeds import Learners
-    from continual.learning.train import Stopped, Training, Watch
+    from continual.learning.train import Stopped, Watch
+    from continual.learning.training import Training
     from continual.streams.augment import Augmentation
     from continual.streams.stream import Stream
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.learning.seeds import Learners
-    from continual.learning.train import Training, Watch
+    from continual.learning.train import Watch
+    from continual.learning.training import Training
     from continual.streams.stream import Outputs, Samples, Stream
 
 EVALUATED = 2000  # rows at a time
