@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from torch import nn
 
 import continual as cl
 from continual import config, execution, plugins
@@ -22,7 +23,7 @@ from continual.cli import main
 from continual.conformance import TRAINING, learners_of, suited_stream
 from continual.learning.capture import Captured
 from continual.learning.models import MLP
-from continual.learning.modules import ModuleNet
+from continual.learning.modules import Headed, ModuleNet
 from continual.learning.optimizers import AT_ONCE, Cosine
 from continual.learning.seeds import Learners, Recipe, tensor_float
 from continual.learning.step import Program
@@ -129,6 +130,33 @@ def test_a_run_goes_on_with_the_same_bits(text: str) -> None:
             again = outcome(on_gpu(text, [0]), watch=Watch(start=state))
             for name, value in whole.items():
                 assert torch.equal(value.nan_to_num(), again[name].nan_to_num()), name
+
+
+def dropping() -> Learners:
+    """Learners, on a GPU, of a network that drops half of its units."""
+    made = on_gpu("replay:capacity=5", [0])
+    inputs, units = int(np.prod(made.streams[0].shape)), made.streams[0].units
+
+    def make() -> Headed:
+        return Headed(nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10), nn.ReLU(), nn.Dropout(0.5)), 10, units)
+
+    return Learners(replace(made.recipe, net=ModuleNet(make)), made.streams, [0])
+
+
+def test_what_is_dropped_is_the_same_recorded_and_after_an_interruption() -> None:
+    """And whoever draws from PyTorch's generator otherwise finds it as it was."""
+    kept: list[State] = []
+
+    def keep(state: State) -> None:
+        kept.append(State({name: value.cpu().clone() for name, value in state.tensors.items()}, state.facts))
+
+    before = torch.cuda.get_rng_state()
+    wanted = outcome(dropping(), replace(TRAINING, program="eager"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    watched = Watch(lambda *_: torch.rand(3, device="cuda"), due=lambda done: done == 2, keep=keep)
+    compare(outcome(dropping(), replace(TRAINING, program="captured"), watched), wanted, *RATE)
+    for state in kept:
+        compare(outcome(dropping(), watch=Watch(start=state)), wanted, *RATE)
 
 
 LONG = MLP(layers=(850, 850))

@@ -354,11 +354,14 @@ def draw(results: list[Found], path: str, title: str) -> None:
     figure, axes = plt.subplots(len(shown), 1, squeeze=False, height_ratios=sizes, layout="constrained",
                                 figsize=(11, 1 + 0.27 * sum(sizes)))  # fmt: skip
     for axis, (kind, own) in zip(axes[:, 0], shown.items(), strict=True):
-        for place, (_, target, measured) in enumerate(own):
+        for place, (_, target, measured) in enumerate(own):  # numbers, as a short bar beside long ones is not seen
             middle, met = statistics.median(measured), target.met(measured)
             color = {True: "#4c8bb5", False: "#c8553d", None: "#9aa5ad"}[met]
             axis.barh(place, middle, color=color, height=0.7)
             axis.plot([min(measured), max(measured)], [place, place], color="black", linewidth=1)
+            end = max(*measured, target.bound or 0)
+            axis.annotate(f"{middle:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=6,
+                          color=color, fontweight="normal" if met else "bold")  # fmt: skip
             if target.bound:
                 axis.plot([target.bound] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2.5)
         axis.set_yticks(range(len(own)), [label for label, _, _ in own], fontsize=7)
@@ -451,6 +454,9 @@ def main() -> None:
     if given.list:
         print(*(row.name for row in chosen), sep="\n")
         return
+    if given.only:
+        absent = [one for one in said if one.startswith("avalanche-lib: ")]
+        said = [f"rows without {' or '.join(given.only)} in their name", *absent]
     crew, results = Crew(place), list[Found]()
     for row in chosen:
         results.append(measure(row, given.turns or (2 if given.quick else 5), crew))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from turns import seconds as timed
 
 PROGRAM = (sys.executable, "-c", "from continual.cli import main; main()")
 HAND = (sys.executable, str(Path(__file__).parent / "hand.py"))
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Modules are compiled once, as they are where a package is installed."""
 MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
@@ -34,7 +37,7 @@ def megabytes(command: Sequence[str]) -> Work:
 
 def _run(command: Sequence[str], codes: tuple[int, ...]) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode not in codes:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise CannotRun(f"exit status {done.returncode}: {said[-1] if said else 'it said nothing'}")
