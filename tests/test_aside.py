@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextvars
 import functools
 import importlib
 import itertools
@@ -50,6 +51,41 @@ class Thing:
     def method(self) -> None:
         self.inner["n"].append(2)
 
+    class Inner:
+        """It counts in itself."""
+
+        n = 0
+
+
+class Named(dict[str, int]):
+    """A dict that may have attributes."""
+
+
+class Private:
+    """Its slot is nobody's business."""
+
+    __slots__ = ("__n",)
+
+    def __init__(self) -> None:
+        self.__n = 0
+
+    def add(self) -> None:
+        self.__n += 1
+
+
+class Part(torch.nn.Module):
+    """A module that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 1
+        self.register_buffer("buffer", torch.zeros(2))
+
+
+def _named(value: Any) -> Any:
+    value.n = 1
+    return value
+
 
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a dict": (dict, lambda one: one.update(n=1)),
@@ -74,6 +110,18 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "what a call is given": (lambda: functools.partial(print, []), lambda one: one.args[0].append(1)),
     "numbers in an array": (lambda: array.array("d", [1.0]), lambda one: one.__setitem__(0, 2.0)),
     "bytes": (lambda: bytearray(2), lambda one: one.__setitem__(1, 3)),
+    "an attribute of a dict": (lambda: Named(a=1), lambda one: setattr(one, "n", 2)),
+    "an attribute of a tensor": (lambda: _named(torch.zeros(2)), lambda one: setattr(one, "n", 2)),
+    "a class within a class": (lambda: Thing, lambda one: setattr(one.Inner, "n", one.Inner.n + 1)),
+    "a private slot": (Private, lambda one: one.add()),
+    "a part of a module": (lambda: torch.nn.Sequential(Part()), lambda one: setattr(one[0], "n", 2)),
+    "a module's buffer": (Part, lambda one: setattr(one, "buffer", one.buffer + 1)),
+    "an optimiser's rate": (
+        lambda: torch.optim.SGD([torch.zeros(2)], 0.1),
+        lambda one: one.param_groups[0].update(lr=0.2),
+    ),
+    "a variable of a context": (lambda: contextvars.ContextVar("n"), lambda one: one.set(1)),
+    "one of a million numbers": (lambda: np.zeros(10**6), lambda one: one.__setitem__(999_999, 1.0)),
     "one of many numbers": (lambda: [0] * 50_000, lambda one: one.__setitem__(40_000, 1)),
     "one of many numbers by name": (lambda: dict.fromkeys(range(50_000), 0.0), lambda one: one.update({40_000: 1.0})),
 }
@@ -195,6 +243,12 @@ def test_where_more_is_kept_than_is_looked_at_it_counts_as_changed(monkeypatch: 
     VARIABLES["n"]["n"].append(1)
     assert kept() != before
     monkeypatch.setitem(VARIABLES, "lists", [[number] for number in range(20_000)])
+    assert kept() != kept()
+
+
+@pytest.mark.parametrize("thing", [itertools.cycle([1, 2]), (n for n in range(9)), iter([1, 2]), enumerate("ab")])
+def test_what_does_not_say_where_it_stands_counts_as_changed(thing: Any) -> None:
+    kept = kept_by(Keeper(thing))
     assert kept() != kept()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from test_resume import Killed, outcome
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import continual as cl
 from continual.conformance import TRAINING, small_stream, suited_stream
@@ -43,6 +46,28 @@ class Drops(nn.Module):
         return nn.functional.dropout(x, 0.3, self.training)
 
 
+class Path(Drops):
+    """The same, beside an attribute that says of something else that it drops nothing."""
+
+    dropout = 0
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def other(*given: Any) -> Any:
+        return function(*given)
+
+    return other
+
+
+class Within(nn.Module):
+    """It looks whether it learns within a function of a decorated one."""
+
+    @wrapped
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return next(nn.functional.dropout(one, 0.3, self.training) for one in (x,))
+
+
 class Tokens(nn.Module):
     """Attention between ten tokens of four numbers."""
 
@@ -59,6 +84,7 @@ MADE: dict[str, Callable[[], modules.Headed]] = {
     "dropout": lambda: body(nn.Dropout(0.5)),
     "alpha dropout": lambda: body(nn.AlphaDropout(0.2)),
     "one's own": lambda: body(Drops()),
+    "one's own, wrapped": lambda: body(Within()),
     "attention": lambda: body(Tokens(0.2)),
     "both": lambda: body(nn.BatchNorm1d(10), nn.Dropout(0.5)),
     "random slopes": lambda: body(nn.RReLU(), nn.Linear(10, 10)),
@@ -173,8 +199,9 @@ def test_only_what_learns_drops(make: Any) -> None:
 @pytest.mark.parametrize(("layer", "changes"), [
     (nn.Dropout(0.1), True), (nn.Dropout(0.0), False), (nn.MultiheadAttention(4, 2, 0.1), True),
     (nn.MultiheadAttention(4, 2), False), (nn.LSTM(2, 2, 2, dropout=0.1), True), (nn.LSTM(2, 2), False),
-    (nn.RReLU(), True), (nn.Linear(2, 2), False), (nn.GroupNorm(1, 2), False), (Drops(), True),
-    (norms.BatchNorm(2), False), (nn.Sequential(nn.Dropout(0.1)), False),
+    (nn.RReLU(), True), (nn.Linear(2, 2), False), (nn.GroupNorm(1, 2), False), (Drops(), True), (Within(), True),
+    (norms.BatchNorm(2), False), (nn.Sequential(nn.Dropout(0.1)), False), (StochasticDepth(0.5, "row"), True),
+    (StochasticDepth(0.0, "row"), False), (nn.TransformerEncoderLayer(4, 2), False), (Path(), True),
 ])  # fmt: skip
 def test_which_layers_do_something_else_as_they_learn(layer: nn.Module, changes: bool) -> None:
     assert modules._changes(layer) == changes
@@ -221,6 +248,89 @@ def test_what_is_not_trained_is_the_same_in_every_run() -> None:
         assert torch.equal(value, second.net.kept[name])  # type: ignore[attr-defined]
 
 
+def test_what_wants_no_gradient_rests() -> None:
+    """A part of which nothing is trained drops nothing, and its statistics stay."""
+
+    def make() -> modules.Headed:
+        front = nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(10), nn.Dropout(0.5)).requires_grad_(False)
+        return body(front, nn.Dropout(0.1))
+
+    group = learners_of(make)
+    net, first = group.net, group.theta.clone()
+    assert isinstance(net, modules.ModuleNet) and not net.statistics
+    assert [name for name in net.trained if name.startswith("body.2.")] == []
+    assert [one.p for one in net.modes if isinstance(one, nn.Dropout)] == [0.1]
+    train(group, TRAINING, Watch())
+    assert not torch.equal(first, group.theta)
+
+
+def test_what_a_module_keeps_has_its_own_type() -> None:
+    """A mask is true or false, places are whole numbers, and a number may be complex."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(9, -1, -1))
+            self.register_buffer("mask", torch.arange(10) > 4)
+            self.register_buffer("turn", torch.tensor(1j))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(self.mask, x[:, self.places], (x * self.turn * self.turn).real)  # type: ignore[index,arg-type,operator]
+
+    net = modules.ModuleNet(lambda: body(Keeps()))
+    theta, x = net.initial(key(0), torch.float64), torch.randn(4, *SIZE).double()
+    plain = body(Keeps()).double()
+    plain.load_state_dict(net.parameters(theta), strict=False)
+    plain.body[2].turn = torch.tensor(1j)  # type: ignore[index]
+    torch.testing.assert_close(net.logits(theta, x), plain(x).logits)
+
+
+def test_the_statistics_of_a_layer_that_is_called_twice_or_never() -> None:
+    def make() -> modules.Headed:
+        layer = nn.BatchNorm1d(10)
+        made = body(layer, nn.Linear(10, 10), layer)
+        made.never = nn.BatchNorm1d(3)
+        return made
+
+    net, plain = modules.ModuleNet(make), make().double()
+    theta, x = net.initial(key(0), torch.float64), torch.randn(9, *SIZE).double()
+    plain.load_state_dict(net.parameters(theta), strict=False)
+    out, statistics = net.learn(theta, x, torch.zeros(9).long())
+    torch.testing.assert_close(out.logits, plain(x).logits)
+    assert statistics is not None
+    theta[-net.statistics :] = statistics
+    for name, value in dict(plain.named_buffers()).items():
+        if name in net.shapes:
+            torch.testing.assert_close(net.parameters(theta)[name], value)
+
+
+class Ghost(nn.BatchNorm1d):
+    """It normalises in its own way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+ONE = body()
+
+
+@pytest.mark.parametrize(("make", "given", "said"), [
+    (lambda: ONE, {}, "make gives the same parameters each time"),
+    (lambda: nn.Sequential(nn.Linear(4, 4)), {}, "make gives a Sequential; it gives a module with a body and a linear"),
+    (lambda: None, {}, "make gives a NoneType; it gives a module with a body and a linear head"),
+    (lambda: body(nn.LazyLinear(10)), {}, "lazy layers.*give the sizes"),
+    (body, {"trained": lambda name: name == "no"}, "none of the network's parameters is trained; it has body.1.bias, "),
+])  # fmt: skip
+def test_a_make_that_is_none_is_refused(make: Any, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadOption, match=said):
+        learners_of(make, **given)
+
+
+def test_a_copy_each_time_is_a_new_module() -> None:
+    one = body()
+    assert not train(learners_of(lambda: copy.deepcopy(one)), TRAINING, Watch())[1]
+
+
 def test_a_batch_norm_that_is_there_twice_is_one_afterwards() -> None:
     layer = nn.BatchNorm1d(10, eps=0.1)
     layer.running_mean.fill_(3.0)  # type: ignore[union-attr]
@@ -255,7 +365,8 @@ class Counts(nn.Module):
 
 
 @pytest.mark.parametrize(("layer", "name"), [
-    (Counts, "body.2.seen"), (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(10, 10)), "body.2.parametriz"),
+    (Counts, "body.2.seen"), (lambda: Ghost(10), "body.2."),
+    (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(10, 10)), "body.2.parametriz"),
 ])  # fmt: skip
 def test_what_a_network_keeps_beside_theta_is_refused(layer: Any, name: str) -> None:
     with pytest.raises(BadChain, match=f"the network writes to its {name}.*, which is not part of θ"):
@@ -286,11 +397,52 @@ def twice() -> modules.Headed:
     return body(layer, nn.Tanh(), layer)
 
 
-@pytest.mark.parametrize(("make", "trained"), [
-    (lambda: body(nn.BatchNorm1d(10)), ""), (lambda: body(nn.GroupNorm(2, 10)), ""), (twice, ""), (tied, ""),
-    (lambda: body(Turned(True)), ""), (lambda: body(Turned(False)), ""), (lambda: body(Tokens(0.1)), ""),
-    (lambda: body(nn.Unflatten(1, (5, 2)), nn.BatchNorm1d(5), nn.Flatten()), ""), (body, "head.weight"),
-])  # fmt: skip
+class Cosine(nn.Linear):
+    """A linear layer that goes its own way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, nn.functional.normalize(self.weight), self.bias)
+
+
+class Again(nn.Module):
+    """It uses a weight by its name, too, and calls a layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.scale = nn.Linear(10, 10), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(input=x) + self.scale * torch.tanh(x) @ self.fc.weight
+        return out
+
+
+def hooked() -> modules.Headed:
+    made = body(nn.Linear(10, 10))
+    made.body[2].register_forward_hook(lambda _, given, out: out * 2)  # type: ignore[index]
+    return made
+
+
+NETWORKS: dict[str, tuple[Any, str]] = {
+    "batch norm": (lambda: body(nn.BatchNorm1d(10)), ""),
+    "group norm": (lambda: body(nn.GroupNorm(2, 10)), ""),
+    "called twice": (twice, ""),
+    "tied": (tied, ""),
+    "places as samples": (lambda: body(Turned(True)), ""),
+    "places": (lambda: body(Turned(False)), ""),
+    "attention": (lambda: body(Tokens(0.1)), ""),
+    "channels of places": (lambda: body(nn.Unflatten(1, (5, 2)), nn.BatchNorm1d(5), nn.Flatten()), ""),
+    "trained in part": (body, "head.weight"),
+    "a derived layer": (lambda: body(Cosine(10, 10)), ""),
+    "a weight by its name": (lambda: body(Again()), ""),
+    "old weight norm": (lambda: body(nn.utils.weight_norm(nn.Linear(10, 10))), ""),
+    "weight norm": (lambda: body(nn.utils.parametrizations.weight_norm(nn.Linear(10, 10))), ""),
+    "a hook": (hooked, ""),
+    "what cannot be mapped": (lambda: body(nn.PReLU(), nn.Linear(10, 10)), ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(("make", "trained"), NETWORKS.values(), ids=NETWORKS)
 def test_the_fisher_of_any_network_is_that_of_a_loop(make: Any, trained: str) -> None:
     group = learners_of(make, trained=lambda name: name.startswith(trained))
     net, task = group.net, group.streams[0].tasks[0]

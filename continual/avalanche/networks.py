@@ -37,7 +37,7 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """
     if isinstance(net, LinearNet):
         return _linear(net, theta)
-    if not isinstance(net, ModuleNet) or net.how == "frozen" or any(one.count for one in net.norms):
+    if not isinstance(net, ModuleNet) or net.how == "frozen" or any(one.count for one in net.norms.values()):
         raise BadChain("a strategy of avalanche-lib trains an ordinary network; give statistics=running, or another "
                        "model")  # fmt: skip
     whole = copy.deepcopy(net.module)
@@ -53,7 +53,7 @@ def plain(net: Net, theta: Tensor) -> Plain:
 
 def _names(net: ModuleNet) -> set[str]:
     """The BatchNorm layers that are trained, by their names within the body."""
-    trained = {id(one) for one in net.norms}
+    trained = {id(one) for one in net.norms.values()}
     return {name.removeprefix("body.") for name, one in net.module.named_modules() if id(one) in trained}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import array
 import contextlib
+import contextvars
 import functools
+import io
 import itertools
 import random
 import sys
 import types
+import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Set
 from pathlib import Path
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 OURS = ("continual", "torch", "torchvision", "builtins", "typing", "abc", "logging")
 """Packages whose objects keep nothing between steps that matters."""
-DEEP, MANY, LARGE = 6, 10_000, 1_000_000
+DEEP, MANY, LARGE = 6, 10_000, 2**26
 """How far, and at how many things for each name, is looked, and at arrays of less than so many bytes."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 NEVER = (types.ModuleType, types.BuiltinFunctionType, property)
@@ -48,14 +51,13 @@ class Kept:
         self.objects = [one for one in known if _theirs(type(one))]
         classes = dict.fromkeys(base for one in self.objects for base in _theirs(type(one)))
         self.modules = _with_near([base.__module__ for base in classes])
-        beside = (one for name in self.modules for one in _values(name) if isinstance(one, type))
-        self.classes = [*classes, *(one for one in beside if one.__module__ in self.modules and one not in classes)]
+        self.classes = list(classes)
 
     def __call__(self) -> tuple[Any, ...]:
         """What there is now."""
         if not self.objects:
             return ()
-        seen = _Seen()
+        seen = _Seen(self.modules)
         own = [seen.attributes(one, 0) for one in (*self.objects, *self.classes)]
         names = [seen.attributes(sys.modules[name], 0) for name in self.modules if name in sys.modules]
         legacy: Any = np.random.get_state()  # whoever draws from it
@@ -100,6 +102,18 @@ def _plain(value: Any) -> bool:
     return isinstance(value, PLAIN) or (type(value) is tuple and all(map(_plain, value)))
 
 
+def _slots(kind: type) -> list[str]:
+    """The names of a class's slots, as they are found: a private one has the class's before it."""
+    given = vars(kind).get("__slots__", ())
+    names = [given] if isinstance(given, str) else list(given)
+    private = f"_{kind.__name__.lstrip('_')}"
+    return [f"{private}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
+
+
+def _is_small(one: np.ndarray[Any, Any]) -> bool:
+    return bool(one.dtype != object and one.nbytes < LARGE)
+
+
 def _each(values: Collection[Any]) -> list[tuple[Any, ...]]:
     return [(one,) for one in values]
 
@@ -123,7 +137,7 @@ INSIDE: dict[type, Callable[[Any], Any]] = {
     Set: _each,
     array.array: lambda one: one.tobytes(),
     bytearray: bytes,
-    np.ndarray: lambda one: one.tobytes() if one.dtype != object and one.nbytes < LARGE else one.shape,
+    np.ndarray: lambda one: zlib.crc32(one.tobytes()) if _is_small(one) else one.shape,
     random.Random: random.Random.getstate,
     np.random.Generator: lambda one: repr(one.bit_generator.state),
     torch.Generator: lambda one: one.get_state().numpy().tobytes(),
@@ -132,7 +146,12 @@ INSIDE: dict[type, Callable[[Any], Any]] = {
     types.MethodType: lambda one: [(one.__func__, one.__self__)],
     staticmethod: lambda one: [(one.__func__,)],
     classmethod: lambda one: [(one.__func__,)],
-    Iterator: repr,  # of itertools.count, where it stands
+    contextvars.ContextVar: lambda one: [(one.get(None),)],
+    torch.nn.Module: lambda one: [(one._modules, one._parameters, one._buffers)],
+    torch.optim.Optimizer: lambda one: [(one.param_groups, one.state)],
+    itertools.count: repr,
+    io.IOBase: id,
+    Iterator: lambda one: object(),  # it does not say where it stands
 }
 """What is in things of a kind: a list of tuples of things, or something else that can be compared."""
 
@@ -140,37 +159,39 @@ INSIDE: dict[type, Callable[[Any], Any]] = {
 class _Seen:
     """What things are, told so that it can be compared; each thing is looked at once."""
 
-    def __init__(self) -> None:
-        self.ids, self.left = set[int](), MANY
+    def __init__(self, modules: Collection[str]) -> None:
+        self.modules, self.ids, self.left = modules, set[int](), MANY
 
     def of(self, value: Any, depth: int) -> Any:
         """What a value is; where there is too much to look at, something that nothing is equal to."""
         if isinstance(value, PLAIN):
             return repr(value)  # a NaN is equal to itself, too
-        if isinstance(value, (torch.Tensor, type, *NEVER)) or depth > DEEP:
+        elsewhere = isinstance(value, type) and value.__module__ not in self.modules
+        bare = isinstance(value, torch.Tensor) and not vars(value)
+        if elsewhere or bare or isinstance(value, NEVER) or depth > DEEP:
             return id(value)
         if id(value) in self.ids:
             return "again"
         self.ids.add(id(value))
         self.left -= 1
-        inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), None)
-        if inside is None:
-            return id(value), self.attributes(value, depth + 1) if _theirs(type(value)) else ()
+        inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), id)
         found = inside(value)
         within = [] if not isinstance(found, list) or all(map(_plain, found)) else found
         if self.left < len(within):
             return object()
-        return [tuple(self.of(part, depth + 1) for part in one) for one in within] or found
+        whole = [tuple(self.of(part, depth + 1) for part in one) for one in within] or found
+        its_own = isinstance(value, (type, torch.Tensor)) or _theirs(type(value))
+        return whole, self.attributes(value, depth + 1) if its_own else ()
 
     def attributes(self, value: Any, depth: int) -> Any:
         """What the attributes of an object, a class or a module are."""
         names = list(getattr(value, "__dict__", {}).items())
-        slots = [] if isinstance(value, type) else [getattr(base, "__slots__", ()) for base in type(value).__mro__]
-        for name in itertools.chain.from_iterable([one] if isinstance(one, str) else one for one in slots):
-            names += [(name, getattr(value, name))] if name[:2] != "__" and hasattr(value, name) else []
+        slots = [] if isinstance(value, type) else [_slots(base) for base in type(value).__mro__]
+        for name in itertools.chain.from_iterable(slots):
+            names += [(name, getattr(value, name))] if hasattr(value, name) else []
         found = []
         for name, one in names:
-            if name not in OF_TORCH and name[:2] != "__":
+            if name not in OF_TORCH and not (name.startswith("__") and name.endswith("__")):
                 self.left = self.left if depth else MANY
                 found.append((name, self.of(one, depth)))
         return found

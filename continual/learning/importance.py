@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -49,9 +50,15 @@ def batch_gradients(
         if part.numel():
             x = task.samples.images(part.flatten(), theta.dtype).unflatten(0, part.shape)
             tasks = task.samples.task[part]
-            many = len(part) > 1
-            found = torch.vmap(gradient, (None, 0, 0))(theta, x, tasks) if many else gradient(theta, x[0], tasks[0])
-            yield found if many else found[None], part.shape[1]
+            yield _of_batches(gradient, theta, x, tasks), part.shape[1]
+
+
+def _of_batches(gradient: Value, theta: Tensor, x: Tensor, tasks: Tensor) -> Tensor:
+    """The gradients (G, P) of batches x (G, B, ...), side by side if that can be."""
+    if len(x) > 1:
+        with contextlib.suppress(RuntimeError):  # there are layers that PyTorch cannot map, such as RReLU
+            return torch.vmap(gradient, (None, 0, 0))(theta, x, tasks)
+    return torch.stack([gradient(theta, *batch) for batch in zip(x, tasks, strict=True)])
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:
@@ -126,8 +133,22 @@ def _mapped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tenso
 
     held = max(1, HELD // (theta.numel() * len(weights)))  # so many samples' gradients are held at a time
     mapped, total = torch.vmap(squares, in_dims=(0, 0, 1)), torch.zeros_like(theta)
-    for one, of, weight in zip(x.split(held), tasks.split(held), weights.split(held, 1), strict=True):
-        total += mapped(one, of, weight).sum(0)
+    try:
+        for one, of, weight in zip(x.split(held), tasks.split(held), weights.split(held, 1), strict=True):
+            total += mapped(one, of, weight).sum(0)
+    except RuntimeError:  # there are layers that PyTorch cannot map, such as PReLU
+        return _looped_squares(net, theta, task, x, tasks, weights)
+    return total
+
+
+def _looped_squares(net: Net, theta: Tensor, task: Task, x: Tensor, tasks: Tensor, weights: Tensor) -> Tensor:
+    """The same for a network that cannot be mapped: sample by sample."""
+    live, total = theta.detach().requires_grad_(), torch.zeros_like(theta)
+    for image, of, weight in zip(x.split(1), tasks.split(1), weights.split(1, 1), strict=True):
+        log_p = torch.nn.functional.log_softmax(task.active(net.logits(live, image, of), of), dim=-1)
+        for one in weight:
+            (gradient,) = torch.autograd.grad((log_p * one).sum(), live, retain_graph=True)
+            total += gradient.square()
     return total
 
 

@@ -40,6 +40,11 @@ def check_size(parameters: int) -> None:
                           f"training, and {free / 1e9:,.0f} GB are free; make its layers smaller")  # fmt: skip
 
 
+def shaped(part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A stretch of θ (..., n) as the parameter of a shape that it is: a view."""
+    return part.unflatten(-1, shape) if shape else part.squeeze(-1)
+
+
 class Net:
     """A network of fixed shapes. Subclasses say how a batch goes through named parameters.
 
@@ -83,7 +88,7 @@ class Net:
         if attached is not None:
             return attached
         parts = zip(self.shapes.items(), theta.split(self.sizes, -1), strict=True)
-        return {name: part.unflatten(-1, shape) for (name, shape), part in parts}
+        return {name: shaped(part, shape) for (name, shape), part in parts}
 
     def attach(self, theta: Tensor, parts: list[Tensor]) -> Tensor:
         """Let θ carry its parameters, in the order of ``shapes``."""

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from continual.errors import BadChain, BadOption
+from continual.errors import BadChain, BadOption, choices
 from continual.learning import layers
 from continual.learning.models import LinearNet, Net, Out, check_size
-from continual.learning.norms import BatchNorm, replaced
+from continual.learning.norms import OF_PYTORCH, BatchNorm, replaced
 from continual.streams.rng import pytorch_left_alone
 
 if TYPE_CHECKING:
@@ -29,8 +29,20 @@ if TYPE_CHECKING:
     from continual.streams.rng import Key
 
 
-OF_TORCH = ("torch.nn.", "continual.")
+OF_TORCH = ("torch.nn.", "continual.", "torchvision.")
 """Where the layers are written of which it is known what they do in training mode."""
+DROPPING = ("torch.nn.", "torchvision.")
+"""Whose layers say by ``p`` or ``dropout`` what part they drop."""
+
+
+def small_enough(make: Callable[[], Headed]) -> Callable[[], Headed]:
+    """The same function, if what it makes fits into memory, which is found out before any of it is made.
+
+    Raises :class:`~continual.errors.OutOfMemory`.
+    """
+    with torch.device("meta"):
+        check_size(sum(one.numel() for one in make().parameters()))
+    return make
 
 
 class Headed(nn.Module):
@@ -53,46 +65,47 @@ class ModuleNet(Net):
     """A module as a pure function of θ: its trained parameters, and behind them the running statistics of BatchNorm.
 
     ``make`` gives the module with new random parameters (drawn by PyTorch's generator, which is seeded for it), or with
-    those that were learnt elsewhere. ``trained`` says by name which parameters θ has; the others stay as they are, for
-    all seeds the same, and so do the statistics of a BatchNorm that is not trained. PyTorch's BatchNorm is replaced by
-    one whose statistics θ has. The module is in training mode in :meth:`learn`, and else not.
+    those that were learnt elsewhere. ``trained`` says by name which parameters θ has, of those that want a gradient
+    (``requires_grad``); the others stay as they are, for all seeds the same, and so do the statistics of a BatchNorm
+    that is not trained. PyTorch's BatchNorm is replaced by one whose statistics θ has. The module is in training mode
+    in :meth:`learn`, but for parts of which nothing is trained, and else in evaluation mode.
     ``statistics``: ``running``, or ``task`` (see :class:`~continual.learning.norms.BatchNorm`), where a task that was
     not learnt yet has those of the last that was; with ``frozen`` they stay as the first task left them that was learnt
     from a new network, or as they were ``given``, learnt elsewhere.
 
-    Raises :class:`~continual.errors.BadOption` where a BatchNorm cannot be replaced.
+    Raises :class:`~continual.errors.BadOption` for a module without a linear head, with lazy layers, of which nothing
+    is trained, that is the same one each time, or with a BatchNorm that cannot be replaced.
     """
 
     def __init__(
         self, make: Callable[[], Headed], trained: Callable[[str], bool] = lambda name: True,
         statistics: Statistics = "running", given: bool = False,
     ) -> None:  # fmt: skip
-        with torch.device("meta"):  # its size, before any of it is made
-            check_size(sum(one.numel() for one in make().parameters()))
         self.make = functools.partial(_with_our_norms, make, statistics)
         self.module = self._made(0)
-        self.module.requires_grad_(False)
-        modules = list(self.module.modules())
-        self.changes = any(map(_changes, modules))
-        # PyTorch's attention goes another way out of training, which seeds side by side cannot
-        self.modes = [one for one in modules if _changes(one) or not type(one).__module__.startswith(OF_TORCH)]
-        for one in modules:
-            one.training = True
-        for one in self.modes:
-            one.training = False
-        self.how = statistics
         parameters = dict(self.module.named_parameters())
-        self.trained = [name for name in parameters if trained(name)]
+        self.trained = [name for name, one in parameters.items() if one.requires_grad and trained(name)]
+        if not self.trained:
+            raise BadOption(f"none of the network's parameters is trained; it has {choices(list(parameters)[:10])}"
+                            f"{', ...' if len(parameters) > 10 else ''}")  # fmt: skip
+        self._resting = _resting(self.module, {id(parameters[name]) for name in self.trained})
+        self.module.requires_grad_(False)
+        moving = [one for one in self.module.modules() if one not in self._resting]
+        self.changes = any(map(_may_change, moving))
+        self.modes = [one for one in moving if _may_change(one)]
+        for one in self.module.modules():
+            # PyTorch's attention goes another way out of training, which seeds side by side cannot
+            one.training = not _may_change(one)
+        self.how = statistics
         self.tied = len(parameters) < len(list(self.module.named_parameters(remove_duplicate=False)))
         convolutions = [one for one in self.module.modules() if isinstance(one, nn.Conv2d)]
         self.convolves, self.skips = bool(convolutions), any(map(skips, convolutions))
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
         self.by_task = [one for one in norms.values() if one.count is not None]
         # a layer that is not trained keeps its statistics too
-        self.norms = [one for name, one in norms.items() if f"{name}.weight" in self.trained]
-        moving = {f"{name}." for name, one in norms.items() if one in self.norms}
+        self.norms = {name: one for name, one in norms.items() if f"{name}.weight" in self.trained}
         whole = {**parameters, **dict(self.module.named_buffers())}
-        self.buffers = [name for name, _ in self.module.named_buffers() if name.rpartition(".")[0] + "." in moving]
+        self.buffers = [f"{name}.{statistic}" for name in self.norms for statistic in ("running_mean", "running_var")]
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
         self.own = [name for name in self.buffers if len(self.shapes[name]) > 1]  # (T, C): each task has its own
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
@@ -100,10 +113,16 @@ class ModuleNet(Net):
         self._versions: dict[tuple[torch.device, torch.dtype], dict[str, int]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
         self.given = given
+        self._by_layers: bool | None = None
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """See :meth:`Net.initial`."""
         module = self._made(int(key.bits("network", 1)))
+        own = set(map(id, self.module.parameters()))
+        if any(id(one) in own for one in module.parameters()):
+            raise BadOption("make gives the same parameters each time, so all seeds would begin alike, and what one "
+                            "learns would be in the other; it makes a new module at each call, by copy.deepcopy where "
+                            "weights were learnt elsewhere")  # fmt: skip
         values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         whole = torch.cat([values[name].detach().to(dtype).flatten() for name in self.shapes])
         return whole.to(key.seed.device)
@@ -134,11 +153,13 @@ class ModuleNet(Net):
         if fixed:
             # a copy: the optimiser changes θ before they are put back
             return self.forward(theta, x, tasks), theta[..., -self.statistics :].detach().clone()
-        out = self._called(theta, x, tasks, batch_statistics=True)
-        parts = [part.flatten() for one in self.norms for part in one.fresh or ()]
-        for one in self.norms:
+        out, before = self._called(theta, x, tasks, batch_statistics=True), self.parameters(theta)
+        parts: list[Tensor] = []
+        for name, one in self.norms.items():
+            # a layer that was not called has those that it had
+            parts += one.fresh or (before[f"{name}.running_mean"].detach(), before[f"{name}.running_var"].detach())
             one.fresh = None
-        return out, torch.cat(parts)
+        return out, torch.cat([part.flatten() for part in parts])
 
     def fixed(self, theta: Tensor) -> bool:
         """See :meth:`Net.fixed`: frozen ones, once they were learnt; of a new network all means are 0."""
@@ -179,7 +200,8 @@ class ModuleNet(Net):
         theirs = {id(value) for name, value in self.module.named_parameters() if name in self.shapes}
 
         def stays(part: nn.Module) -> bool:
-            return not (any(id(one) in theirs for one in part.parameters()) or any(map(_changes, part.modules())))
+            moving = [one for one in part.modules() if one not in self._resting]
+            return not (any(id(one) in theirs for one in part.parameters()) or any(map(_changes, moving)))
 
         kept = list(itertools.takewhile(lambda one: stays(one[1]), parts))
         front, behind = ({id(one) for _, part in some for one in part.parameters()}
@@ -206,20 +228,40 @@ class ModuleNet(Net):
         found: dict[str, layers.Layer | None] = {}
         own = {name: self.module.get_submodule(name) for name in {one.rpartition(".")[0] for one in self.trained}}
 
+        dimensions = {name: _dimensions(module) for name, module in own.items()}
+
         def watch(name: str, module: nn.Module) -> Callable[..., Tensor]:
             def hook(_: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-                known = name not in found and given[0].dim() in _dimensions(module) and len(given[0]) == len(x)
+                known = name not in found and given and given[0].dim() in dimensions[name]
+                known = known and len(given[0]) == len(x)
                 found[name] = _layer(name, module, given[0], output) if known else None
                 return output.clone()  # a layer behind it may write over what it is given
 
             return hook
 
-        if self.tied or not all(map(_dimensions, own.values())):
+        if self.tied or not all(dimensions.values()) or not self._acts_through(own, theta, x, tasks):
             return None
         with _hooked((module, watch(name, module)) for name, module in own.items()):
             logits = self.logits(theta, x, tasks)
         each = [one for one in found.values() if one is not None]
         return (logits, each) if len(each) == len(own) else None
+
+    def _acts_through(self, own: dict[str, nn.Module], theta: Tensor, x: Tensor, tasks: Tensor | None) -> bool:
+        """Whether parameters act on the logits through what these layers give alone, as far as one image shows.
+
+        A weight may also be used elsewhere, by its name. Found out once.
+        """
+        if self._by_layers is None:
+            live = theta.detach().requires_grad_()
+
+            def cut(_: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+                return output.detach().requires_grad_().clone()
+
+            with _hooked((module, cut) for module in own.values()), torch.enable_grad():
+                logits = self.logits(live, x[:1], None if tasks is None else tasks[:1])
+            (left,) = torch.autograd.grad(logits.sum(), live, allow_unused=True)
+            self._by_layers = left is None or not bool(left.any())
+        return self._by_layers
 
     def work(self, shape: tuple[int, ...]) -> int:
         """See :meth:`Net.work`: those of convolutions, linear layers and attention."""
@@ -249,16 +291,19 @@ class ModuleNet(Net):
         given |= self._kept_like(x)
         for one in self.by_task:
             one.tasks = tasks
-        for one in self.norms:
-            one.batch_statistics = batch_statistics
+        for one in self.norms.values():
+            one.batch_statistics, one.fresh = batch_statistics, None
         out: Out = functional_call(self.module, given, (x,))
         return out
 
     def _kept_like(self, x: Tensor) -> dict[str, Tensor]:
-        """What is not trained, on the device and in the type of the images; moved there once."""
+        """What is not trained, on the device and, if it is real numbers, in the type of the images; moved once."""
         kind = (x.device, x.dtype)
         if kind not in self._kept_as:
-            self._kept_as[kind] = {name: value.to(x.device, x.dtype) for name, value in self.kept.items()}
+            self._kept_as[kind] = {
+                name: value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
+                for name, value in self.kept.items()
+            }
             self._versions[kind] = {name: value._version for name, value in self._kept_as[kind].items()}
         return self._kept_as[kind]
 
@@ -268,22 +313,51 @@ def _parts(body: Any) -> list[tuple[str, nn.Module]]:
     return list(body._modules.items())
 
 
+def _may_change(module: nn.Module) -> bool:
+    """Whether a module may do something else as it learns: of one that somebody wrote that cannot be known."""
+    return _changes(module) or not type(module).__module__.startswith(OF_TORCH)
+
+
 def _changes(module: nn.Module) -> bool:
     """Whether a module does something else as it learns, such as dropping units: its class reads ``training``."""
-    if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+    kind = type(module)
+    if kind in (nn.TransformerEncoder, nn.TransformerEncoderLayer):
         return False  # they read it to go a faster way
-    dropped = [getattr(module, name, None) for name in ("p", "dropout")]
-    if any(isinstance(part, int | float) and part == 0 for part in dropped):
+    dropped = getattr(module, "p", getattr(module, "dropout", None))
+    if kind.__module__.startswith(DROPPING) and isinstance(dropped, int | float) and dropped == 0:
         return False
-    own = [vars(base) for base in type(module).__mro__ if base is not nn.Module]
-    functions = [one for names in own for one in names.values() if isinstance(one, types.FunctionType)]
-    return any("training" in one.__code__.co_names for one in functions)
+    own = [vars(base) for base in kind.__mro__ if base is not nn.Module]
+    return any(_reads_training(one) for names in own for one in names.values())
+
+
+def _reads_training(function: Any) -> bool:
+    """Whether a function, one that it is wrapped around, or one within it, reads ``training``."""
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, types.CodeType):
+        return False
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if cell != types.CellType()]
+    return "training" in code.co_names or any(map(_reads_training, (*code.co_consts, *cells)))
+
+
+def _resting(module: nn.Module, trained: set[int]) -> set[nn.Module]:
+    """The modules that lie in one of whose parameters none is ``trained``: they are never in training mode."""
+    rest = set[nn.Module]()
+    for one in module.modules():
+        own = set(map(id, one.parameters()))
+        if own and not own & trained:
+            rest.update(one.modules())
+    return rest
 
 
 def _with_our_norms(make: Callable[[], Headed], statistics: Statistics) -> Headed:
     """A module with our BatchNorm in place of PyTorch's."""
     module = make()
-    if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules()):
+    if not isinstance(module, nn.Module) or not isinstance(getattr(module, "head", None), nn.Linear):
+        raise BadOption(f"make gives a {type(module).__name__}; it gives a module with a body and a linear head: "
+                        "continual.learning.modules.Headed(body, features, units)")  # fmt: skip
+    if any(isinstance(one, nn.parameter.UninitializedParameter) for one in module.parameters()):
+        raise BadOption("the network has lazy layers, whose sizes are not known before images come; give the sizes")
+    if any(type(one) in OF_PYTORCH for one in module.modules()):
         if statistics == "task":
             raise BadOption("statistics=task: PyTorch's BatchNorm knows of no tasks; give the network "
                             "continual.learning.norms.BatchNorm(channels, tasks)")  # fmt: skip
@@ -418,11 +492,13 @@ def _work(module: nn.Module, given: Tensor, output: Tensor) -> int:
 
 def _dimensions(module: nn.Module) -> tuple[int, ...]:
     """How many dimensions that may have of which a layer's gradients of single samples are known."""
-    if isinstance(module, nn.Conv2d):
+    if _watched(module):  # somebody may change what goes in, comes out, or multiplies
+        return ()
+    if type(module) is nn.Conv2d:
         return (4,) if module.padding_mode == "zeros" and not isinstance(module.padding, str) else ()
-    if isinstance(module, nn.Linear):
+    if type(module) is nn.Linear:
         return (2,)
-    return (2, 3, 4, 5) if isinstance(module, BatchNorm | nn.GroupNorm) else ()
+    return (2, 3, 4, 5) if type(module) in (BatchNorm, nn.GroupNorm) else ()
 
 
 def _layer(name: str, module: nn.Module, h: Tensor, output: Tensor) -> layers.Layer:

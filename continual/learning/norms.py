@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
-        self.count, self.eps, self.momentum = tasks, eps, momentum
+        self.count, self.eps, self.momentum, self.num_features = tasks, eps, momentum, channels
         self.batch_statistics = False
         self.tasks: Tensor | None = None
         self.fresh: tuple[Tensor, Tensor] | None = None
@@ -46,12 +46,17 @@ class BatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         # new running statistics, which the kernel that normalises writes; of a single value there is no variance
-        self.fresh = self.running_mean.clone(), self.running_var.clone()
+        before_mean, before_var = self._latest()
+        self.fresh = before_mean.clone(), before_var.clone()
         mean, variance = self.fresh if x.numel() > x.shape[1] else (None, None)
         out: Tensor = torch.batch_norm(
             x, self.weight, self.bias, mean, variance, True, self.momentum, self.eps, torch.backends.cudnn.enabled
         )
         return out
+
+    def _latest(self) -> tuple[Tensor, Tensor]:
+        """The running statistics, as they are after an earlier call of the same pass."""
+        return self.fresh or (self.running_mean, self.running_var)
 
     def _by_task(self, x: Tensor, count: int) -> Tensor:
         """Each sample by its own task's statistics."""
@@ -78,9 +83,10 @@ class BatchNorm(nn.Module):
         variance = member.T @ from_mean / n.clamp_min(1)
         # of a single value there is no variance
         unbiased, several = (variance * n / (n - 1).clamp_min(1)).detach(), n > 1
+        before_mean, before_var = self._latest()
         self.fresh = (
-            torch.where(several, torch.lerp(self.running_mean, mean.detach(), self.momentum), self.running_mean),
-            torch.where(several, torch.lerp(self.running_var, unbiased, self.momentum), self.running_var),
+            torch.where(several, torch.lerp(before_mean, mean.detach(), self.momentum), before_mean),
+            torch.where(several, torch.lerp(before_var, unbiased, self.momentum), before_var),
         )
         return mean, variance
 
@@ -94,12 +100,17 @@ def norm(kind: Norm, channels: int, tasks: int | None) -> nn.Module:
     return nn.GroupNorm(1 if kind == "layer" else math.gcd(channels, max(1, channels // 16)), channels)
 
 
+OF_PYTORCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""What ours does the work of; a class that derives from them may do something else."""
+
+
 def replaced(module: nn.Module, kind: Norm, tasks: int | None) -> nn.Module:
-    """The same network with its BatchNorm layers replaced, which keep their weights and statistics where they can.
+    """The same network with PyTorch's BatchNorm replaced, which keeps its weights and statistics where it can.
 
     Raises :class:`~continual.errors.BadOption` where one is of a kind that ours is not.
     """
-    new = {one: _like(one, kind, tasks) for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}
+    norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
+    new = {one: _like(one, kind, tasks) for one in norms if type(one) in OF_PYTORCH}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # one that is there twice, too
             if child in new:
@@ -121,4 +132,4 @@ def _like(old: nn.modules.batchnorm._BatchNorm, kind: Norm, tasks: int | None) -
             for name in ("running_mean", "running_var"):
                 getattr(new, name).copy_(getattr(old, name))
     made: nn.Module = new
-    return made
+    return made.requires_grad_(old.weight.requires_grad)

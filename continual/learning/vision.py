@@ -40,9 +40,11 @@ class CNN(Configured):
         from continual.learning import modules
 
         _needs_images("cnn", shape, 2 ** len(self.channels))
-        return modules.ModuleNet(
-            lambda: modules.Headed(modules.CNNBody(shape, self.channels, self.units), self.units, units)
-        )
+
+        def made() -> modules.Headed:
+            return modules.Headed(modules.CNNBody(shape, self.channels, self.units), self.units, units)
+
+        return modules.ModuleNet(modules.small_enough(made))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ResNet18(Normalised):
             body = modules.ResNetBody(shape[0], self.width, lambda channels: norms.norm(self.norm, channels, own))
             return modules.Headed(body, 8 * self.width, units)
 
-        return modules.ModuleNet(made, statistics=self.statistics)
+        return modules.ModuleNet(modules.small_enough(made), statistics=self.statistics)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Torchvision(Normalised):
             in_head = name.startswith("head.")
             return self.train == "all" or in_head or (self.train == "block" and name.startswith(f"body.{last}"))
 
-        return modules.ModuleNet(made, trained, self.statistics, given=given is not None)
+        return modules.ModuleNet(modules.small_enough(made), trained, self.statistics, given=given is not None)
 
     def facts(self) -> dict[str, Any]:
         """The checksum of the weights' file, by which a run is recognised: other weights are another run."""
