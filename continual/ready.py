@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import re
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual import execution, resume, workers
+from continual import config, execution, resume, workers
 from continual.config import Plan
-from continual.errors import BadOption
+from continual.errors import BadOption, Mistake
 from continual.execution import Choice, Way
 from continual.learning.frozen import features_once
+from continual.learning.models import Net
 from continual.learning.seeds import Recipe, dtype_of, tensor_float
 from continual.progress import Progress
 from continual.streams.placement import SHARE, Where, choose, free_memory, image_bytes, laid_out, place
 from continual.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from continual.learning.models import Net
     from continual.learning.strategy import Strategy
 
 LIE = {
@@ -68,6 +71,48 @@ class Ready:
         return recipe_of(self.plan, strategy, self.net)
 
 
+def network(model: Any, stream: Stream) -> Net:
+    """The network of a stream's images; one of a user's is tried with two, so that its mistakes are told here.
+
+    Raises :class:`~continual.errors.BadOption`.
+    """
+    shape, units, tasks = stream.shape, stream.units, len(stream.tasks)
+    if type(model).__module__.startswith("continual."):
+        own: Net = model.build(shape, units, tasks)
+        return own
+    name = f"model {config.title('models', model)}"
+    with _told(f"{name}: build(shape={shape}, units={units}, tasks={tasks})"):
+        net = model.build(shape, units, tasks)
+    if not isinstance(net, Net):
+        raise BadOption(f"{name}: build gives a {type(net).__name__}; it gives a network, such as "
+                        "continual.learning.modules.ModuleNet(make)")  # fmt: skip
+    with _told(f"{name}: its network, given two images of shape {shape},"), torch.no_grad():
+        out = net.forward(torch.zeros(net.size), torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
+    found = [getattr(getattr(out, part, None), "shape", ()) for part in ("logits", "features")]
+    if found[0] != (2, units) or len(found[1]) != 2:
+        shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"
+        raise BadOption(f"{name}: its network gives {shapes} for two images; it gives logits (2, {units}) and features "
+                        "(2, D), as an Out")  # fmt: skip
+    return net
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What a user's network raises within it is told as a mistake, with the line where it is."""
+    try:
+        yield
+    except Mistake as mistake:
+        raise BadOption(f"{what}: {mistake}") from mistake
+    except Exception as error:
+        theirs = [one for one in traceback.extract_tb(error.__traceback__) if not _OURS.search(one.filename)]
+        where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+        raise BadOption(f"{what} raises {type(error).__name__}: {' '.join(str(error).split())}{where}") from error
+
+
+_OURS = re.compile(r"[/\\](torch|torchvision)[/\\]|<|" + re.escape(str(Path(__file__).parent)))
+"""Files in which a user's mistake is met, and not made."""
+
+
 def prepare(
     plan: Plan, strategies: Sequence[Strategy], root: Path, device: torch.device, told: Progress,
     processes: bool = False, way: Way | None = None,
@@ -83,9 +128,7 @@ def prepare(
         streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
     for rows in {len(task.train) for stream in streams for task in stream.tasks}:
         training.steps(rows)
-    net: Net = plan.model.build(  # type: ignore[attr-defined]
-        streams[0].shape, streams[0].units, len(streams[0].tasks)
-    )
+    net = network(plan.model, streams[0])
     data, samples = streams[0].data, streams[0].samples
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     if skipped := data.skipped:

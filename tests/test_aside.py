@@ -246,9 +246,11 @@ def test_where_more_is_kept_than_is_looked_at_it_counts_as_changed(monkeypatch: 
     assert kept() != kept()
 
 
-@pytest.mark.parametrize("thing", [itertools.cycle([1, 2]), (n for n in range(9)), iter([1, 2]), enumerate("ab")])
-def test_what_does_not_say_where_it_stands_counts_as_changed(thing: Any) -> None:
-    kept = kept_by(Keeper(thing))
+@pytest.mark.parametrize("make", [
+    lambda: itertools.cycle([1, 2]), lambda: (n for n in range(9)), lambda: iter([1, 2]), lambda: enumerate("ab"),
+])  # fmt: skip
+def test_what_does_not_say_where_it_stands_counts_as_changed(make: Callable[[], Any]) -> None:
+    kept = kept_by(Keeper(make()))
     assert kept() != kept()
 
 

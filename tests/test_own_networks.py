@@ -25,7 +25,7 @@ from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
 from continual.learning.train import State, Watch, program_of, schedule, steps_done, train
 from continual.learning.training import Training
-from continual.options import Configured
+from continual.options import Configured, option
 from continual.strategies import DERPlusPlus, Finetune, Replay
 from continual.streams.rng import key, pytorch_left_alone, seed_pytorch
 
@@ -469,3 +469,47 @@ def test_pytorch_s_generator_is_seeded_by_all_of_a_place() -> None:
             seed_pytorch(CPU, *place)
             found.append(tuple(torch.rand(2).tolist()))
     assert len(set(found)) == 5 and found[0] == found[-1]
+
+
+@dataclass(frozen=True)
+class Wrong(Configured):
+    """A model with one mistake."""
+
+    mistake: str = option("none", "which one")
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Any:
+        """What should be a network."""
+        if self.mistake == "raises":
+            raise KeyError("no")
+        if self.mistake == "headed":
+            return body()
+        features = 11 if self.mistake == "features" else 10
+        inputs = 3 if self.mistake == "inputs" else 64
+        outputs = units + 1 if self.mistake == "units" else units
+
+        def make() -> modules.Headed:
+            front = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
+            made = modules.Headed(front, features, outputs)
+            if self.mistake == "logits":
+                made.forward = lambda x: made.head(made.body(x))  # type: ignore[method-assign]
+            return nn.Sequential(front) if self.mistake == "headless" else made  # type: ignore[return-value]
+
+        return modules.ModuleNet(make)
+
+
+@pytest.mark.parametrize(("mistake", "said"), [
+    ("raises", r"build\(shape=\(1, 8, 8\), units=10, tasks=5\) raises KeyError: 'no' \(.*test_own_networks.py, line"),
+    ("headed", r"build gives a Headed; it gives a network, such as .*ModuleNet\(make\)"),
+    ("headless", r"make gives a Sequential; it gives a module with a body and a linear head"),
+    ("inputs", r"given two images of shape \(1, 8, 8\), raises RuntimeError: mat1 and mat2 .* \(2x64 and 3x10\)"),
+    ("features", r"raises RuntimeError: mat1 and mat2"),
+    ("units", r"gives \(2, 11\) and \(2, 10\) for two images; it gives logits \(2, 10\) and features \(2, D\)"),
+    ("logits", r"gives a Tensor for two images; it gives logits \(2, 10\)"),
+])  # fmt: skip
+def test_a_mistake_in_a_network_is_told_before_the_run(mistake: str, said: str) -> None:
+    with pytest.raises(BadOption, match=rf"^model test_own_networks:Wrong:mistake={mistake}: .*{said}"):
+        cl.run("split-digits:limit=5", "finetune", model=Wrong(mistake=mistake), seeds=1)
+
+
+def test_a_network_without_a_mistake_is_run() -> None:
+    assert cl.run("split-digits:limit=5", "finetune", model=Wrong(), seeds=1, iterations=2).accuracy.any()
