@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OURS = ("continual", "torch", "torchvision", "builtins", "typing", "abc", "logging")
 """Packages whose objects keep nothing between steps that matters."""
-DEEP, MANY, LARGE = 6, 10_000, 2**26
+DEEP, MANY, LARGE = 6, 10_000, 2**24
 """How far, and at how many things for each name, is looked, and at arrays of less than so many bytes."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 NEVER = (types.ModuleType, types.BuiltinFunctionType, property)
