@@ -405,15 +405,41 @@ class Cosine(nn.Linear):
 
 
 class Again(nn.Module):
-    """It uses a weight by its name, too, and calls a layer by keyword."""
+    """It uses a weight by its name, too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc, self.scale = nn.Linear(10, 10), nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.fc(input=x) + self.scale * torch.tanh(x) @ self.fc.weight
+        out: torch.Tensor = self.fc(x) + self.scale * torch.tanh(x) @ self.fc.weight
         return out
+
+
+class Weight(nn.Module):
+    """It uses a weight by its name, too, which a later layer hides, and has no parameter else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(10, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.tanh(self.fc(x)) @ self.fc.weight)
+
+
+def keyword() -> modules.Headed:
+    layer = nn.Linear(10, 10)
+
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layer(input=x)
+            return out
+
+    return body(Calls())
 
 
 def hooked() -> modules.Headed:
@@ -434,6 +460,8 @@ NETWORKS: dict[str, tuple[Any, str]] = {
     "trained in part": (body, "head.weight"),
     "a derived layer": (lambda: body(Cosine(10, 10)), ""),
     "a weight by its name": (lambda: body(Again()), ""),
+    "a weight by its name, hidden": (lambda: body(Weight()), ""),
+    "called by keyword": (keyword, ""),
     "old weight norm": (lambda: body(nn.utils.weight_norm(nn.Linear(10, 10))), ""),
     "weight norm": (lambda: body(nn.utils.parametrizations.weight_norm(nn.Linear(10, 10))), ""),
     "a hook": (hooked, ""),

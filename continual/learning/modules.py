@@ -247,20 +247,31 @@ class ModuleNet(Net):
         return (logits, each) if len(each) == len(own) else None
 
     def _acts_through(self, own: dict[str, nn.Module], theta: Tensor, x: Tensor, tasks: Tensor | None) -> bool:
-        """Whether parameters act on the logits through what these layers give alone, as far as one image shows.
+        """Whether parameters act on the logits through these layers alone, as far as one image shows; found out once.
 
-        A weight may also be used elsewhere, by its name. Found out once.
+        A weight may also be used elsewhere, by its name. Then the gradient is not what the layers' outputs say.
         """
         if self._by_layers is None:
-            live = theta.detach().requires_grad_()
+            live, one = theta.detach().requires_grad_(), None if tasks is None else tasks[:1]
+            outputs: list[Tensor] = []
 
-            def cut(_: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-                return output.detach().requires_grad_().clone()
+            def keep(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+                outputs.append(output)
+                return output.clone()
 
-            with _hooked((module, cut) for module in own.values()), torch.enable_grad():
-                logits = self.logits(live, x[:1], None if tasks is None else tasks[:1])
-            (left,) = torch.autograd.grad(logits.sum(), live, allow_unused=True)
-            self._by_layers = left is None or not bool(left.any())
+            with _hooked((module, keep) for module in own.values()), torch.enable_grad():
+                logits = self.logits(live, x[:1], one)
+                first = list(outputs)
+                whole, *deltas = torch.autograd.grad(logits[0] @ _slope(logits[0]), [live, *first], allow_unused=True)
+                # once more, with layers that know nothing of each other
+                outputs.clear()
+                with contextlib.ExitStack() as stack:
+                    for module in own.values():
+                        stack.callback(module.register_forward_pre_hook(_alone).remove)
+                    self.logits(live, x[:1], one)
+                used = [(output, delta) for output, delta in zip(outputs, deltas, strict=True) if delta is not None]
+                (parts,) = torch.autograd.grad([one for one, _ in used], live, [delta for _, delta in used])
+            self._by_layers = bool((whole - parts).abs().max() <= 1e-4 * whole.abs().max())
         return self._by_layers
 
     def work(self, shape: tuple[int, ...]) -> int:
@@ -363,6 +374,15 @@ def _with_our_norms(make: Callable[[], Headed], statistics: Statistics) -> Heade
                             "continual.learning.norms.BatchNorm(channels, tasks)")  # fmt: skip
         replaced(module, "batch", None)
     return module
+
+
+def _slope(logits: Tensor) -> Tensor:
+    """Weights of logits (K,), no two alike."""
+    return torch.arange(1, len(logits) + 1, device=logits.device, dtype=logits.dtype)
+
+
+def _alone(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.detach() if isinstance(one, torch.Tensor) else one for one in given)
 
 
 def _watched(module: nn.Module) -> bool:
