@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import contextvars
 import functools
 import importlib
 import itertools
+import logging
+import os
 import random
+import re
 import sys
+import threading
+import time
 import types
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +28,7 @@ import pytest
 import torch
 from test_gpu import outcome
 from test_recording import Asking
+from tqdm import tqdm
 
 from continual.conformance import TRAINING, learners_of
 from continual.errors import BadChain, BadOption
@@ -261,6 +269,19 @@ def test_what_holds_itself_is_looked_at_once() -> None:
     before = kept()
     thing["n"] = 1
     assert kept() != before
+
+
+def test_what_stands_about_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar, a file, a logger, numbers and words in the variables of a module, which no step uses."""
+    with open(os.devnull, "w") as file:
+        about = {"bar": tqdm(total=9, file=file), "file": file, "log": logging.getLogger("x"), "path": Path("/"),
+                 "array": np.zeros((9, 9)), "words": ["w"] * 20_000, "frame": types.SimpleNamespace(n=[1, {"a": 2}]),
+                 "lock": threading.Lock(), "proxy": weakref.proxy(file), "pattern": re.compile("a"),
+                 "timer": time.monotonic, "module": torch.nn.Linear(2, 2), "parser": argparse.ArgumentParser()}  # fmt: skip
+        for name, thing in about.items():
+            monkeypatch.setitem(VARIABLES, name, thing)
+        kept = kept_by(Keeper())
+        assert kept() == kept()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import array
 import contextlib
 import contextvars
 import functools
-import io
 import itertools
 import random
 import sys
@@ -150,8 +149,8 @@ INSIDE: dict[type, Callable[[Any], Any]] = {
     torch.nn.Module: lambda one: [(one._modules, one._parameters, one._buffers)],
     torch.optim.Optimizer: lambda one: [(one.param_groups, one.state)],
     itertools.count: repr,
-    io.IOBase: id,
-    Iterator: lambda one: object(),  # it does not say where it stands
+    # Python's own do not say where they stand
+    Iterator: lambda one: object() if type(one).__module__ in ("builtins", "itertools") else id(one),
 }
 """What is in things of a kind: a list of tuples of things, or something else that can be compared."""
 
