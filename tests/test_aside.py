@@ -277,7 +277,8 @@ def test_what_stands_about_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None
         about = {"bar": tqdm(total=9, file=file), "file": file, "log": logging.getLogger("x"), "path": Path("/"),
                  "array": np.zeros((9, 9)), "words": ["w"] * 20_000, "frame": types.SimpleNamespace(n=[1, {"a": 2}]),
                  "lock": threading.Lock(), "proxy": weakref.proxy(file), "pattern": re.compile("a"),
-                 "timer": time.monotonic, "module": torch.nn.Linear(2, 2), "parser": argparse.ArgumentParser()}  # fmt: skip
+                 "timer": time.monotonic, "module": torch.nn.Linear(2, 2),
+                 "parser": argparse.ArgumentParser()}  # fmt: skip
         for name, thing in about.items():
             monkeypatch.setitem(VARIABLES, name, thing)
         kept = kept_by(Keeper())
