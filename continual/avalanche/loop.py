@@ -17,6 +17,7 @@ from continual.avalanche.streams import from_rows
 from continual.errors import BadChain, Mistake
 from continual.learning.evaluate import Evaluation
 from continual.learning.train import Stopped, some
+from continual.streams.rng import pytorch_left_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,7 +296,7 @@ def plugins(loop: Loop) -> tuple[Any, Any]:
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within it the global generators, which avalanche-lib draws from, begin at the seed; then they are as before."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with pytorch_left_alone(device):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

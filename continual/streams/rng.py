@@ -6,11 +6,11 @@ it is the same on every device, for one seed or for a group, and a resumed run h
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -164,15 +164,9 @@ def _generators(device: torch.device) -> list[torch.Generator]:
     return [torch.default_generator, torch.cuda.default_generators[number]]
 
 
-@contextlib.contextmanager
-def pytorch_left_alone(device: torch.device) -> Iterator[None]:
+def pytorch_left_alone(device: torch.device) -> AbstractContextManager[None]:
     """After it, PyTorch's generators are as they were before."""
-    before = [(one, one.get_state()) for one in _generators(device)]
-    try:
-        yield
-    finally:
-        for one, state in before:
-            one.set_state(state)
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def drawn_together(keys: Sequence[Key]) -> Iterator[Key]:
