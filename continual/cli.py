@@ -205,9 +205,9 @@ def _is_options(text: str) -> bool:
 
 
 def _suggestion(plan: config.Plan) -> list[str]:
-    """The words of another run that the user may want: other strategies in another scenario; none where they are none.
+    """The command line of another run to try, with other strategies in another scenario.
 
-    A benchmark that was put together in a file has no such words.
+    None where a plan cannot be typed, as its benchmark was put together in a file.
     """
     from continual.repeat import command
 
@@ -318,6 +318,9 @@ def _kind_of(name: str) -> str:
         for kind in KINDS
     }
     kinds = [kind for kind, names in known.items() if name in names]
+    if not kinds and ":" in name:
+        raise UnknownName(f"{quoted(name)} is a path, which does not say what kind of thing is there: write continual "
+                          f"list KIND {name}, with a KIND of {choices(plugins.KINDS)}")  # fmt: skip
     if not kinds:
         near = nearest(name, [*KINDS, *(each for names in known.values() for each in names)], most=3)
         raise UnknownName(f"nothing is named {quoted(name)}{near} (continual list KIND lists what there is of a kind: "
@@ -412,7 +415,7 @@ def report(folder: str, out: str | None, title: str | None, names: str | None, e
     from continual.repeat import repeat
     from continual.results import content, figures, report, store
 
-    report.check_interval(error)
+    content.check_interval(error)
     groups = content.experiments(store.find(Path(folder)))
     found = [figures.sections(group) for group in groups]
     file = Path(out or Path(folder) / "report.html")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LONGEST = 200
 """So many letters of what was given are said again."""
@@ -25,9 +26,7 @@ class BadOption(Mistake):
 class NoOption(BadOption):
     """An option that does not exist; ``option`` is its name."""
 
-    def __init__(self, told: str, option: str) -> None:
-        super().__init__(told)
-        self.option = option
+    option: str
 
 
 class BadStream(Mistake):
@@ -54,9 +53,25 @@ class Notice(UserWarning):
     """Something that a user should know and that stops nothing; the command line prints it in one line."""
 
 
+@contextlib.contextmanager
+def mistakes_of(what: str) -> Iterator[None]:
+    """A mistake that is made within it says of what it is."""
+    try:
+        yield
+    except Mistake as mistake:
+        mistake.args = (f"{what}: {mistake}",)
+        raise
+
+
 def choices(names: Iterable[str]) -> str:
     """The names in one line, sorted."""
     return ", ".join(sorted(names)) or "none"
+
+
+def listed(things: Iterable[object], most: int) -> str:
+    """Things in one line, the first ``most`` of them and how many more there are."""
+    every = list(map(str, things))
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def counted(number: int, noun: str, several: str = "") -> str:
@@ -73,6 +88,11 @@ def brief(given: object) -> str:
         return short.repr(given)
     except ValueError:  # a number of thousands of digits
         return "a number that is far too long"
+
+
+def one_line(name: str) -> str:
+    """A name whose spaces break no line, and whose other signs move no cursor and can be written in XML."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(name.split()))
 
 
 def is_text(given: str) -> bool:

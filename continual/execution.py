@@ -251,7 +251,7 @@ def prepared(fast: bool = True) -> Iterator[None]:
 
 
 def ask_for_constants() -> None:
-    """Have the numbers in memory that PyTorch's log1p and expm1 have for zeros below zero.
+    """Touch the constants that PyTorch's log1p and expm1 have for zeros below zero, so that their page is in memory.
 
     They load them at each call, under a mask that leaves them out where there is no such zero. Until one has been asked
     for, their page is not there, and a processor takes fifteen times as long for the whole call: a load that a mask

@@ -185,7 +185,9 @@ def _check_names(cls: type, values: Iterable[str], owner: str) -> None:
         if name not in known:
             allowed = f"it has {choices(known)}" if known else "it has none"
             told = f"{owner or cls.__name__} has no option '{name}'{nearest(name, known)} ({allowed})"
-            raise NoOption(told, name)
+            mistake = NoOption(told)
+            mistake.option = name
+            raise mistake
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from continual import execution, resume, workers
 from continual.config import Plan
-from continual.errors import Mistake
+from continual.errors import Mistake, mistakes_of
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
 from continual.learning.train import Watch, steps_done, train
@@ -180,9 +180,9 @@ def _alone(
 def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
     """What is raised within it names the strategy, or the command that finds out what is wrong with one of a user's."""
     try:
-        yield
-    except Mistake as mistake:
-        mistake.args = (f"{record['title']}: {mistake}",)
+        with mistakes_of(record["title"]):
+            yield
+    except Mistake:
         raise
     except Exception as error:
         if record["code"]:

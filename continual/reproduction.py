@@ -7,7 +7,6 @@ it (such as ``benchmark``) are merged option by option. So another paper is anot
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from continual import config, plugins, workers
-from continual.errors import BadOption, Mistake, choices, nearest, unknown
+from continual.errors import BadOption, choices, mistakes_of, nearest, unknown
 from continual.results import store
 from continual.results.comparison import Comparison, Published, compare
 from continual.results.metrics import metric
@@ -119,7 +118,7 @@ def _cells(path: Path, given: dict[str, Any]) -> Iterator[Cell]:
             settings = {name: value for name, value in merged.items() if name not in (*OWN, "value")}
             strategy = merged.get("strategy", "finetune")
             made = Cell(row, column, published, settings | {"strategies": [strategy]}, str(merged.get("note", "")))
-            with _told(where):
+            with mistakes_of(where):
                 made.plan([0])
             yield made
 
@@ -138,15 +137,6 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         return _merged(a, b) if mergeable else b
 
     return old | {name: both(old[name], value) if name in old else value for name, value in new.items()}
-
-
-@contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Say in which cell a mistake is."""
-    try:
-        yield
-    except Mistake as mistake:
-        raise type(mistake)(f"{where}: {mistake}") from mistake
 
 
 # ---- doing it
@@ -197,7 +187,7 @@ def run_cell(cell: Cell, seeds: list[int], place: Place) -> None:
     """Run some seeds of a cell, unless they are stored already."""
     from continual.runner import run_plan
 
-    with _told(f"{cell.row}, {cell.column}"):
+    with mistakes_of(f"{cell.row}, {cell.column}"):
         plan = cell.plan(seeds)
         run_plan(plan, out=place.out, data=place.data, device=place.device)
 

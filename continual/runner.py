@@ -188,7 +188,7 @@ def run_strategy(
     seeds, stopped = ready.plan.training.seed_list, [one for part in parts for one in part.stopped]
     for one in stopped:
         others = "; the other seeds went on" if len(stopped) < len(seeds) else ""
-        told.say(f"{record['title']}: {describe_stop(one)}{others}")
+        told.say(f"{record['title']}: seed {one['seed']} was stopped: {store.why_stopped(one)}{others}")
     seconds = time.perf_counter() - clock + (kept.before if kept else 0)
     data = ready.streams[0].data
     processes = {"seeds_as": "processes"} if ready.way.how == "processes" else {}
@@ -202,8 +202,3 @@ def run_strategy(
         "stopped": stopped,
     }  # fmt: skip
     return Result(full, join(parts, seeds))
-
-
-def describe_stop(one: dict[str, Any]) -> str:
-    """A stopped seed in words."""
-    return f"seed {one['seed']} was stopped at task {one['task']}, step {one['step']}: its loss was not finite"

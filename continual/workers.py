@@ -106,7 +106,7 @@ def share(count: int, among: int | None = None) -> int:
 
 
 def _begin(threads: int) -> None:
-    """A process ends when the one that started it is no more, since nobody would take what it does; its threads."""
+    """Begin a process: it ends when the one that started it is no more, and has so many threads."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -27,17 +27,18 @@ class AGEM(Strategy):
     of ``samples`` stored samples of past tasks, drawn anew at each step; elsewhere it follows g. It is
     :class:`~continual.strategies.gem.GEM` with one constraint, on the past on average.
 
-    Choices: 1. ``class`` stores equally many samples of each class of each task when a task has been learnt, at random,
-    as the paper does; ``reservoir`` stores a uniform sample of all that came by, at every step; 2. samples are drawn
-    from the whole memory, none twice, and all of them where it has fewer, as in the authors' code; avalanche-lib draws
-    equally many of each past task; 3. samples of the current task, which a reservoir has too, are not drawn.
+    Choices: 1. ``balanced`` stores equally many samples of each class of each task when a task has been learnt, at
+    random, as the paper does; ``reservoir`` stores a uniform sample of all that came by, at every step; 2. samples
+    are drawn from the whole memory, none twice, and all of them where it has fewer, as in the authors' code;
+    avalanche-lib draws equally many of each past task; 3. samples of the current task, which a reservoir has too,
+    are not drawn.
     """
 
     stores_samples: ClassVar[bool] = True
 
     capacity: int = option(1000, "samples that are stored in all", ge=1, le=exemplars.MOST)
     samples: int = option(256, "stored samples whose gradient a step must not oppose", ge=1, le=1_000_000)
-    fill: Literal["class", "reservoir"] = option("class", "how samples are chosen for storage")
+    fill: Literal["balanced", "reservoir"] = option("balanced", "how samples are chosen for storage")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (capacity,), -1 where there is none yet; ``seen``: samples that came by."""
@@ -64,7 +65,7 @@ class AGEM(Strategy):
         return theta, exemplars.reservoir_step(memory, step.batch)
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
-        """The memory by classes takes up samples of the task."""
+        """The balanced memory takes up samples of the task."""
         if self.fill == "reservoir":
             return theta, memory
         return theta, memory | {"rows": exemplars.balanced(memory["rows"], task.train, task.samples, task.key)}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from continual.errors import BadChain
 from continual.learning import exemplars
 from continual.learning.distill import soft_targets
 from continual.learning.strategy import Batch, Memory, Strategy, cross_entropy
 from continual.options import option
-from continual.strategies.icarl import by_class, herded, old_units
+from continual.strategies.icarl import herded
 from continual.strategies.ncm import features_of
 
 if TYPE_CHECKING:
@@ -60,9 +61,13 @@ class BiC(Strategy):
     fill: Literal["herding", "random"] = option("herding", "how exemplars are chosen")
 
     def suits(self, stream: Stream, net: Net) -> None:
-        """There is room for two exemplars of each class."""
+        """There is room for two exemplars of each class, and each class has two samples: one is held."""
         classes = sum(len(task.classes) for task in stream.tasks)
         exemplars.check_room(self.capacity, 2 * classes, f"{classes} classes")
+        for task in stream.tasks:
+            if min(map(len, exemplars.by_class(task.train, task.samples))) < 2:
+                raise BadChain(f"BiC holds some samples of each class for its second stage, and a class of task "
+                               f"{task.index + 1} has one training sample; give each class two or more")  # fmt: skip
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``, ``held_rows``: exemplars (capacity,); ``correction`` (2, K): α and β; the ``teacher``'s θ and both.
@@ -76,9 +81,10 @@ class BiC(Strategy):
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The network becomes its own teacher, and rows are held."""
-        past, own = (by_class(rows[rows >= 0], task.samples) for rows in (memory["held_rows"], task.train))
+        past, own = (exemplars.by_class(rows[rows >= 0], task.samples) for rows in (memory["held_rows"], task.train))
         share = min(self.capacity // len(past + own), *(len(group) for group in own))
-        count = min(math.ceil(self.held * share), *(len(group) for group in [*past, task.train]))
+        # of a class's rows, and of its exemplars, some are left for the first stage
+        count = min([math.ceil(self.held * share), share - 1, *(len(group) for group in past)])
         orders = [task.key.permutation(f"held {number}", len(group)) for number, group in enumerate(own)]
         groups = past + [group[order] for group, order in zip(own, orders, strict=True)]
         correction = memory["correction"].clone()
@@ -103,7 +109,7 @@ class BiC(Strategy):
         data = cross_entropy(task.active(logits, batch.task), batch.y, batch.weight)
         if task.first:
             return data
-        old = old_units(task)
+        old = task.old_units
         with torch.no_grad():
             answers = net.logits(memory["teacher"], batch.images, batch.task)
         scale, shift = memory["teacher_correction"]
@@ -116,12 +122,12 @@ class BiC(Strategy):
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """Stage 2, and exemplars are chosen."""
         held = memory["held_rows"][memory["held_rows"] >= 0]
-        past = by_class(memory["rows"][memory["rows"] >= 0], task.samples)
-        own = by_class(task.train[~torch.isin(task.train, held)], task.samples)
+        past = exemplars.by_class(memory["rows"][memory["rows"] >= 0], task.samples)
+        own = exemplars.by_class(task.train[~torch.isin(task.train, held)], task.samples)
         share = (self.capacity - len(held)) // len(past + own)
         groups = past + [self.ordered(net, theta, task, number, group, share) for number, group in enumerate(own)]
         memory = memory | {"rows": self.filled(groups, share)}
-        if old_units(task).any():
+        if task.old_units.any():
             found = self.fitted(net, theta, memory, task, held)
             memory["correction"] = torch.where(task.own_units, found[:, None], memory["correction"])
         return theta, memory

@@ -40,9 +40,8 @@ class Online(Strategy):
         return self.joined(batch, memory["rows"].index_select(0, slots), theta, task)
 
     def joined(self, batch: Batch, rows: Tensor, theta: Tensor, task: Task) -> Batch:
-        """The batch and the rows (n,) behind it, each of the weight of an own sample; -1 weighs nothing."""
-        known = batch.weights(theta)
-        weight = torch.cat([known * (known != 0).sum() / known.sum().clamp_min(1e-12), (rows >= 0).to(theta.dtype)])
+        """The batch and the rows (n,) behind it, each of the usual weight; -1 weighs nothing."""
+        weight = torch.cat([batch.weights(theta), batch.usual_weight(theta) * (rows >= 0)])
         return batch.join(batch.readable(rows), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:

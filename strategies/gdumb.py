@@ -70,7 +70,7 @@ class GDumb(Restarted):
     capacity: int = option(500, "k, samples that are stored", ge=1, le=exemplars.MOST)
     passes: int | None = option(
         None,
-        "stored rows in an epoch so often; none: as makes it as long as one of the task's own rows",
+        "how often an epoch repeats the stored rows; none: until it is about as long as one of the task's own",
         ge=1,
         le=100_000,
     )

@@ -53,8 +53,9 @@ class HAT(Gating):
     which keeps it to the bit; Adam also undoes a factor between 0 and 1, so ``scaled=step`` scales what a step does
     instead (the same for plain gradient descent, which the authors use); 5. no dropout, no clipping of gradients;
     6. an epoch has as many rows as the task; where it has fewer (``last=drop``) or more (a part of a chain that adds
-    some) its end is not seen; 7. in a chain, a part that looks at the network when a task ends (EWC's Fisher) sees it
-    at the s of the next step, not at s_max.
+    some) its end is not seen; where it is one batch, B = 1, s is 1/s_max in the first step and s_max in the others;
+    7. in a chain, a part that looks at the network when a task ends (EWC's Fisher) sees it at the s of the next step,
+    not at s_max.
     """
 
     memory_grows_with: ClassVar[Growth] = "tasks"
@@ -124,9 +125,9 @@ class HAT(Gating):
         rows, own = memory["epoch"], step.batch.own
         done = memory["done"] + own
         done = torch.where(done > rows, own, done) % rows  # more than all rows: the last epoch ended without some
-        last = ((rows - 1) // own).clamp_min(1)
+        last = (rows - 1) // own
         # a partial batch is an epoch's last, so the next batch's place needs no other batch size than this one's
-        place = (done.to(theta.dtype) / (own * last)).clamp_max(1)
+        place = torch.where(last > 0, done.to(theta.dtype) / (own * last.clamp_min(1)), 1).clamp_max(1)
         s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * place
         return torch.lerp(step.before, bounded, share), memory | {"s": s, "done": done}
 

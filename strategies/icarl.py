@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.learning.models import Net, Out
-    from continual.streams.stream import Samples, Stream, Task
+    from continual.streams.stream import Stream, Task
 
 
 NEAR, TIE = 64, 1e-12
-"""So many roundings of the features' type, and such a part in float64, two distances may differ by and be the same."""
+"""Distances count as equal that differ by so many roundings of the features' type, or by such a part in float64."""
 
 
 def herded(features: Tensor, count: int, renormalize: bool = False) -> Tensor:
@@ -57,18 +57,6 @@ def _nearest(features: Tensor, lengths: Tensor, missing: Tensor, k: int, taken: 
     distance = (missing - features[near].double() / k).square().sum(1)
     found: Tensor = near[(distance <= distance.min() * (1 + TIE)).int().argmax()]
     return found
-
-
-def by_class(rows: Tensor, samples: Samples) -> list[Tensor]:
-    """The rows (n,) of each class of each task, in their order."""
-    task, y = samples.task[rows], samples.y[rows]
-    kinds = sorted(set(zip(task.tolist(), y.tolist(), strict=True)))
-    return [rows[(task == of) & (y == label)] for of, label in kinds]
-
-
-def old_units(task: Task) -> Tensor:
-    """Which outputs are of earlier tasks and not of this one: bool (K,)."""
-    return task.past_units & ~task.own_units
 
 
 @dataclass(frozen=True)
@@ -131,7 +119,7 @@ class ICaRL(Means):
         """Of new classes the label, of old ones the teacher's answers."""
         mask = task.mask(batch.task)
         active = torch.ones_like(out.logits, dtype=torch.bool) if mask is None else mask.expand(out.logits.shape)
-        old = old_units(task)
+        old = task.old_units
         answers = out.logits
         if not task.first:
             with torch.no_grad():
@@ -152,7 +140,7 @@ class ICaRL(Means):
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The task's exemplars are chosen, those of earlier ones become fewer, and the means follow."""
-        past, own = (by_class(rows[rows >= 0], task.samples) for rows in (memory["rows"], task.train))
+        past, own = (exemplars.by_class(rows[rows >= 0], task.samples) for rows in (memory["rows"], task.train))
         share = self.capacity // len(past + own)
         orders = [herded(self.embedded(net, theta, task, group), share, self.renormalize) for group in own]
         groups = past + [group[order] for group, order in zip(own, orders, strict=True)]

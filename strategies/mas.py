@@ -25,8 +25,8 @@ class MAS(Strategy):
     loss + λ Σ_i Ω_i (θ_i - θ*_i)², with Ω_i the mean over samples of |∂ ‖F(x)‖² / ∂θ_i|: how much the squared outputs
     depend on a weight; no label is needed.
 
-    Choices: 1. the absolute value is taken of the mean gradient of ``batch`` samples, 128 as in Hsu et al. 2018; 1 is
-    the paper's, sample by sample; 2. the outputs are the active ones, and their squares are averaged (``mean``, as
+    Choices: 1. the absolute value is taken of the mean gradient of ``batch_size`` samples, 128 as in Hsu et al. 2018; 1
+    is the paper's, sample by sample; 2. the outputs are the active ones, and their squares are averaged (``mean``, as
     Hsu et al.) or added up as in the paper; 3. importances of tasks are added up, with one anchor, the last weights.
     """
 

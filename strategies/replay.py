@@ -61,19 +61,16 @@ class Replay(Strategy):
         old = self.samples or batch.own
         stored = (memory["rows"] >= 0).sum()
         rows = memory["rows"].index_select(0, batch.key.integers("replay", old, stored))
-        if self.fill == "balanced" and self.share is None and batch.weight is None:
+        if self.fill == "balanced" and self.share is None:
             return batch.join(rows, task)
-        known = batch.weights(theta)
-        share = self._share(task, known, old) * (stored > 0).to(theta.dtype)
-        weight = torch.cat([(1 - share) * known / known.sum().clamp_min(1e-12), (share / old).expand(old)])
-        return batch.join(batch.readable(rows), task, weight)  # nothing stored: samples of weight zero
-
-    def _share(self, task: Task, known: Tensor, old: int) -> float | Tensor:
-        """The part of the loss that the stored samples of a batch have, beside samples with these weights."""
+        known, filled = batch.weights(theta), (stored > 0).to(theta.dtype)  # nothing stored: samples of weight zero
         if self.share is None:
-            return old / ((known != 0).sum() + old)
-        past = task.number.to(known.dtype)
-        return past / (past + 1) if self.share == "task" else self.share
+            weight = torch.cat([known, (filled * batch.usual_weight(theta)).expand(old)])
+        else:
+            past = task.number.to(theta.dtype)
+            share = filled * (past / (past + 1) if self.share == "task" else self.share)
+            weight = torch.cat([(1 - share) * known / known.sum().clamp_min(1e-12), (share / old).expand(old)])
+        return batch.join(batch.readable(rows), task, weight)
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """The reservoir sees the step's own samples."""

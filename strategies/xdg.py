@@ -66,10 +66,10 @@ class XdG(Gating):
     others, drawn anew for each task and then fixed. The task has to be told. The paper chains it with a method that
     holds the weights: ``xdg+si`` or ``xdg+ewc``, whose importances are then those behind the gates.
 
-    Choices: 1. exactly round(``gated`` · H) units of a layer are closed, as in van de Ven et al. 2022 (who round
-    down), while the paper's code draws each unit alone, so that the number varies; 2. open gates are 1 and are not
-    scaled up for those that are closed; 3. the output layer is not gated; 4. the gates are drawn from the seed. The
-    paper took 0.8; van de Ven et al. tuned it: 0.95 for Split MNIST, 0.55 for Permuted MNIST.
+    Choices: 1. exactly round(``gated`` · H) units of a layer are closed, but never all, as in van de Ven et al. 2022
+    (who round down), while the paper's code draws each unit alone, so that the number varies; 2. open gates are 1 and
+    are not scaled up for those that are closed; 3. the output layer is not gated; 4. the gates are drawn from the seed.
+    The paper took 0.8; van de Ven et al. tuned it: 0.95 for Split MNIST, 0.55 for Permuted MNIST.
     """
 
     memory_grows_with: ClassVar[Growth] = "tasks"
@@ -81,7 +81,8 @@ class XdG(Gating):
         tables = {}
         for number, units in enumerate(net.hidden, start=1):
             ranks = torch.stack([task.key.permutation(f"gates {number}", units) for task in stream.tasks])
-            tables[f"gates{number}"] = (ranks >= round(self.gated * units)).to(theta.dtype)
+            closed = min(round(self.gated * units), units - 1)
+            tables[f"gates{number}"] = (ranks >= closed).to(theta.dtype)
         return tables
 
     def network(self, net: Net, memory: Memory) -> Net:

@@ -31,6 +31,7 @@ from continual.avalanche.networks import Functional, plain
 from continual.cli import main
 from continual.errors import BadChain, BadOption, BadStream, UnknownName
 from continual.learning.models import MLP
+from continual.learning.modules import Headed, ModuleNet
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
@@ -217,6 +218,21 @@ def test_the_criterion_has_the_loss_of_our_finetuning(scenario: str) -> None:
     shown = task.outputs.apply(logits, 1, given.samples.task[rows])
     y = given.samples.y[rows]
     torch.testing.assert_close(criterion(logits, y), torch.nn.functional.cross_entropy(shown, y))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(5, momentum=0.3), torch.nn.BatchNorm1d(5, eps=0.1)])
+def test_batch_norm_of_ones_own_network_is_the_same_there(layer: torch.nn.Module) -> None:
+    """Of features, and with a momentum of its own."""
+    net = ModuleNet(lambda: Headed(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5), layer), 5, 6))
+    theta = net.initial(key(0), torch.float64)
+    x, tasks = torch.rand(7, 1, 4, 4, dtype=torch.float64), torch.zeros(7, dtype=torch.int64)
+    module = plain(net, theta).train()
+    out, statistics = net.learn(theta, x, tasks, False)
+    torch.testing.assert_close(module(x), out.logits)
+    moved = [value.flatten() for name, value in module.named_buffers() if name.rpartition(".")[2].startswith("running")]
+    torch.testing.assert_close(torch.cat(moved), statistics)
+    after = torch.cat([theta[:-10], statistics])
+    torch.testing.assert_close(module.eval()(x), net.logits(after, x, tasks))
 
 
 # ---- our hooks in its loop

@@ -285,7 +285,7 @@ def test_a_seed_that_diverges_is_named_and_the_table_says_so(tmp_path: Path) -> 
     wild = ("run", "split-digits:limit=10", "finetune", *TINY, "--optimizer", "sgd:lr=1e30", "--out", tmp_path)
     said = succeeded(invoke(*wild))
     for seed in (0, 1):
-        assert f"finetune: seed {seed} was stopped at task 2, step 1: its loss was not finite" in said.stderr
+        assert f"finetune: seed {seed} was stopped: loss or parameters not finite at task 2, step 1" in said.stderr
     assert "seeds 0 and 1 of finetune were stopped" in said.stdout and "task 2, step 1" in said.stdout
     row = next(line for line in said.stdout.splitlines() if line.startswith("finetune "))
     assert row.split()[1:] == ["–"] * 4
@@ -514,6 +514,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "show: error": ("show RUNS --error sem", ("'sem'", "ci95, sd, se")),
     "list": ("list strategy", ("nothing is named 'strategy'; did you mean 'strategies'", "benchmarks")),
     "list: a name": ("list reply", ("nothing is named 'reply'; did you mean 'replay'?",)),
+    "list: a path": ("list my_mine:Mine", ("continual list KIND my_mine:Mine", "strategies")),
     "list: several are near": ("list split-cifar", ("did you mean 'split-cifar10', 'split-cifar100' or 'split-",)),
     "list: a metric": ("list forgeting", ("did you mean 'forgetting'",)),
     "check": ("check ewk", ("no strategy is named 'ewk'; did you mean 'ewc'?",)),

@@ -70,8 +70,8 @@ def test_a_seed_that_is_lost_in_a_process_is_told(tmp_path: Path) -> None:
     asked = ["run", "split-digits:limit=10", "finetune", "--optimizer", "sgd:lr=1e30", "--seeds", "2", "--seeds-as",
              "processes", "--out", str(tmp_path)]  # fmt: skip
     told = CliRunner().invoke(cli.main, asked)
-    assert told.exit_code == 0 and "seed 0 was stopped at task 1" in told.output
-    assert "seed 1 was stopped at task 1" in told.output
+    assert told.exit_code == 0 and "seed 0 was stopped: loss or parameters not finite at task 1" in told.output
+    assert "seed 1 was stopped: loss or parameters not finite at task 1" in told.output
 
 
 # ---- the choice

@@ -478,6 +478,20 @@ def test_there_has_to_be_room_for_each_class() -> None:
 # ---- BiC
 
 
+def test_each_class_has_a_sample_that_is_held_and_one_that_is_not() -> None:
+    task = STREAM.tasks[1]
+    rows = torch.cat([task.train[task.samples.y[task.train] == 2][:1], task.train[task.samples.y[task.train] == 3]])
+    tasks = (STREAM.tasks[0], dataclasses.replace(task, train=rows), STREAM.tasks[2])
+    with pytest.raises(BadChain, match="a class of task 2 has one training sample"):
+        BiC().suits(dataclasses.replace(STREAM, tasks=tasks), NET)
+    alone = learner(BiC(capacity=12, held=0.9))  # two of each class, of which nine tenths would be both
+    for index in range(3):
+        learn(alone, index)
+        held, stored = (alone.memory[name][alone.memory[name] >= 0] for name in ("held_rows", "rows"))
+        for rows in (held, stored):
+            assert set(STREAM.samples.y[rows].tolist()) == set(range(2 * index + 2))
+
+
 def bic_memory(strategy: BiC, **given: Any) -> Memory:
     return strategy.init(NET, vector(0), STREAM) | given
 

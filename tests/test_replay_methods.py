@@ -145,7 +145,21 @@ def test_weights_of_an_earlier_part_of_a_chain_stay_in_proportion(method: Any) -
     given = batch_of(task)._replace(weight=torch.tensor([0.1, 0.3, 0.2, 0.2, 0.2], dtype=torch.float64))
     batch = method(samples=2).batch(NET, theta, memory, given, task)
     assert batch.weight is not None
-    close(batch.weight, [0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0])
+    close(batch.weight / batch.weight[-1], [0.5, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("given", [None, [0.1, 0.3, 0.0, 0.2, 0.2], [0.0] * 5])
+def test_samples_that_join_with_no_word_of_their_weight_weigh_as_the_others_do(given: list[float] | None) -> None:
+    """As those that a method of a user's joins, behind another part of a chain that has given weights."""
+    task, weight = STREAM.tasks[1], None if given is None else torch.tensor(given, dtype=torch.float64)
+    batch, made = batch_of(task)._replace(weight=weight), images(task.train[:2])
+    rows, y, tasks = task.train[:2], *task.samples.labels(task.train[:2])
+    for joined in (batch.join(rows, task), batch.join_images(made, y, tasks, task)):
+        if given is None:
+            assert joined.weight is None
+        else:
+            assert joined.weight is not None
+            close(joined.weight, [*given, *([0.2] * 2 if any(given) else [1] * 2)])
 
 
 @pytest.mark.parametrize("method", [*ONLINE, Replay])

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 import continual as cl
 from continual import config
 from continual.cli import main
+from continual.errors import one_line
 from continual.repeat import repeat
 from continual.results import canvas, content, figures, report, store
 from continual.results.store import Result
@@ -440,7 +441,7 @@ def test_nothing_of_a_hostile_name_runs(browser: Any, opened: Path) -> None:
     assert page.execute_script("return document.querySelectorAll('img, image').length") == 0
     assert page.title == HOSTILE[:-1]  # the control character is none of a title's
     heads = page.execute_script("return [...document.querySelectorAll('tbody th')].map(e => e.textContent)")
-    assert any(head.startswith(content.one_line(HOSTILE)) for head in heads)
+    assert any(head.startswith(one_line(HOSTILE)) for head in heads)
 
 
 def test_sorting_by_click_and_by_keyboard(browser: Any, opened: Path) -> None:

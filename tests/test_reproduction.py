@@ -164,6 +164,10 @@ def _rows(**cell: Any) -> dict[str, Any]:
         ({"rows": {"A": {"cells": {"clas": "1 ± 1"}}}}, "A, clas: there is no such column; did you mean 'class'"),
         (_rows(value="99"), "A, task: '99' is not of the form"),
         (_rows(value="9 ± 1", epoch=3), "A, task: a run has no option 'epoch'"),
+        (
+            {"protocol": {"benchmark": {"sequence": ["split-digits", "split-digits"], "foo": 3}}},
+            "fine-tuning, task: a sequence has no option 'foo'",
+        ),
         (_rows(value="9 ± 1", strategy="ewcc"), "A, task: no strategy is named 'ewcc'"),
     ],
 )

@@ -615,7 +615,7 @@ def test_what_a_prompt_shows_of_a_stream_is_short() -> None:
     assert repr(stream.samples) == "<Samples: 24 rows, 24 images of 1x2x3 uint8 on cpu>"
     assert repr(stream.test_outputs) == "<Outputs: seen of 8>"
     (whole,) = Stream.from_arrays(*(np.zeros((24, 1, 2, 3), np.uint8), np.arange(24) % 8) * 2, tasks=1).tasks
-    assert repr(whole) == "<Task 1 of 1: 0, 1, 2, 3, 4, 5, ... (8); rows: 24 training, 24 test>"
+    assert repr(whole) == "<Task 1 of 1: 0, 1, 2, 3, 4, 5 and 2 more; rows: 24 training, 24 test>"
 
 
 def test_a_benchmark_gives_a_stream_from_the_usual_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from continual.errors import BadOption, UnknownName
-from continual.results import metrics, tables
+from continual.results import content, metrics, tables
 from continual.results.store import Result
 
 # two seeds, two tasks; rows: untrained, after task 1, 2
@@ -56,7 +56,7 @@ def test_the_terminal_shows_percent_and_error():
     for interval, error in (("sd", "7.07"), ("se", "5.00"), ("ci95", "63.53")):
         text = tables.table([result()], ["average-accuracy"], interval=interval)
         assert rows(text) == [["ewc", f"70.00 ± {error}"]]
-        assert f"{tables.INTERVALS[interval]} over 2 seeds, in %" in " ".join(text.split())
+        assert f"{content.INTERVALS[interval]} over 2 seeds, in %" in " ".join(text.split())
 
 
 def test_the_heading_states_the_protocol():

@@ -553,6 +553,20 @@ def test_a_lost_seed_is_named_and_the_others_go_on(task: int, at: int, optimizer
         assert got["accuracy"].isfinite().all() and got["loss"].isfinite().all()
 
 
+def test_a_lost_seed_takes_no_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, usual = list[int](), Program.step
+
+    def noted(program: Program, *given: Any) -> torch.Tensor:
+        done.append(program.task.index)
+        return usual(program, *given)
+
+    monkeypatch.setattr(Program, "step", noted)
+    training = short(epochs=1, program="eager")
+    found, stopped = train(learners(Failing(task=1, step=2), [uneven().stream(1)], [1], training), training, Watch())
+    assert len(stopped) == 1 and found["loss"][-1].isnan()
+    assert Counter(done) == {t: training.steps(len(uneven().tasks[t].train)) for t in (0, 1)}
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_the_trace_of_a_lost_seed_is_nan_from_where_it_was_given_up(mapped: bool) -> None:
     training = short(epochs=1, evaluate_every=1)

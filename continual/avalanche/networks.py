@@ -11,7 +11,7 @@ from torch import nn
 from continual.errors import BadChain
 from continual.learning.models import LinearNet, Net, Out
 from continual.learning.modules import ModuleNet
-from continual.learning.norms import MOMENTUM, BatchNorm
+from continual.learning.norms import BatchNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +70,17 @@ def _linear(net: LinearNet, theta: Tensor) -> Plain:
     return made.to(theta.device)
 
 
+class AnyBatchNorm(nn.BatchNorm2d):
+    """PyTorch's, of features, signals or images."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions will do."""
+
+
 def _usual(module: nn.Module, trained: set[str], path: str) -> nn.Module:
     """The same module with PyTorch's BatchNorm in place of ours, which needs a step that looks after it."""
     if isinstance(module, BatchNorm) and path in trained:
-        new = nn.BatchNorm2d(len(module.weight), eps=module.eps, momentum=MOMENTUM)
+        new = AnyBatchNorm(len(module.weight), eps=module.eps, momentum=module.momentum)
         new.load_state_dict(module.state_dict() | {"num_batches_tracked": torch.zeros((), dtype=torch.int64)})
         return new
     for name, child in module.named_children():

@@ -87,6 +87,12 @@ def kinds(samples: Samples, rows: Tensor) -> Tensor:
     return samples.task[rows] * (samples.y.max() + 1) + samples.y[rows]
 
 
+def by_class(rows: Tensor, samples: Samples) -> list[Tensor]:
+    """The rows (n,) of each class of each task, in their order; between tasks."""
+    kind = kinds(samples, rows)
+    return [rows[kind == which] for which in kind.unique()]
+
+
 def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: int | None = None) -> Tensor:
     """The memory after a task: equally many rows of each class of each task so far, chosen at random.
 
@@ -95,10 +101,9 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     """
     shuffled = rows[key.permutation("exemplars", len(rows))]
     candidates = torch.cat([stored[stored >= 0], shuffled])
-    known, kind = kinds(samples, candidates).unique(return_inverse=True)
-    count = len(known)
-    each = max(1, len(stored) // count) if quota is None else quota
-    kept = torch.cat([candidates[kind == which][:each] for which in range(count)])
+    groups = by_class(candidates, samples)
+    each = max(1, len(stored) // len(groups)) if quota is None else quota
+    kept = torch.cat([group[:each] for group in groups])
     if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
         kept = kept[key.permutation("classes", len(kept))][: len(stored)]
     return padded(kept, len(stored))

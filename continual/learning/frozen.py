@@ -115,8 +115,7 @@ def features_once(
     made: list[Stream] = []
     shown = (_together({one: first[one] for one in some}, like, found) for some in (trains, tests))
     for stream, train, test in zip(streams, *shown, strict=True):
-        tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
-        made.append(dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test))
+        made.append(stream.with_samples(train, test))
     return still.behind(), made
 
 

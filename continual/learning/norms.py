@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
-        self.count, self.eps, self.momentum, self.num_features = tasks, eps, momentum, channels
+        self.count, self.eps, self.momentum = tasks, eps, momentum
         self.batch_statistics = False
         self.tasks: Tensor | None = None
         self.fresh: tuple[Tensor, Tensor] | None = None

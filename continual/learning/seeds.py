@@ -38,8 +38,8 @@ BLOCKS = 2
 MOST = 2**27
 """Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
 SHARE, MOST_HELD = 32, 2**28
-"""On a GPU it is this part of its memory, and so many bytes, at most: an operation holds a few of them, PyTorch keeps
-what was held, of each size of batch by itself, and more keep a GPU no busier."""
+"""On a GPU one over so much of its memory, and so many bytes, at most: an operation holds several such tensors, PyTorch
+caches them for each size of batch, and larger ones keep a GPU no busier."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class Learners:
         return {"theta": self.theta, "alive": alive} | under("memory/", self.memory) | under("optimizer/", kept)
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Be as those were whose :meth:`state` this is, on this device; what they did to a task's begin is done."""
+        """Go on from such a :meth:`state`, on this device; where it is of a task, ``before_task`` was done for it."""
         self.theta.copy_(state["theta"])
         self.alive = state["alive"].tolist()
         memory = within("memory/", state)

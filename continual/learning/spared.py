@@ -103,7 +103,7 @@ class _Uses:
         return first if _copies(one) or says_where else None
 
     def could_be_seen(self, maker: int, number: int, source: int, target: int) -> bool:
-        """Whether it could be told that what operation ``number`` copies was in the target from ``maker`` on.
+        """Whether anyone could notice that what operation ``number`` copies is written to the target at ``maker``.
 
         Somebody reads or writes to the target in between, or afterwards one of the two changes and is not the other.
         """

@@ -78,27 +78,35 @@ class Batch(NamedTuple):
         """The samples' weights (B,), also where they are all alike: then 1 each, of the type of ``like``."""
         return torch.ones_like(self.row, dtype=like.dtype) if self.weight is None else self.weight
 
+    def usual_weight(self, like: Tensor) -> Tensor:
+        """What a sample that joins weighs if nothing is said, (): the mean of those that weigh something, or 1."""
+        known = self.weights(like)
+        count = (known != 0).sum()
+        return (known.sum() + (count == 0)) / count.clamp_min(1)
+
     def readable(self, rows: Tensor) -> Tensor:
         """The rows of some slots, with a row of this batch for each -1 (an empty slot), which must weigh nothing."""
         return torch.where(rows >= 0, rows, self.row[0])
 
-    def _grown(self, row: Tensor) -> tuple[tuple[str, int, int], ...]:
-        """``places`` when these rows have joined."""
-        return (*self.places, (self.key.path, len(self.row), len(self.row) + len(row)))
-
     def join(self, row: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
-        """This batch with more rows of the stream behind it; ``weight`` is for the whole, if given."""
+        """This batch with more rows (n,) of the stream behind it; ``weight`` (B + n,), if given, is of the whole."""
         y, tasks = task.samples.labels(row)
-        rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
         x = None if self.x is None else torch.cat([self.x, task.samples.images(row, self.x.dtype)])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, self._grown(row))
+        return self._longer(row, y, tasks, weight, x)
 
     def join_images(self, x: Tensor, y: Tensor, tasks: Tensor, task: Task, weight: Tensor | None = None) -> Batch:
         """This batch with made-up images ``x`` (n, C, H, W) behind it, their labels and tasks (n,); row -1 each."""
         own = task.samples.images(self.row, x.dtype) if self.x is None else self.x
-        rows = torch.cat([self.row, torch.full_like(y, -1)])
-        ys, all_tasks = torch.cat([self.y, y]), torch.cat([self.task, tasks])
-        return Batch(rows, ys, all_tasks, self.key, self.own, weight, torch.cat([own, x]), self._grown(y))
+        return self._longer(torch.full_like(y, -1), y, tasks, weight, torch.cat([own, x]))
+
+    def _longer(self, row: Tensor, y: Tensor, tasks: Tensor, weight: Tensor | None, x: Tensor | None) -> Batch:
+        """This batch with more samples (n,) behind it, and the images ``x`` and weights of all."""
+        n = len(row)
+        if weight is None and self.weight is not None:  # they weigh as much as the others
+            weight = torch.cat([self.weight, self.usual_weight(self.weight).expand(n)])
+        rows, ys, all_tasks = (torch.cat(pair) for pair in ((self.row, row), (self.y, y), (self.task, tasks)))
+        places = (*self.places, (self.key.path, len(self.row), len(rows)))
+        return Batch(rows, ys, all_tasks, self.key, self.own, weight, x, places)
 
     def spare(self, out: Out, gradient: Tensor) -> Batch:
         """This batch, of whose own samples a hook has what came ``out``, and the gradient (P,) of their usual loss.
@@ -294,6 +302,11 @@ def gradient_and_more(net: Net, function: Callable[[Tensor], tuple[Tensor, Any]]
         return torch.autograd.grad(value, live, materialize_grads=True)[0], more
 
 
+def _said_by(those: Callable[[Iterator[bool]], bool], name: str) -> property:
+    """What a chain says of itself where ``any`` or ``all`` of its parts do."""
+    return property(lambda chain: those(getattr(part, name) for part in chain.parts))
+
+
 class Chain(Strategy):
     """Several strategies at once, itself a strategy.
 
@@ -337,40 +350,13 @@ class Chain(Strategy):
     def __repr__(self) -> str:
         return f"Chain({self.parts!r})"
 
-    @property
-    def first_task_like_finetuning(self) -> bool:  # type: ignore[override]
-        """Whether all parts say so."""
-        return all(part.first_task_like_finetuning for part in self.parts)
-
-    @property
-    def restarts_optimizer(self) -> bool:  # type: ignore[override]
-        """Whether one part says so."""
-        return any(part.restarts_optimizer for part in self.parts)
-
-    @property
-    def can_be_captured(self) -> bool:  # type: ignore[override]
-        """Whether all parts say so."""
-        return all(part.can_be_captured for part in self.parts)
-
-    @property
-    def step_grows(self) -> bool:  # type: ignore[override]
-        """Whether one part says so."""
-        return any(part.step_grows for part in self.parts)
-
-    @property
-    def answers_by_task(self) -> bool:  # type: ignore[override]
-        """Whether one part says so."""
-        return any(part.answers_by_task for part in self.parts)
-
-    @property
-    def makes_images(self) -> bool:  # type: ignore[override]
-        """Whether one part says so."""
-        return any(part.makes_images for part in self.parts)
-
-    @property
-    def is_finetuning(self) -> bool:  # type: ignore[override]
-        """Whether all parts say so."""
-        return all(part.is_finetuning for part in self.parts)
+    first_task_like_finetuning = _said_by(all, "first_task_like_finetuning")
+    restarts_optimizer = _said_by(any, "restarts_optimizer")
+    can_be_captured = _said_by(all, "can_be_captured")
+    step_grows = _said_by(any, "step_grows")
+    answers_by_task = _said_by(any, "answers_by_task")
+    makes_images = _said_by(any, "makes_images")
+    is_finetuning = _said_by(all, "is_finetuning")
 
     def has(self, hook: str) -> bool:
         """See :meth:`Strategy.has`."""

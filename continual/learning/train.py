@@ -139,9 +139,11 @@ class Course:
     def learn(self) -> None:
         """The next task, or what is left of it."""
         learners, watch, index = self.learners, self.watch, self.task
+        going = any(learners.alive)
         for step in self._begin():
             watch.step(index, self.done, self.steps)
-            step()
+            if going:
+                step()
             self.traced.after(index, self.done, self.steps)
             self.done += 1
             if watch.due(self.done):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from continual.errors import BadData, BadOption
+from continual.errors import BadData, BadOption, listed
 from continual.options import Configured, option
 
 if TYPE_CHECKING:
@@ -213,14 +213,10 @@ class Torchvision(Normalised):
         heads = [name for name in more if name.startswith(f"{head}.")]  # it is thrown away, whatever it knows
         more = [name for name in more if name not in heads]
         if lacks or more:
-            told = [f"it {verb} {_few(names)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
+            told = [f"it {verb} {listed(names, 3)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
             raise BadData(f"{fault}: {' and '.join(told)}")
         found = {name: value for name, value in found.items() if name not in heads}
         for name, value in found.items():
             if not value.isfinite().all():
                 raise BadData(f"{fault}: {name} has values that are not finite")
         return found
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

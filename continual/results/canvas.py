@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from continual import files
-from continual.errors import BadFolder, BadOption
+from continual.errors import BadFolder, BadOption, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,14 +68,9 @@ def ink_on(shade: Any) -> str:
     return "white" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "black"
 
 
-def printable(text: str) -> str:
-    """Text in one line, with a sign in the place of what XML cannot hold."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(text.split()))
-
-
 def plain(text: str, length: int = 60) -> str:
     """Text that is drawn as it is (Matplotlib would read ``$`` as mathematics), shortened where it is long."""
-    shown = printable(text)
+    shown = one_line(text)
     shown = shown if len(shown) <= length else f"{shown[: length - 1]}…"
     return shown.replace("$", r"\$")
 
@@ -96,7 +91,7 @@ def _told_apart(name: str, alike: list[str], length: int) -> str:
 
 def titled(name: str, width: int = 40) -> str:
     """A name as a title of at most two lines, broken where an option ends."""
-    shown = printable(name)
+    shown = one_line(name)
     if len(shown) <= width:
         return plain(shown, width)
     ends = [i + 1 for i, sign in enumerate(shown[:width]) if sign in ",+: "] or [width]
@@ -156,7 +151,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
         for key in {"d", "x", "y"} & set(one.keys()):  # a hundredth of a point is seen by nobody, and files are smaller
             one.set(key, re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", one.get(key, "")))
     root.set("role", "img")
-    root.set("aria-label", printable(title))
+    root.set("aria-label", one_line(title))
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     return ElementTree.tostring(root, encoding="unicode")

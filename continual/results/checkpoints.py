@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,19 +269,10 @@ def _foreign(path: Path, said: dict[str, Any], made: dict[str, Any]) -> str:
         return f"another name, {said['name']}"
     reasons = []
     for kind, meaning in MEANING.items():
-        old, new = (dict(_leaves("", one.get(kind))) for one in (said["made"], made))
+        old, new = (store.leaves(one.get(kind)) for one in (said["made"], made))
         names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
         told = [name if kind == "code" else f"{name} {old.get(name)}, not {new.get(name)}" for name in names[:NAMED]]
         rest = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
         if names:
             reasons.append(f"{meaning} ({'; '.join([*told, *rest])})")
     return " and ".join(reasons)
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What is not a mapping, by the names on the way to it."""
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, item in value.items():
-        yield from _leaves(f"{name}.{key}" if name else str(key), item)

@@ -7,20 +7,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.errors import counted
+from continual.errors import counted, one_line, unknown
 from continual.options import typed
 from continual.results.comparison import Difference, difference
-from continual.results.metrics import METRICS, Array, Metric, Summary, metric, summarise
-from continual.results.store import Result, experiment
+from continual.results.metrics import DEFAULT, METRICS, Array, Metric, Summary, metric, number, summarise
+from continual.results.store import Result, experiment, why_stopped
 
 INTERVALS = {
     "sd": "standard deviation (n-1)",
     "se": "standard error",
     "ci95": "half the 95 % interval (Student's t)",
 }
-DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
 DEFAULT_TRACED = (*DEFAULT[:3], "minimum-accuracy", "worst-case-accuracy", "stability-gap")
 FEW = 5  # so many metrics have room for a second decimal
+WIDTH = 100  # of what is written for a terminal
+
+
+def check_interval(interval: str) -> None:
+    """:class:`~continual.errors.UnknownName` for another interval than tables know."""
+    if interval not in INTERVALS:
+        raise unknown("interval", interval, INTERVALS)
 
 
 # ---- what a table holds
@@ -141,15 +147,9 @@ def boldness(table: Content) -> str:
 # ---- what stands in it
 
 
-def number(value: float, decimals: int) -> str:
-    """A number as a table has it, or a dash."""
-    # a value that rounds to zero from below would print as -0.00
-    return f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"
-
-
-def signed(value: float, decimals: int = 2) -> str:
+def signed(value: float) -> str:
     """A difference as a table has it, or a dash."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}" if math.isfinite(value) else "–"
+    return f"{round(value, 2) + 0.0:+.2f}" if math.isfinite(value) else "–"
 
 
 def reach(cell: Summary, interval: str) -> float:
@@ -183,11 +183,6 @@ def grid(table: Content, interval: str) -> tuple[list[str], list[list[str]]]:
 
 def _joined(mean: str, error: str) -> str:
     return f"{mean} ± {error}" if error else mean
-
-
-def one_line(name: str) -> str:
-    """A name whose spaces break no line, and whose other signs move no cursor."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in " ".join(name.split()))
 
 
 def uneven(table: Content) -> bool:
@@ -285,7 +280,7 @@ def stopped(results: Iterable[Result]) -> list[str]:
     for result in results:
         seeds: dict[str, list[str]] = {}
         for one in result.record.get("stopped", []):
-            seeds.setdefault(f"{one['why']} at task {one['task']}, step {one['step']}", []).append(str(one["seed"]))
+            seeds.setdefault(why_stopped(one), []).append(str(one["seed"]))
         for why, those in seeds.items():
             who = f"seed {those[0]}" if len(those) == 1 else f"seeds {', '.join(those[:-1])} and {those[-1]}"
             lines.append(f"{who} of {result.name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")

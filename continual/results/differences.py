@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.errors import BadOption, counted, unknown
+from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
 from continual.results.comparison import Difference, difference, holm
-from continual.results.content import signed
-from continual.results.metrics import Metric, Summary, metric, summarise
-from continual.results.store import Result, experiment
+from continual.results.content import WIDTH, signed
+from continual.results.metrics import Metric, Summary, metric, number, summarise
+from continual.results.store import Result, experiment, leaves, plain
 
 FORMATS = ("table", "markdown", "json")
-WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _difference(
 def _named(result: Result, results: Sequence[Result]) -> str:
     """A run in words: its strategy, and its experiment where several have the same strategy."""
     several = sum(each.name == result.name for each in results) > 1
-    return content.one_line(result.name) + (f" ({experiment(result.record)})" if several else "")
+    return one_line(result.name) + (f" ({experiment(result.record)})" if several else "")
 
 
 # ---- as text
@@ -97,7 +96,7 @@ def _row(line: Line) -> list[str]:
     found = line.difference
     interval = f"{signed(scale * found.low)} to {signed(scale * found.high)}" if math.isfinite(found.low) else "–"
     test = "–" if math.isnan(found.p) else f"paired, n = {found.n}" if found.paired else f"Welch, n = {found.n}"
-    means = [content.number(scale * each.mean, 2) for each in line.values]
+    means = [number(scale * each.mean, 2) for each in line.values]
     return [*line.names, *means, signed(scale * found.difference), interval, _p(found.p), _p(line.corrected), test]
 
 
@@ -128,20 +127,12 @@ def _notes(lines: Sequence[Line]) -> list[str]:
 
 def _protocols(line: Line) -> str:
     """What else two runs differ in, where their protocols are not the same."""
-    one, other = line.one.record["protocol"], line.other.record["protocol"]
-    different = [name for name in _flat(one) | _flat(other) if _flat(one).get(name) != _flat(other).get(name)]
+    one, other = (leaves(each.record["protocol"]) for each in (line.one, line.other))
+    different = [name for name in one | other if one.get(name) != other.get(name)]
     if not different:
         return ""
-    said = "; ".join(f"{name}: {_flat(one).get(name, 'none')}, {_flat(other).get(name, 'none')}" for name in different)
+    said = "; ".join(f"{name}: {one.get(name, 'none')}, {other.get(name, 'none')}" for name in different)
     return f"{line.names[0]} and {line.names[1]} also differ in {said}."
-
-
-def _flat(described: Any, path: str = "") -> dict[str, Any]:
-    """The values of nested mappings, by their paths."""
-    if not isinstance(described, dict):
-        return {path: described}
-    parts = (_flat(value, f"{path}.{name}" if path else str(name)) for name, value in described.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def _entry(line: Line) -> dict[str, Any]:
@@ -156,6 +147,6 @@ def _entry(line: Line) -> dict[str, Any]:
         "p": found.p,
         "p_holm": line.corrected,
     }
-    return {"metric": line.metric.name, "run": line.names[0], "minus": line.names[1]} | {
-        name: None if math.isnan(value) else value for name, value in numbers.items()
-    } | {"n": found.n, "paired": found.paired}  # fmt: skip
+    said: dict[str, Any] = {"metric": line.metric.name, "run": line.names[0], "minus": line.names[1]}
+    said |= plain(numbers)
+    return said | {"n": found.n, "paired": found.paired}

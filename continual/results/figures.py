@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from continual import files
-from continual.errors import BadFolder
+from continual.errors import BadFolder, one_line
 from continual.results import canvas, plots
-from continual.results.content import one_line
-from continual.results.metrics import Array, average_accuracy, forgetting_by_task, stability_gaps, summarise
-from continual.results.plots import over_seeds
+from continual.results.metrics import Array, average_accuracy, forgetting_by_task, over_seeds, stability_gaps, summarise
 from continual.results.store import Result, experiment
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
@@ -118,6 +119,8 @@ DIAZ = "Díaz-Rodríguez et al. 2018"
 DE_LANGE = "De Lange et al. 2023"
 
 METRICS: dict[str, Metric] = {}
+DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
+"""What is shown where nothing is asked for."""
 
 
 def metric(name: str) -> Metric:
@@ -529,6 +532,20 @@ class Summary:
     @property
     def _half(self) -> float:
         return _student(self.n - 1) * self.se if self.n > 1 else math.nan
+
+
+def number(value: float, decimals: int) -> str:
+    """A number as a table has it, or a dash."""
+    # a value that rounds to zero from below would print as -0.00
+    return f"{round(value, decimals) + 0.0:.{decimals}f}" if math.isfinite(value) else "–"
+
+
+def over_seeds(values: Array) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Mean, standard deviation (n-1) and number of the finite values along the first axis; NaN where there are none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy warns of a mean over nothing
+        finite = np.where(np.isfinite(values), values, np.nan)
+        return np.nanmean(finite, axis=0), np.nanstd(finite, axis=0, ddof=1), np.isfinite(values).sum(axis=0)
 
 
 def summarise(values: ArrayLike) -> Summary:

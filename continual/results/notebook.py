@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from html import escape
 from typing import Protocol
 
 import numpy as np
 
 from continual.errors import counted
-from continual.results.metrics import METRICS, Measured, summarise
+from continual.results.metrics import DEFAULT, METRICS, Measured, number, over_seeds, summarise
 
-SHOWN = ("average-accuracy", "learning-accuracy", "forgetting", "backward-transfer")
 LIGHT, DARK = (247, 251, 255), (8, 48, 107)
 """The ends of the shades of blue that stand for 0 and 100 %."""
 
@@ -35,17 +33,15 @@ def html(result: Named) -> str:
 
 def _numbers(result: Named) -> str:
     lines = []
-    for name in SHOWN:
+    for name in DEFAULT:
         found = summarise(100 * METRICS[name](result))
         error = f" ± {found.sd:.2f}" if found.n > 1 else ""
-        lines.append(f"<tr><th>{escape(METRICS[name].title)}</th><td>{_number(found.mean, 2)}{error}</td></tr>")
+        lines.append(f"<tr><th>{escape(METRICS[name].title)}</th><td>{number(found.mean, 2)}{error}</td></tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
 def _matrix(result: Named) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a mean over seeds that were all stopped
-        mean = 100 * np.nanmean(result.accuracy, axis=0)
+    mean = 100 * over_seeds(result.accuracy)[0]
     head = "".join(f"<th>{j + 1}</th>" for j in range(mean.shape[1]))
     lines = [f"<tr><th>{i or 'untrained'}</th>{''.join(map(_cell, row))}</tr>" for i, row in enumerate(mean)]
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
@@ -56,8 +52,4 @@ def _cell(value: float) -> str:
     share = float(np.clip(value, 0, 100)) / 100 if np.isfinite(value) else 0.0
     shade = ",".join(str(round(light + share * (dark - light))) for light, dark in zip(LIGHT, DARK, strict=True))
     style = f"background:rgb({shade});color:{'white' if share > 0.55 else 'black'};text-align:right"
-    return f'<td style="{style}">{_number(value, 1)}</td>'
-
-
-def _number(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:.{decimals}f}" if np.isfinite(value) else "–"
+    return f'<td style="{style}">{number(value, 1)}</td>'

@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable
 
+from continual.errors import one_line
 from continual.results import content
 from continual.results.content import Content
 
@@ -49,7 +50,7 @@ def _cells(table: Content, interval: str, bold: str, between: str, escape: Calla
 def _whole(table: Content, cells: list[list[str]], escape: Callable[[str], str]) -> list[list[str]]:
     """The lines with their names, and with the number of seeds where it is not the same for all."""
     last = [[escape(content.seeds(line))] if content.uneven(table) else [] for line in table.cells]
-    names = [escape(content.one_line(result.name)) for result in table.results]
+    names = [escape(one_line(result.name)) for result in table.results]
     return [[name, *line, *more] for name, line, more in zip(names, cells, last, strict=True)]
 
 

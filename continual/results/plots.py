@@ -5,7 +5,6 @@ The report, ``--picture`` and ``result.plot`` all draw with these.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +22,7 @@ from continual.results.metrics import (
     epochs_of,
     forgetting_by_task,
     metric,
+    over_seeds,
     stability_gaps,
     summarise,
     task_names,
@@ -64,14 +64,6 @@ class Drawn(Measured, Protocol):
 
 
 # ---- numbers
-
-
-def over_seeds(values: Array) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Mean, standard deviation (n-1) and number of the finite values along the first axis; NaN where there are none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy warns of a mean over nothing
-        finite = np.where(np.isfinite(values), values, np.nan)
-        return np.nanmean(finite, axis=0), np.nanstd(finite, axis=0, ddof=1), np.isfinite(values).sum(axis=0)
 
 
 def seconds(result: Measured) -> float | None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from continual import files
-from continual.errors import BadFolder, BadOption, counted, unknown
+from continual.errors import BadFolder, BadOption, counted, one_line
 from continual.results import content, figures, paper, tables
-from continual.results.content import INTERVALS, Content
+from continual.results.content import Content
 from continual.results.figures import Section
 from continual.results.metrics import Metric, Summary
 from continual.results.store import Result, experiment
@@ -44,12 +44,6 @@ class Repeat(Protocol):
         """Why there is no command."""
 
 
-def check_interval(interval: str) -> None:
-    """UnknownName for another interval than tables know."""
-    if interval not in INTERVALS:
-        raise unknown("interval", interval, INTERVALS)
-
-
 def html(
     title: str,
     groups: Sequence[Sequence[Result]],
@@ -59,7 +53,7 @@ def html(
     interval: str = "sd",
 ) -> str:
     """The page: a part for each group, the results of one experiment, with its figures and how it is repeated."""
-    check_interval(interval)
+    content.check_interval(interval)
     parts = [
         _experiment(content.computed(list(group), metrics), sections, again, interval)
         for group, sections, again in zip(groups, drawn, repeats, strict=True)
@@ -162,8 +156,8 @@ def _lines(table: Content, interval: str) -> list[dict[str, Any]]:
     spans = [_span([cells[column] for cells in table.cells], interval) for column in range(len(table.metrics))]
     return [
         {
-            "name": content.one_line(result.name),
-            "parts": re.findall(r"[^:,+=]*[:,+=]*", content.one_line(result.name)),
+            "name": one_line(result.name),
+            "parts": re.findall(r"[^:,+=]*[:,+=]*", one_line(result.name)),
             "seeds": content.seeds(cells),
             "cells": [
                 _cell(cell, one, interval, table.decimals, span) | {"best": mark}

@@ -184,6 +184,11 @@ def _spelled(part: dict[str, Any]) -> str:
     return f"{part['name']}:{options}" if options else str(part["name"])
 
 
+def why_stopped(one: dict[str, Any]) -> str:
+    """Why and where a seed ended early, of what a record has under ``stopped``."""
+    return f"{one['why']} at task {one['task']}, step {one['step']}"
+
+
 # ---- the name of its folder
 
 
@@ -225,6 +230,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """The values in nested mappings that are no mappings, by their paths."""
+    if not isinstance(value, dict):
+        return {path: value}
+    parts = (leaves(item, f"{path}.{name}" if path else str(name)) for name, item in value.items())
+    return {name: item for part in parts for name, item in part.items()}
 
 
 def digest(content: bytes) -> str:

@@ -9,25 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import textwrap
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
-
-from continual.errors import BadOption, counted, unknown
+from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
-from continual.results.content import FEW, INTERVALS, Content, number, signed, tabulated
-from continual.results.metrics import METRICS, epochs_of, task_names
-from continual.results.store import Result, experiment
+from continual.results.content import FEW, WIDTH, Content, signed, tabulated
+from continual.results.metrics import METRICS, epochs_of, number, over_seeds, task_names
+from continual.results.store import Result, experiment, plain
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
-Interval = Literal["sd", "se", "ci95"]
-
-WIDTH = 100
 
 
 def table(
@@ -58,13 +51,11 @@ def table(
 def matrix(result: Result) -> str:
     """The accuracy matrix of one result for a terminal, in percent, mean over the seeds that have a value."""
     accuracy = result.accuracy
-    there = np.isfinite(accuracy)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(there, accuracy, 0).sum(axis=0) / there.sum(axis=0)
-    head = ["after", *map(content.one_line, task_names(result))]
+    mean, _, there = over_seeds(accuracy)
+    head = ["after", *map(one_line, task_names(result))]
     names = ["untrained", *head[1:]]
     rows = [[name, *(number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
-    those = "" if there.all() else ", of those not stopped before"
+    those = "" if (there == len(accuracy)).all() else ", of those not stopped before"
     notes = [f"test accuracy in %, mean over {counted(len(accuracy), 'seed')}{those}", *content.stopped([result])]
     return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", *notes])
 
@@ -82,11 +73,9 @@ def trace(result: Result) -> str:
     tasks = result.trace.shape[2]
     epochs = epochs_of(result)
     unit, time = ("step", result.trace_step) if epochs is None else ("epoch", epochs)
-    names = [content.one_line(name) for name in task_names(result, "")]
+    names = [one_line(name) for name in task_names(result, "")]
     head = [unit, "task", *(kind if tasks == 1 else f"{kind} {name}" for kind in measured for name in names)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a task that was not there yet has no value
-        means = [np.nanmean(values, axis=0) for values in measured.values()]
+    means = [over_seeds(values)[0] for values in measured.values()]
     rows = [
         [str(when), names[task], *(number(100 * value, 2) for mean in means for value in mean[line])]
         for line, (when, task) in enumerate(zip(time, result.trace_task, strict=True))
@@ -103,7 +92,7 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
     if format == "json":
         cells = [
             {"row": line.cell.row, "column": line.cell.column, "published": asdict(line.cell.published)}
-            | {"ours": _without_nan(asdict(line.comparison)), "verdict": line.comparison.verdict}
+            | {"ours": plain(asdict(line.comparison)), "verdict": line.comparison.verdict}
             for line in lines
         ]
         return json.dumps({"source": source, "metric": metric, "cells": cells}, indent=2, ensure_ascii=False)
@@ -136,8 +125,7 @@ def _reproduced(line: Any) -> list[str]:
 
 
 def _render(tables: list[Content], format: str, interval: str) -> str:
-    if interval not in INTERVALS:
-        raise unknown("interval", interval, INTERVALS)
+    content.check_interval(interval)
     texts = {"table": _terminal, "markdown": paper.markdown, "latex": paper.latex}
     if format in texts:
         return "\n\n".join(texts[format](one, interval) for one in tables)
@@ -184,7 +172,7 @@ def _csv(tables: list[Content]) -> str:
     for table in tables:
         name = experiment(table.results[0].record)
         for entry in _entries(table):
-            writer.writerow({"experiment": name, **_without_nan(entry)})
+            writer.writerow({"experiment": name, **plain(entry)})
     return text.getvalue().rstrip("\n")
 
 
@@ -200,12 +188,8 @@ def _experiment(table: Content) -> dict[str, Any]:
             "name": result.name,
             "strategy": result.record["strategy"],
             "stopped": result.record.get("stopped", []),
-            "metrics": {one.name: _without_nan(cell.values()) for one, cell in zip(table.metrics, cells, strict=True)},
+            "metrics": {one.name: plain(cell.values()) for one, cell in zip(table.metrics, cells, strict=True)},
         }
         for result, cells in zip(table.results, table.cells, strict=True)
     ]
     return {"experiment": experiment(record), **record["protocol"], "results": results}
-
-
-def _without_nan(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in entry.items()}

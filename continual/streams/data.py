@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.errors import BadData, nearest
+from continual.errors import BadData, listed, nearest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -338,7 +338,7 @@ def _numbered(
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Training and test labels numbered from 0, and the classes' names."""
     known: Tensor = torch.unique(y)  # ascending
-    fault = f"is no label of the training set ({_few(known)})"
+    fault = f"is no label of the training set ({listed(known.tolist(), 10)})"
     _every(torch.isin(y_test, known), y_test, f"{name}: test labels", fault)
     if classes is None:
         return torch.searchsorted(known, y), torch.searchsorted(known, y_test), tuple(map(str, known.tolist()))
@@ -347,11 +347,6 @@ def _numbered(
     fault = f"has no name: classes names the labels 0..{len(classes) - 1}"
     _every((y >= 0) & (y < len(classes)), y, f"{name}: training labels", fault)
     return y, y_test, tuple(classes)
-
-
-def _few(values: Tensor) -> str:
-    """The values in one line, the first ten of them."""
-    return ", ".join(map(str, values[:10].tolist())) + (", ..." if len(values) > 10 else "")
 
 
 def _checked_top(top: float, name: str) -> float:

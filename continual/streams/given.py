@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
 from continual.errors import BadOption, BadStream
 from continual.streams.data import Data, content
-from continual.streams.stream import Samples, StreamOptions, set_aside, units_of
+from continual.streams.stream import StreamOptions, own_units, set_aside, table, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,18 +54,18 @@ class Given(StreamOptions):
         """See :meth:`StreamOptions.build`."""
         groups = _groups(data.y, self.task)
         if self.scenario == "task":
-            units, starts = units_of(groups, "task")
-            positions = [{label: starts[t] + n for n, label in enumerate(labels)} for t, labels in enumerate(groups)]
+            units, positions = units_of(groups, "task")
         else:
             position = {label: n for n, label in enumerate(dict.fromkeys(label for part in groups for label in part))}
-            units = torch.zeros(len(groups), len(position), dtype=torch.bool)
-            for t, labels in enumerate(groups):
-                units[t, [position[label] for label in labels]] = True
-            positions = [position] * len(groups)
+            positions = [{label: position[label] for label in labels} for labels in groups]
+            units = own_units(positions)
         channel = None if self.levels is None else self.levels[:, :, None, None].float()
-        shown = (1.0 / data.top if channel is None else 1.0, 0.0, data.top, channel)
-        train = _table(data.x, data.y, self.task, positions, groups, shown)
-        test = _table(data.x_test, data.y_test, self.task_test, positions, groups, shown)
+        shown = (1.0 / data.top if channel is None else 1.0, 0.0, data.top, channel, ())
+        train = table(data.x, data.y, positions, shown, self.task)
+        test = table(data.x_test, data.y_test, positions, shown, self.task_test)
+        strange = test.task[test.y == -1]
+        if len(strange):
+            raise BadStream(f"task {int(strange[0]) + 1} is tested on classes that it does not learn")
         names = [tuple(data.classes[label] for label in labels) for labels in groups]
         return self.divided(data, train, test, units, names, set_aside(data.y, self.validation, self.validation_seed),
                             seed)  # fmt: skip
@@ -81,19 +78,3 @@ def _groups(y: Tensor, task: Tensor) -> list[list[int]]:
         if not labels:
             raise BadStream(f"task {t + 1} has no training samples; every task needs some")
     return groups
-
-
-def _table(
-    x: Tensor, y: Tensor, task: Tensor, positions: Sequence[dict[int, int]], groups: list[list[int]], shown: Any
-) -> Samples:
-    """The rows of all tasks, in the tasks' order and within a task in the data's order."""
-    image, unit, tasks = [], [], []
-    for t, labels in enumerate(groups):
-        known = torch.isin(y, torch.tensor(labels))
-        mine = ((task == t) | ((task == -1) & known)).nonzero().squeeze(1)
-        if not known[mine].all():
-            raise BadStream(f"task {t + 1} is tested on classes that it does not learn")
-        image.append(mine)
-        unit.append(torch.tensor([positions[t][label] for label in y[mine].tolist()], dtype=torch.int64))
-        tasks.append(torch.full_like(mine, t))
-    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(tasks), *shown)

@@ -121,9 +121,7 @@ def laid_out(streams: Sequence[Stream], channels_last: bool) -> list[Stream]:
         return dataclasses.replace(part, channel=channel, channels_last=channels_last)
 
     def one(stream: Stream) -> Stream:
-        train, test = samples(stream.samples), samples(stream.test_samples)
-        tasks = tuple(dataclasses.replace(task, samples=train) for task in stream.tasks)
-        return dataclasses.replace(stream, samples=train, tasks=tasks, test_samples=test)
+        return stream.with_samples(samples(stream.samples), samples(stream.test_samples))
 
     return [one(stream) for stream in streams]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from continual.errors import BadOption, BadStream, counted
+from continual.errors import BadOption, BadStream, counted, listed
 from continual.options import Configured, option
 from continual.streams.rng import Key, key
 from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
@@ -168,7 +168,7 @@ class Task:
     def __repr__(self) -> str:
         parts = {"training": self.train, "validation": self.validation, "test": self.test}
         rows = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if len(part))
-        return f"<Task {self.index + 1} of {self.count}: {_few(self.classes)}; rows: {rows or 'none'}>"
+        return f"<Task {self.index + 1} of {self.count}: {listed(self.classes, 6)}; rows: {rows or 'none'}>"
 
     @property
     def first(self) -> bool:
@@ -189,6 +189,11 @@ class Task:
     def past_units(self) -> Tensor:
         """Which output units belong to an earlier task: bool (K,)."""
         return self.outputs.units[: self.index].any(0)
+
+    @property
+    def old_units(self) -> Tensor:
+        """Which output units belong to an earlier task and not to this one: bool (K,)."""
+        return self.past_units & ~self.own_units
 
     @property
     def seen_units(self) -> Tensor:
@@ -224,6 +229,11 @@ class Stream:
         shape = "x".join(map(str, self.shape))
         return (f"<Stream {self.data.name}: {len(self.tasks)} tasks, {self.scenario} scenario, "
                 f"{self.units} outputs, images of {shape}>")  # fmt: skip
+
+    def with_samples(self, train: Samples, test: Samples) -> Stream:
+        """The same stream, of whose samples each row is another one."""
+        tasks = tuple(dataclasses.replace(task, samples=train) for task in self.tasks)
+        return dataclasses.replace(self, samples=train, tasks=tasks, test_samples=test)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -270,11 +280,6 @@ class Stream:
     def stream(self, seed: int, root: Any = None) -> Stream:
         """The same stream for another seed of a run: a stream can stand where a benchmark can."""
         return self.options.build(self.data, seed)
-
-
-def _few(names: Sequence[str], most: int = 6) -> str:
-    """The names, or the first ones where there are many."""
-    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
 def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:
@@ -353,10 +358,9 @@ class StreamOptions(Configured):
         if self.normalize in ("channel", "imagenet"):
             channel, scale = channels(data, self.normalize), 1.0  # one factor for both
         held = set_aside(data.y, self.validation, self.validation_seed)
-        units, starts = units_of(groups, self.scenario)
+        units, positions = units_of(groups, self.scenario)
         shown = (scale, shift, data.top, channel, transforms)
-        rows = functools.partial(_table, groups=groups, starts=starts, shown=shown)
-        train, test = rows(data.x, data.y), rows(data.x_test, data.y_test)
+        train, test = (table(x, y, positions, shown) for x, y in ((data.x, data.y), (data.x_test, data.y_test)))
         names = [tuple(data.classes[label] for label in labels) for labels in groups]
         return self.divided(source, train, test, units, names, held, seed)
 
@@ -514,31 +518,42 @@ def channels(data: Data, normalize: str) -> Tensor:
     return torch.stack([1 / (deviation * data.top), -mean / deviation])[..., None, None].float()
 
 
-def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[int]]:
-    """Which units are each task's own, bool (T, K), and each task's first unit."""
+def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[dict[int, int]]]:
+    """Which units are each task's own, bool (T, K), and for each task the unit of each of its classes."""
     sizes = [len(labels) for labels in groups]
     starts = [0] * len(groups) if scenario == "domain" else [sum(sizes[:t]) for t in range(len(groups))]
-    units = torch.zeros(len(groups), max(a + b for a, b in zip(starts, sizes, strict=True)), dtype=torch.bool)
-    for t, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        units[t, start : start + size] = True
-    return units, starts
+    positions = [{label: start + n for n, label in enumerate(part)} for part, start in zip(groups, starts, strict=True)]
+    return own_units(positions), positions
 
 
-def _table(
-    x: Tensor, y: Tensor, groups: list[list[int]], starts: list[int],
-    shown: tuple[float, float, float, Tensor | None, tuple[Transform, ...]],
+def own_units(positions: list[dict[int, int]]) -> Tensor:
+    """Which units are each task's own, bool (T, K), by the unit of each of its classes."""
+    units = torch.zeros(len(positions), 1 + max(max(units.values()) for units in positions), dtype=torch.bool)
+    for own, of in zip(units, positions, strict=True):
+        own[list(of.values())] = True
+    return units
+
+
+def table(
+    x: Tensor, y: Tensor, positions: list[dict[int, int]],
+    shown: tuple[float, float, float, Tensor | None, tuple[Transform, ...]], task: Tensor | None = None,
 ) -> Samples:  # fmt: skip
-    """The rows of all tasks, in the tasks' order and within a task in the data's order."""
-    image, unit, task = [], [], []
-    for t, (labels, start) in enumerate(zip(groups, starts, strict=True)):
-        position = torch.full((int(y.max()) + 1 if len(y) else 1,), -1)
-        known = [label for label in labels if label < len(position)]
-        position[known] = torch.arange(start, start + len(labels))[[labels.index(label) for label in known]]
-        mine = (position[y] >= 0).nonzero().squeeze(1)
+    """The rows of all tasks, in the tasks' order and within a task in the data's order.
+
+    ``positions`` has for each task the unit of each of its classes. ``task`` (N,) is the one task that an image is of,
+    or -1; such an image, and where there is no ``task`` every one, is of each task that has its class.
+    """
+    image, unit, tasks = [], [], []
+    anyone = torch.ones_like(y, dtype=torch.bool) if task is None else task == -1
+    for t, of in enumerate(positions):
+        position = torch.full((1 + max(int(y.max()) if len(y) else 0, *of),), -1)
+        position[list(of)] = torch.tensor(list(of.values()))
+        mine = anyone & (position[y] >= 0)
+        mine = (mine if task is None else mine | (task == t)).nonzero().squeeze(1)
         image.append(mine)
         unit.append(position[y[mine]])
-        task.append(torch.full_like(mine, t))
-    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(task), *shown)
+        tasks.append(torch.full_like(mine, t))
+    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(tasks), *shown)
 
 
 def _rows(samples: Samples, task: int, images: Tensor) -> Tensor:

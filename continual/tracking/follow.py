@@ -184,7 +184,7 @@ class Follow:
             of = slice(None) if seed is None else slice(self.seeds.index(seed), self.seeds.index(seed) + 1)
             own = {name: value if name in SHARED else value[of] for name, value in result.arrays.items()}
             curves.write(own)
-            stopped = [f"seed {one['seed']}: {one['why']} (task {one['task']}, step {one['step']})"
+            stopped = [f"seed {one['seed']}: {store.why_stopped(one)}"
                        for one in result.record.get("stopped", ()) if seed in (None, one["seed"])]  # fmt: skip
             there = None if folder is None else str(folder.resolve())
             curves.log.end(Ended(_summary(Result(_of(result.record, seed), own)), there, tuple(stopped)))
