@@ -188,9 +188,9 @@ def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
         if record["code"]:
             error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
         if record["code"] and mapped:
-            error.add_note("seeds are done side by side, where a hook may ask for no value and choose no shape by one; "
-                           "--seeds-as loop does one after the other, and so does can_be_captured = False in a "
-                           "strategy's class")  # fmt: skip
+            error.add_note("seeds are done side by side, where a hook may ask for no value, choose no shape by one, "
+                           "and draw from batch.key alone; --seeds-as loop does one after the other, and so does "
+                           "can_be_captured = False in a strategy's class")  # fmt: skip
         raise
 
 

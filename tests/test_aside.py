@@ -35,12 +35,12 @@ from continual.errors import BadChain, BadOption
 from continual.learning.aside import Kept
 from continual.learning.capture import KEEPS
 from continual.learning.models import Net, Out
+from continual.learning.notes import LIES, VALUE
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.learning.train import program_of, steps_done
 from continual.streams.stream import Task
 
 VARIABLES: dict[str, Any] = {}
-VALUE = "a step asks for a value"
 
 
 @dataclass(slots=True)
@@ -357,6 +357,109 @@ def test_a_strategy_that_keeps_something_does_what_it_does(make: Callable[[], St
     assert program_of(steps_done(learners, TRAINING)) == f"eager: {why}"
 
 
+@dataclass(frozen=True)
+class ByTask(Strategy):
+    """A strength that is set between tasks, of a penalty that is nothing as long as θ is near where it was."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        object.__setattr__(self, "strength", 0.0)
+        return {"anchor": theta.clone()}
+
+    def before_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        object.__setattr__(self, "strength", 100.0 * task.index)
+        return theta, memory
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        strength: float = self.strength  # type: ignore[attr-defined]
+        return strength * ((theta - memory["anchor"]).abs() - 0.02).relu().square().sum()
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        return theta, {"anchor": theta}
+
+
+@dataclass(frozen=True)
+class OwnGradient(Strategy):
+    """It keeps the gradient of a tensor of its own where PyTorch puts it."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        object.__setattr__(self, "own", torch.ones(6, dtype=theta.dtype, requires_grad=True))
+        return {"anchor": theta.clone(), "strength": theta.new_zeros(())}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return memory["strength"] * (theta - memory["anchor"]).square().sum()
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        own: torch.Tensor = self.own  # type: ignore[attr-defined]
+        own.grad = None
+        with torch.enable_grad():
+            (own * step.out.logits.detach().mean(0)).square().sum().backward()
+        return theta, memory
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        own: torch.Tensor = self.own  # type: ignore[attr-defined]
+        assert own.grad is not None
+        return theta, {"anchor": theta, "strength": own.grad.abs().mean()}
+
+
+@dataclass(frozen=True)
+class Turns(Strategy):
+    """It turns a matrix of its own in each step: transposed, or a part of another memory each time."""
+
+    how: str = "t_"
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        object.__setattr__(self, "matrix", torch.arange(36.0, dtype=theta.dtype).reshape(6, 6) / 36)
+        return {}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        matrix: torch.Tensor = self.matrix  # type: ignore[attr-defined]
+        matrix.t_() if self.how == "t_" else matrix.set_(matrix.flip(0) * 1.01)
+        return (out.logits @ matrix).square().mean() + (matrix[0] * out.logits.mean(0)).sum()
+
+
+@dataclass(frozen=True)
+class Aliases(Strategy):
+    """Against the rules, it writes to its memory, of which two names are one tensor."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Any) -> Memory:
+        both = torch.zeros_like(theta)
+        return {"a": both, "b": both}
+
+    def penalty(
+        self, net: Net, theta: torch.Tensor, memory: Memory, batch: Batch, out: Out, task: Task
+    ) -> torch.Tensor:
+        return (memory["b"] * theta).sum()
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        memory["a"].add_(theta)
+        return theta, memory
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(ByTask, "captured"), (OwnGradient, f"eager: {KEEPS}"), (Turns, f"eager: {LIES}"),
+     (lambda: Turns("set_"), f"eager: {LIES}"), (Aliases, "captured")],
+)  # fmt: skip
+def test_what_is_set_between_tasks_or_changed_by_other_means_counts(make: Callable[[], Strategy], said: str) -> None:
+    found = []
+    for program in ("eager", "auto"):
+        learners = learners_of(make(), [0])
+        found.append(outcome(learners, replace(TRAINING, program=program, epochs=8, last="drop", batch=8)))
+    assert all(torch.equal(value.nan_to_num(), found[1][name].nan_to_num()) for name, value in found[0].items())
+    assert program_of(steps_done(learners, TRAINING)) == said
+
+
 @pytest.mark.usefixtures("often")
 def test_what_a_strategy_draws_from_pytorch_s_generator_a_replay_draws() -> None:
     found = []
@@ -399,7 +502,11 @@ class Grows(Strategy):
         return theta, memory | ({"b": more} if self.named else {"a": torch.cat([memory["a"], more])})
 
 
-@pytest.mark.parametrize(("named", "became"), [(False, r"a \(2,\)"), (True, r"a \(1,\), b \(1,\)")])
+@pytest.mark.parametrize(
+    ("named", "became"), [(False, r"a \(2,\) float32"), (True, r"a \(1,\) float32, b \(1,\) float32")]
+)
 def test_memory_keeps_its_form_within_a_task(named: bool, became: str) -> None:
-    with pytest.raises(BadChain, match=rf"Grows gave memory another form in a step \(a \(1,\) became {became}\)"):
+    with pytest.raises(
+        BadChain, match=rf"Grows gave memory another form in a step \(a \(1,\) float32 became {became}\)"
+    ):
         outcome(learners_of(Grows(named), [0]), TRAINING)

@@ -28,12 +28,15 @@ BATCH = 128
 
 @dataclass
 class Mnist:
-    """Pixels in [0, 1] as float32 (N, 784), labels (N,)."""
+    """Pixels in [0, 1] as float32 (N, 784), labels (N,), and the rows of each task."""
 
     x: Tensor
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+
+    def __post_init__(self) -> None:
+        self.tasks, self.tasks_test = ([rows_of(y, classes) for classes in TASKS] for y in (self.y, self.y_test))
 
 
 def load(root: str, limit: int | None = None, device: str = "cpu") -> Mnist:
@@ -109,7 +112,7 @@ class Learner:
 
     def train(self, epochs: int = 1) -> Tensor:
         """All tasks: the accuracy matrix (T+1, T)."""
-        trains, tests = ([rows_of(y, classes) for classes in TASKS] for y in (self.data.y, self.data.y_test))
+        trains, tests = self.data.tasks, self.data.tasks_test
         some = [rows[:: max(1, len(rows) // 200)][:200] for rows in trains]
         matrix = [evaluate(self.net, self.data, 0, tests, some)[0]]
         for task, rows in enumerate(trains):

@@ -63,6 +63,19 @@ class Kept:
         return (*own, *names, random.getstate(), legacy[1].tobytes(), legacy[2:])
 
 
+class Same:
+    """A thing, which is equal to itself alone, as long as one of these is there."""
+
+    __slots__ = ("thing",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.thing is other.thing
+
+
 def _ours(one: type | types.FunctionType) -> bool:
     """Whether a class or a function is ours, or a library's of ours."""
     return (one.__module__ or OURS[0]).partition(".")[0] in OURS
@@ -150,7 +163,7 @@ INSIDE: dict[type, Callable[[Any], Any]] = {
     torch.optim.Optimizer: lambda one: [(one.param_groups, one.state)],
     itertools.count: repr,
     # Python's own do not say where they stand
-    Iterator: lambda one: object() if type(one).__module__ in ("builtins", "itertools") else id(one),
+    Iterator: lambda one: object() if type(one).__module__ in ("builtins", "itertools") else Same(one),
 }
 """What is in things of a kind: a list of tuples of things, or something else that can be compared."""
 
@@ -166,14 +179,16 @@ class _Seen:
         if isinstance(value, PLAIN):
             return repr(value)  # a NaN is equal to itself, too
         elsewhere = isinstance(value, type) and value.__module__ not in self.modules
-        bare = isinstance(value, torch.Tensor) and not vars(value)
-        if elsewhere or bare or isinstance(value, NEVER) or depth > DEEP:
-            return id(value)
+        is_tensor = isinstance(value, torch.Tensor)
+        if is_tensor and value.is_leaf and value.requires_grad:  # its gradient may be one that a replay does not set
+            return Same(value), Same(value.grad), self.attributes(value, depth + 1)
+        if elsewhere or (is_tensor and not vars(value)) or isinstance(value, NEVER) or depth > DEEP:
+            return Same(value)
         if id(value) in self.ids:
             return "again"
         self.ids.add(id(value))
         self.left -= 1
-        inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), id)
+        inside = next((how for kind, how in INSIDE.items() if isinstance(value, kind)), Same)
         found = inside(value)
         within = [] if not isinstance(found, list) or all(map(_plain, found)) else found
         if self.left < len(within):

@@ -44,8 +44,9 @@ class Graph:
 
     def __init__(self, device: torch.device, by_hand: int, least: int = 0, kept: Callable[[], Any] = tuple) -> None:
         self.device, self.by_hand, self.least, self.calls, self.why = device.type, by_hand, least, 0, ""
-        self.kept = kept
+        self.kept, self.known = kept, None  # what was kept when it was recorded
         self.recording: Recording | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.replays, self.trusted = 0, False
 
     @property
@@ -54,9 +55,14 @@ class Graph:
         return self.recording is None or self.recording.draws
 
     def doubt(self) -> None:
-        """Something may have changed that the function does not say: a strategy may keep it where it should not."""
+        """Something may have changed that the function does not say: a strategy may keep it where it should not.
+
+        Where it shows in what is kept in Python, it is recorded anew.
+        """
         self.trusted = False
         self.stale()
+        if self.known is not None and self.kept() != self.known:
+            self.recording, self.graph, self.known, self.calls = None, None, None, 0
 
     def stale(self) -> None:
         """What was said to be steady may have changed."""
@@ -82,8 +88,8 @@ class Graph:
         return self._on_gpu(function) if self.device == "cuda" else self._on_cpu(function, left, steady)
 
     def _on_gpu(self, function: Callable[[], Tensor | None]) -> Tensor | None:
-        if self.calls == self.by_hand + 1:
-            self.graph = torch.cuda.CUDAGraph()
+        if self.graph is None:
+            self.known, self.graph = self.kept(), torch.cuda.CUDAGraph()
             # what other threads do meanwhile is not recorded, and does not hinder
             with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = function()
@@ -133,7 +139,7 @@ class Graph:
                 "something elsewhere than in memory, or computes it by other means than tensor operations; give "
                 "--program eager, or set can_be_captured = False in the strategy's class"
             )
-        keeps = self.kept() != before
+        self.known, keeps = before, self.kept() != before
         self.trusted = same and not keeps
         if not self.trusted:
             self.why, self.recording = KEEPS if keeps else IMPURE, None
@@ -353,8 +359,9 @@ class Captured:
 
 
 def _form(memory: Memory) -> str:
-    """The names and shapes of a memory."""
-    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in memory.items()) or "nothing"
+    """The names, shapes and types of a memory."""
+    told = (f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for name, value in memory.items())
+    return ", ".join(told) or "nothing"
 
 
 def _lies(value: Tensor, place: Tensor) -> bool:

@@ -86,6 +86,8 @@ class Notes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do the operation, and note it."""
         kwargs = kwargs or {}
+        if why := self._why_never(func, (*args, *kwargs.values())):
+            raise CannotRecord(why)
         with torch._C.DisableTorchFunction():
             for one in _written(func, args, kwargs):
                 self._keep(one)
@@ -93,8 +95,9 @@ class Notes(TorchDispatchMode):
                 func = ATEN.clone.default
             func, args, kwargs = products.direct(func, args, kwargs)
             found = func(*args, **kwargs)
-            if why := self._why_not(func, (*args, *kwargs.values()), found):
-                raise CannotRecord(why)
+            told = any(one is not None and not isinstance(one, torch.Tensor) for one in parts(found))
+            if told and func._schema.name not in ABOUT:
+                raise CannotRecord(VALUE)
             self.done.append(Done(func, args, kwargs, found))
             made = self.done[-1].made
             self.inside |= made
@@ -119,10 +122,8 @@ class Notes(TorchDispatchMode):
             one.copy_(before)
 
     @staticmethod
-    def _why_not(operation: Any, args: tuple[Any, ...], found: Any) -> str:
-        results = parts(found)
-        if not all(one is None or isinstance(one, torch.Tensor) for one in results):
-            return "" if operation._schema.name in ABOUT else VALUE
+    def _why_never(operation: Any, args: tuple[Any, ...]) -> str:
+        """Why an operation cannot be noted, before it is done: how a tensor lies could not be undone."""
         masked = operation is INDEX and any(one.dtype in MASKS for one in tensors(args[1]))
         if masked or (operation is not INDEX and torch.Tag.dynamic_output_shape in operation.tags):
             return SHAPE

@@ -337,16 +337,17 @@ class Learners:
 
 
 def compact(memory: Memory) -> Memory:
-    """The memory with each tensor's numbers in a row from the start of their storage.
+    """The memory with each tensor's numbers in a row from the start of a storage of its own.
 
     So it does not matter where they come from (a part of something, a checkpoint): a kernel may round by how they lie.
     """
-    return {
-        name: value
-        if value.is_contiguous() and not value.storage_offset()
-        else value.clone(memory_format=torch.contiguous_format)
-        for name, value in memory.items()
-    }
+    found: Memory = {}
+    places = set[int]()
+    for name, value in memory.items():
+        lies_so = value.is_contiguous() and not value.storage_offset() and storage_of(value) not in places
+        found[name] = value if lies_so else value.clone(memory_format=torch.contiguous_format)
+        places.add(storage_of(value))
+    return found
 
 
 def storage_of(value: Tensor) -> int:
