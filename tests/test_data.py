@@ -9,7 +9,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -527,11 +526,7 @@ def test_the_real_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert data.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert data.y_test[:5].tolist() == [7, 2, 1, 0, 4] and data.classes == tuple("0123456789")
     assert abs(data.x.float().mean().item() / 255 - 0.1307) < 1e-4  # the mean that everyone normalises by
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert same(load("mnist", tmp_path), data)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+    (tmp_path / "MNIST" / "raw").unlink()
+    assert same(load("mnist", tmp_path), data), "from the packed file alone"
     with contextlib.suppress(OSError):
         (tmp_path / "packed" / "mnist" / "original.safetensors").unlink()  # 55 MB
