@@ -21,6 +21,7 @@ from continual.progress import Progress
 from continual.ready import Ready, prepare
 from continual.results import store
 from continual.results.store import Result
+from continual.streams.benchmark import look_again
 from continual.streams.sets import data_root
 from continual.tracking.follow import Follow, following
 
@@ -74,6 +75,7 @@ def run_plan(
     if folder is not None:
         store.check_writable(folder)
     root = data_root(data)
+    look_again()
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
     there = [_stored(folder, record, told) if folder and not again else None for record in records]
     kept = [resume.keeping(folder, record, plan, processes) if folder else None for record in records]

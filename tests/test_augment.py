@@ -23,7 +23,7 @@ from continual.streams.augment import Augmentation, Images, Shown
 from continual.streams.rng import key
 from continual.streams.stream import Stream
 
-ALL = Images(crop=2, flip=True, brightness=0.4, contrast=0.4, saturation=0.4, cutout=3)
+ALL = Images(crop=2, flip=True, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, cutout=3)
 TASKS = torch.tensor([0, 1, 2, 2, 1, 0, 2, 2] * 8)
 FREE = torch.ones(64, dtype=torch.bool)
 
@@ -72,6 +72,18 @@ def test_colours_are_torchvisions(name: str) -> None:
         torch.testing.assert_close(changed, wanted, rtol=1e-3, atol=1e-3)  # torchvision rounds the weights of grey
 
 
+@pytest.mark.parametrize("most", [1.0, 255.0])
+def test_hues_are_torchvisions(most: float) -> None:
+    x = pixels().double() / 255
+    x[0], x[1, :, 0], x[2, 1] = 0.5, 0.0, x[2, 0]  # grey, black, and two colours alike
+    got = Images(hue=0.5).coloured(x * most, FREE, key(3), most) / most
+    angles = 0.5 * (2 * key(3).uniform("hue", 64).double() - 1)
+    assert angles.min() < -0.4 and angles.max() > 0.4
+    for image, changed, angle in zip(x, got, angles, strict=True):
+        torch.testing.assert_close(changed, theirs.adjust_hue(image, float(angle)), rtol=1e-6, atol=1e-6)
+    assert torch.equal(Images(hue=0.5).coloured(x, ~FREE, key(3), most), x)
+
+
 def test_cutout_hides_a_square() -> None:
     x = pixels(64, 2, 9, 9).double()
     got = Images(cutout=4).covered(x, FREE, key(3))
@@ -99,7 +111,7 @@ def test_replayed_samples_can_be_left_as_they_are() -> None:
 
 def test_grey_images_and_nothing_to_do() -> None:
     grey = pixels(8, 1).double() / 255
-    assert ALL.coloured(grey, FREE[:8], key(0), 1.0).shape == grey.shape
+    assert replace(ALL, hue=0.0).coloured(grey, FREE[:8], key(0), 1.0).shape == grey.shape
     assert not Images().active and not Augmentation().active and ALL.active and Images(cutout=1).active
     for one in (Images(), Augmentation()):
         assert one.moved(grey, FREE[:8], key(0)) is grey and one.covered(grey, FREE[:8], key(0)) is grey
@@ -178,8 +190,8 @@ def test_black_is_what_a_crop_brings_in_and_cutout_is_zero_after_normalisation()
 def test_a_run_names_its_augmentation() -> None:
     result = cl.run(photographs(), augment="images:crop=1,flip=true", seeds=1, epochs=1, batch=8)
     assert result.record["protocol"]["training"]["augment"] | {"crop": 1, "flip": True} == {
-        "name": "images", "crop": 1, "flip": True, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "cutout": 0,
-        "replayed": True, "flip_tests": False,
+        "name": "images", "crop": 1, "flip": True, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,
+        "cutout": 0, "replayed": True, "flip_tests": False,
     }  # fmt: skip
     same = cl.run(photographs(), augment=Images(crop=1, flip=True), seeds=1, epochs=1, batch=8)
     assert np.array_equal(result.arrays["loss"], same.arrays["loss"])
@@ -227,6 +239,10 @@ def test_samples_that_no_colour_or_crop_is_for() -> None:
         cl.run(flat, augment="images:crop=1", seeds=1)
     with pytest.raises(BadOption, match="augment: nothing is said of what is done; say it, as in images:crop=4"):
         cl.run(flat, augment="images:replayed=false", seeds=1, model="mlp:layers=2")
+    grey = Stream.from_arrays(np.zeros((4, 1, 4, 4), np.uint8), [0, 0, 1, 1], np.zeros((4, 1, 4, 4), np.uint8),
+                              [0, 0, 1, 1], tasks=2)  # fmt: skip
+    with pytest.raises(BadOption, match=r"augment: hue=0.1 is for images of red, green and blue, .* have 1 channel"):
+        cl.run(grey, augment="images:hue=0.1", seeds=1, model="mlp:layers=2")
     x = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
     standardised = Stream.from_arrays(x, [0, 0, 1, 1], x, [0, 0, 1, 1], tasks=2)
     with pytest.raises(BadOption, match="are for pixels from 0 to 1; those of arrays go from -"):

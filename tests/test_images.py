@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
+import struct
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from continual.learning.strategy import Strategy
 from continual.progress import Progress
 from continual.results import store
 from continual.streams import images, sets
-from continual.streams.benchmark import Sequence, _joined, _load, class_list
+from continual.streams.benchmark import Sequence, class_list, look_again
 from continual.streams.data import Data, joined
 from continual.streams.sets import Wanted, load
 
@@ -261,6 +264,9 @@ def test_cifar_s_published_files_come_before_what_was_packed_of_class_folders(
         data = load("cifar10", tmp_path)
     assert np.array_equal(data.x.numpy().reshape(30, -1), published.x[:30])
     assert load("cifar10", tmp_path).sha256 == data.sha256
+    shutil.rmtree(tmp_path / "cifar-10-batches-py")
+    with pytest.warns(Notice, match="packed from other files, and the class folders in .*cifar10 are there now; they"):
+        assert load("cifar10", tmp_path).classes == NAMES
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +395,12 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     picture(77).save(here / "val" / "images" / "001.png")
     with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
         assert np.array_equal(load("animals", tmp_path).x_test[2].numpy(), array(77))
+    (here / "val" / "images" / "002.png").unlink()
+    for name in ("x.png", "y.png"):
+        picture(78).save(here / "val" / "images" / name)
+    told = "of 6 files in its list 1 are not there, and 2 images there are not in the list; they are left out"
+    with pytest.warns(Notice, match=told):
+        assert load("animals", tmp_path).y_test.tolist() == [0, 0, 1, 1, 2]
 
 
 # ---- sequences
@@ -555,8 +567,7 @@ def test_what_is_said_of_sets_in_sequence_is_said_anew(tmp_path: Path) -> None:
     folders(tmp_path)
 
     def said() -> tuple[Any, Any]:
-        _load.cache_clear()
-        _joined.cache_clear()  # as another process would begin
+        look_again()  # as a run does
         data = Sequence.of([cl.benchmarks.SplitDigits(), animals], size=8).load(tmp_path)
         return data.skipped, data.classes[-3:]
 
@@ -605,12 +616,29 @@ def test_images_that_have_changed_are_packed_anew_and_are_another_run(tmp_path: 
     benchmark = "split-imagenet:folder=animals,size=8,tasks=3"
     first = cl.run(benchmark, **asked)
     picture(99).save(tmp_path / "animals" / "train" / "cat" / "00.png")
-    _load.cache_clear()  # as another process would begin
     with pytest.warns(Notice, match="the class folders in .*animals have changed since they were packed; they are"):
         second = cl.run(benchmark, **asked)
     assert np.array_equal(load("animals", tmp_path, wanted=Wanted(8)).x[0].numpy(), array(99))
     assert first.record["protocol"] != second.record["protocol"] and len(store.find(tmp_path / "runs")) == 2
     assert first.record["protocol"]["benchmark"]["sha256"] == first.record["data"]["sha256"]
+
+
+def test_a_list_of_classes_that_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same process, and where another working folder has another list of the same name."""
+    folders(tmp_path / "data")
+    lists = {tmp_path: ["cat\ndog\n", "emu\ndog\n"], tmp_path / "other": ["cat\nemu\n"]}
+    found = []
+    for folder, texts in lists.items():
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        for text in texts:
+            Path("mine.txt").write_text(text)
+            result = cl.run("split-imagenet:folder=animals,size=8,tasks=2,subset=mine.txt", data=tmp_path / "data",
+                            seeds=1, model="mlp:layers=4", epochs=1)  # fmt: skip
+            record = result.record
+            found.append((record["data"]["classes"], record["protocol"]["benchmark"]["subset_sha256"]))
+    assert [classes for classes, _ in found] == [["cat", "dog"], ["emu", "dog"], ["cat", "emu"]]
+    assert len({sha256 for _, sha256 in found}) == 3
 
 
 @pytest.mark.parametrize("content", [(), ("00.gif",)])
@@ -700,6 +728,23 @@ def test_images_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(deep).save(tmp_path / "animals" / "train" / "dog" / "00.png")
     with pytest.raises(BadData, match=r"dog/00.png cannot be used: it is of mode I;16, with more than 8 bits"):
+        load("animals", tmp_path)
+
+
+def test_colours_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
+    """Pillow reads such a file, and cuts off the lower eight."""
+    folders(tmp_path)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(b"".join(b"\0" + bytes(8 * 6) for _ in range(8)))
+    deep = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    file = tmp_path / "animals" / "train" / "dog" / "00.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + deep)
+    with Image.open(file) as image:
+        assert image.mode == "RGB"
+    with pytest.raises(BadData, match=r"dog/00.png cannot be used: it is of mode RGB, with more than 8 bits"):
         load("animals", tmp_path)
 
 

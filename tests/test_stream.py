@@ -342,7 +342,7 @@ def test_padded_images_are_turned_with_their_padding() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give tasks=5 or fewer"),
+        ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give it 5 tasks or fewer"),
         ({"order": (0, 1, 2, 3)}, "class order 0-1-2-3: give each of the 5 classes 0 to 4 once"),
         ({"order": (0, 1, 2, 3, 3)}, "class order 0-1-2-3-3"),
         ({"order": (1, 2, 3, 4, 5)}, "class order 1-2-3-4-5"),

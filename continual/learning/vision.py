@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from continual.errors import BadData, BadOption, listed
 from continual.options import Configured, option
+from continual.streams.stream import MOST_PADDED
 
 if TYPE_CHECKING:
     from continual.learning.models import Net
@@ -21,8 +22,8 @@ def _needs_images(name: str, shape: tuple[int, ...], least: int, most: int | Non
     """:class:`BadOption` where images have not as many pixels on each side as a network takes."""
     if len(shape) != 3 or min(shape[1:]) < least or max(shape[1:]) > (most or max(shape[1:])):
         given, more = "x".join(map(str, shape)), "" if most == least else " or more"
-        lacks = least - min(shape[1:]) if len(shape) == 3 else 0
-        pad = f" or pad={(lacks + 1) // 2}" if lacks > 0 else ""
+        lacks = (least - min(shape[1:]) + 1) // 2 if len(shape) == 3 else 0
+        pad = f" or pad={lacks}" if 0 < lacks <= MOST_PADDED else ""
         raise BadOption(f"{name} takes images of (channels, height, width) with {least}{more} pixels on each side, "
                         f"not {given}; use model=mlp, or give the benchmark size={least}{pad}, where it has that option"
                         )  # fmt: skip

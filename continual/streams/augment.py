@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from continual.errors import BadOption
+from continual.errors import BadOption, counted
 from continual.options import Configured, option
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Images(Augmentation):
     brightness: float = option(0.0, "b: times a factor in 1 - b to 1 + b", ge=0, le=1)
     contrast: float = option(0.0, "c: away from or towards its mean grey by a factor in 1 - c to 1 + c", ge=0, le=1)
     saturation: float = option(0.0, "s: away from or towards its grey image by a factor in 1 - s to 1 + s", ge=0, le=1)
+    hue: float = option(0.0, "h: colours turned round the circle of hues by a part of it in -h to h", ge=0, le=0.5)
     cutout: int = option(0, "side of a square at a random place that is set to 0 (DeVries & Taylor 2017)", ge=0)
     replayed: bool = option(True, "whether samples of earlier tasks are augmented too, anew each time")
     flip_tests: bool = option(False, "in evaluation, average the scores of an image and of its mirror image")
@@ -121,8 +122,12 @@ class Images(Augmentation):
     @property
     def active(self) -> bool:
         """See :class:`Augmentation`."""
-        in_steps = self.crop or self.flip or self.brightness or self.contrast or self.saturation or self.cutout
-        return bool(in_steps or self.flip_tests)
+        return any((self.crop, self.flip, self.colours, self.cutout, self.flip_tests))
+
+    @property
+    def colours(self) -> bool:
+        """Whether colours are changed."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
 
     def suits(self, name: str, pixels: Tensor, top: float) -> None:
         """See :class:`Augmentation`; something is done, an image is left, and colours are for values from 0 to 1."""
@@ -133,11 +138,14 @@ class Images(Augmentation):
             if given >= min(pixels.shape[2:]):
                 raise BadOption(f"augment: {option_name}={given} is not less than the sides of the images of {name}, "
                                 f"{pixels.shape[2]}x{pixels.shape[3]}, of which nothing may be left")  # fmt: skip
-        if (self.brightness or self.contrast or self.saturation) and pixels.is_floating_point():
+        if self.hue and pixels.shape[1] != 3:
+            raise BadOption(f"augment: hue={self.hue:g} is for images of red, green and blue, and those of {name} have "
+                            f"{counted(pixels.shape[1], 'channel')}; leave it out")  # fmt: skip
+        if self.colours and pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
             if low < 0 or high > top:
-                raise BadOption(f"augment: brightness, contrast and saturation are for pixels from 0 to {top:g}; those "
-                                f"of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
+                raise BadOption(f"augment: brightness, contrast, saturation and hue are for pixels from 0 to {top:g}; "
+                                f"those of {name} go from {low:.3g} to {high:.3g}: give them unstandardised, "
                                 "with normalize=standard")  # fmt: skip
 
     @property
@@ -188,7 +196,7 @@ class Images(Augmentation):
         return taken.reshape(n, channels, height, width)
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
-        """See :class:`Augmentation`: brightness, contrast and saturation, in this order."""
+        """See :class:`Augmentation`: brightness, contrast, saturation and hue, in this order."""
         for name in ("brightness", "contrast", "saturation"):
             amount = getattr(self, name)
             if not amount:
@@ -200,7 +208,10 @@ class Images(Augmentation):
                 continue
             grey = self._grey(x)
             x = torch.lerp(grey.mean((2, 3), keepdim=True) if name == "contrast" else grey, x, factor).clamp(0, most)
-        return x
+        if not self.hue:
+            return x
+        other = turned(x, self.hue * (2 * key.uniform("hue", len(x)).to(x.dtype) - 1))
+        return other if free is None else torch.where(free[:, None, None, None], other, x)  # as they were to the bit
 
     def covered(self, x: Tensor, free: Tensor | None, key: Key) -> Tensor:
         """See :class:`Augmentation`: cutout, whose square may reach over the edge."""
@@ -228,6 +239,25 @@ class Images(Augmentation):
             return x.mean(1, keepdim=True)
         red, green, blue = (weight * channel for weight, channel in zip(GREY, x.unbind(1), strict=True))
         return (red + green + blue)[:, None]
+
+
+def turned(x: Tensor, angle: Tensor) -> Tensor:
+    """Images of red, green and blue (B, 3, H, W), whose hues are turned by parts (B,) of the circle.
+
+    Value and saturation (Smith 1978, "Color gamut transform pairs") stay. A colour is v - (v - m) max(0, min(k, 4 - k,
+    1)), with v and m the largest and the smallest of the three, and k = n + 6 hue mod 6, n = 5, 3, 1.
+    """
+    value, least = x.amax(1), x.amin(1)
+    span = value - least
+    red, green, blue = x.unbind(1)
+    some = torch.where(span > 0, span, 1)  # grey has no hue
+    hue = torch.where(
+        value == red, (green - blue) / some,
+        torch.where(value == green, 2 + (blue - red) / some, 4 + (red - green) / some),
+    )  # fmt: skip
+    hue = hue + 6 * angle[:, None, None]
+    sixths = [(n + hue) % 6 for n in (5, 3, 1)]
+    return torch.stack([value - span * torch.minimum(k, 4 - k).clamp(0, 1) for k in sixths], 1)
 
 
 def _with_black(pixels: Tensor) -> Tensor:

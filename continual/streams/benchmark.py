@@ -17,19 +17,32 @@ from continual.streams.stream import Permuted, Rotated, Split, StreamOptions
 
 if TYPE_CHECKING:
     from continual.streams.data import Data
-    from continual.streams.sets import Wanted
+    from continual.streams.sets import Source, Wanted
     from continual.streams.stream import Stream
 
 
+def look_again() -> None:
+    """Files may have changed since they were last looked at: a run begins."""
+    _source.cache_clear()
+    class_list.cache_clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _source(name: str, root: Path, wanted: Wanted) -> Source:
+    from continual.streams.sets import source
+
+    return source(name, root, wanted)
+
+
 @functools.lru_cache(maxsize=16)
-def _load(name: str, root: Path, wanted: Wanted | None = None) -> Data:
+def _load(name: str, root: Path, wanted: Wanted, made_of: Source) -> Data:
     from continual.streams.sets import load
 
-    return load(name, root, wanted=wanted)
+    return load(name, root, wanted=wanted, made_of=made_of)
 
 
 @functools.lru_cache(maxsize=1)  # the seeds of a run share it
-def _joined(parts: tuple[Benchmark, ...], size: int, root: Path) -> Data:
+def _joined(parts: tuple[Benchmark, ...], size: int, root: Path, made_of: tuple[Source, ...]) -> Data:
     from continual.streams.sets import load_joined
 
     return load_joined([part.load(root) for part in parts], size, root)
@@ -49,11 +62,21 @@ class Benchmark(StreamOptions):
 
     def load(self, root: Path) -> Data:
         """The data, of which every seed's stream is made."""
-        return _load(self.source(), root)
+        return _load(self.source(), root, self.wanted(), self.made_of(root))
 
     def source(self) -> str:
         """The name of the data set, or of a folder of the data root."""
         return self.data
+
+    def wanted(self) -> Wanted:
+        """What of it is wanted."""
+        from continual.streams.sets import Wanted
+
+        return Wanted()
+
+    def made_of(self, root: Path) -> Source:
+        """The files that it is made of, as they were when a run last began."""
+        return _source(self.source(), root, self.wanted())
 
     def facts(self, root: Path) -> dict[str, Any]:
         """What a run is recognised by beside the options: nothing, where the name says what the data is."""
@@ -86,12 +109,8 @@ class ImageBenchmark(SplitBenchmark):
     size: int | None = option(None, "pixels of the images' sides; none: as they are", ge=1, le=1024)
     skip: bool = option(False, "leave out image files that cannot be decoded, instead of stopping")
 
-    def load(self, root: Path) -> Data:
-        """See :meth:`Benchmark.load`."""
-        return _load(self.source(), root, self.wanted())
-
     def wanted(self) -> Wanted:
-        """What is packed of it."""
+        """See :meth:`Benchmark.wanted`."""
         from continual.streams.sets import Wanted
 
         return Wanted(self.size, self.classes(), self.skip)
@@ -222,7 +241,7 @@ class Sequence(Benchmark):
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        return _joined(self.parts(), self.size, root)
+        return _joined(self.parts(), self.size, root, tuple(part.made_of(root) for part in self.parts()))
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""

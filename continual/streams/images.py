@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from continual.errors import BadData, Notice, choices
+from continual.errors import BadData, Notice, counted, listed
 from continual.files import read_text
 
 if TYPE_CHECKING:
@@ -83,14 +83,15 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     from tqdm import tqdm
 
     known = class_names(folder)
-    for name in classes:
-        if name not in known:
-            raise BadData(f"{folder} has no class folder '{name}'; put it there, or leave the class out (it has "
-                          f"{len(known)}: {choices(known[:10])}{', ...' if len(known) > 10 else ''})")  # fmt: skip
+    if missing := [name for name in classes if name not in known]:
+        raise BadData(f"{folder} has no class folder {listed(map(repr, missing), 3)}; put it there, or leave the class "
+                      f"out (it has {len(known)}: {listed(known, 10)})")  # fmt: skip
     paths = _paths(folder, classes)
+    _tell_unlisted(folder)
     for name in classes:
         if not paths[name]:
-            raise BadData(f"{folder / name} has no images that can be read ({', '.join(ENDINGS)})")
+            raise BadData(f"{folder / name} has no images that can be read ({', '.join(ENDINGS)}); put some there, "
+                          "delete the folder, or give a list of the classes that are wanted")  # fmt: skip
     files = [(Path(path), label) for label, name in enumerate(classes) for path in paths[name]]
     first = _first(files, size)
     x = room((len(files), *first))
@@ -176,6 +177,17 @@ def _annotated(folder: Path) -> dict[str, str]:
     return {file: label for file, label, *_ in (line.split("\t") for line in lines if "\t" in line) if label}
 
 
+def _tell_unlisted(folder: Path) -> None:
+    """Say how a list of files and what is there differ, where there is such a list."""
+    of = _annotated(folder)
+    there = {Path(path).name for path in _within(str(folder))} if of else set()
+    if of and there != of.keys():
+        lacks, more = len(of.keys() - there), len(there - of.keys())
+        warnings.warn(Notice(f"{folder}: of {counted(len(of), 'file')} in its list {lacks} are not there, and "
+                             f"{counted(more, 'image')} there {'is' if more == 1 else 'are'} not in the list; they are "
+                             "left out"), stacklevel=3)  # fmt: skip
+
+
 def _first(files: list[tuple[Path, int]], size: int | None) -> tuple[int, int, int]:
     """The shape (3, H, W) of all images: the given size, or that of the first that can be decoded."""
     if size is not None:
@@ -192,8 +204,8 @@ def _decode(file: Path, size: int | None) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     with Image.open(file) as image:
-        if image.mode[0] in "IF":
-            raise ValueError(f"it is of mode {image.mode}, with more than 8 bits for a pixel; save it with 8")
+        if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow would cut off the lower 8 bits of a colour
+            raise ValueError(f"it is of mode {image.mode}, with more than 8 bits for a channel; save it with 8")
         rgb = image.convert("RGB")
     if size is not None and rgb.size != (size, size):
         width, height = rgb.size

@@ -39,7 +39,7 @@ def choose(streams: Sequence[Stream], device: torch.device, asked: Literal["auto
         )
     if asked == "mapped" and not on_disk(streams):
         raise BadOption(f"pixels=mapped: the images of {streams[0].data.name} are in memory, not in a packed file "
-                        "(they were given as arrays, or padded); use device")  # fmt: skip
+                        "(they were given as arrays, padded, or could not be packed); use device")  # fmt: skip
     if asked != "auto":
         return asked
     needed = image_bytes(streams)

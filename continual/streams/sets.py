@@ -76,12 +76,17 @@ class Wanted:
         return f"{name}/{'-'.join(parts + (['skip'] if self.skip else []))}.safetensors"
 
 
+Source = tuple[str, tuple[str, ...]]
+"""What a set in class folders is made of: the SHA-256 of a list of its image files, and its classes."""
+
+
 def load(
     name: str,
     root: str | Path | None = None,
     download: bool = True,
     progress: bool = True,
     wanted: Wanted | None = None,
+    made_of: Source | None = None,
 ) -> Data:
     """A data set: read from its published files the first time, from the packed file ever after.
 
@@ -95,6 +100,7 @@ def load(
         download: whether published files that are missing may be downloaded.
         progress: whether a download or decoding shows its progress bars (on standard error).
         wanted: resolution and classes, where not all of it is wanted as it is.
+        made_of: what :func:`source` gives, where that is known.
 
     Raises:
         UnknownName: no such data set.
@@ -113,14 +119,18 @@ def load(
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
-    source, classes = _source(name, root, wanted)
+    files, classes = made_of or source(name, root, wanted)
     if os.path.exists(file):
-        data, made_of = _unpack(name, file)
-        same = made_of == source and (not source or data.classes == classes)
-        if same or not (source or _published(name, root)):  # what it was made of may be gone
+        data, packed_of = _unpack(name, file)
+        same = packed_of == files and (not files or data.classes == classes)
+        if same or not (files or _published(name, root)):  # what it was made of may be gone
             return data
-        changed = (f"the class folders in {root / name} have changed since they were packed; they are" if source else
-                   f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is")  # fmt: skip
+        if not files:
+            changed = f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is"
+        elif not packed_of:
+            changed = f"it was packed from other files, and the class folders in {root / name} are there now; they are"
+        else:
+            changed = f"the class folders in {root / name} have changed since they were packed; they are"
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
@@ -128,7 +138,7 @@ def load(
         data = data.resized(wanted.size)
     if changed:
         warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
-    return _packed(data, file, source)
+    return _packed(data, file, files)
 
 
 def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
@@ -155,7 +165,7 @@ def _packed(data: Data, file: Path, source: str) -> Data:
     return _unpack(data.name, file)[0]
 
 
-def _source(name: str, root: Path, wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+def source(name: str, root: Path, wanted: Wanted) -> Source:
     """The SHA-256 over the names, sizes and times of the image files that a set is made of, and its classes.
 
     A class folder without an image is not among the files. Nothing for sets that are not read from class folders.

@@ -31,6 +31,10 @@ Active = Literal["task", "seen", "all"]
 ACTIVE: dict[str, Active] = {"task": "task", "domain": "all", "class": "seen"}
 
 
+MOST_PADDED = 64
+"""Black pixels on each side, at most."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
@@ -343,7 +347,7 @@ class StreamOptions(Configured):
         "unit",
         "pixels to [0, 1]; to mean 0 and deviation 1, of all or of each channel; or by ImageNet's means and deviations",
     )
-    pad: int = option(0, "black pixels added on each side", ge=0, le=64)
+    pad: int = option(0, "black pixels added on each side", ge=0, le=MOST_PADDED)
     limit: int | None = option(None, "at most so many training rows of each class", ge=1)
     test_limit: int | None = option(None, "at most so many test rows of each class", ge=1)
 
@@ -421,8 +425,8 @@ class Split(StreamOptions):
         """The classes of each task, of a data set with so many."""
         tasks = self.tasks
         if tasks > classes:
-            raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, too few for {tasks} tasks; give "
-                            f"tasks={classes}{' or fewer' if classes > 1 else ''}")  # fmt: skip
+            raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, too few for {tasks} tasks; give it "
+                            f"{counted(classes, 'task')}{' or fewer' if classes > 1 else ''}")  # fmt: skip
         ordered = class_order(self.order, classes, seed)
         sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
         starts = [sum(sizes[:t]) for t in range(tasks)]
