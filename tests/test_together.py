@@ -30,8 +30,8 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_writers_and_readers_at_once(tmp_path: Path, writers: Any) -> None:
-    done = writers.trial(tmp_path, writers=3, readers=2, runs=12)
-    assert done.saved == 36 and done.packed == 5 and done.read > 0
+    done = writers.trial(tmp_path, writers=3, readers=2, runs=6)
+    assert done.saved == 18 and done.packed == 5 and done.read > 0
 
 
 def test_a_reader_tells_a_mixed_run_from_a_whole_one(tmp_path: Path, writers: Any) -> None:
