@@ -38,7 +38,7 @@ BLOCKS = 2
 MOST = 2**27
 """Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
 SHARE, MOST_HELD = 32, 2**28
-"""On a GPU one over so much of its memory, and so many bytes, at most: an operation holds several such tensors, PyTorch
+"""On a GPU one part in so many of its memory, and so many bytes, at most: an operation holds several such tensors, PyTorch
 caches them for each size of batch, and larger ones keep a GPU no busier."""
 
 
@@ -326,7 +326,7 @@ class Learners:
         return {"theta": self.theta, "alive": alive} | under("memory/", self.memory) | under("optimizer/", kept)
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from such a :meth:`state`, on this device; where it is of a task, ``before_task`` was done for it."""
+        """Go on from such a :meth:`state`, on this device; the task that it is of, if any, has begun."""
         self.theta.copy_(state["theta"])
         self.alive = state["alive"].tolist()
         memory = within("memory/", state)
