@@ -484,7 +484,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "chain": ("run split-digits shared-trunk+shared-trunk", ("cannot be chained", "'loss'")),
     "chain of rows": ("run split-digits joint+joint", ("cannot be chained", "'rows'")),
     "chain with a gap": ("run split-digits ewc++replay", ("ewc+",)),
-    "tasks": ("run split-digits:tasks=11", ("10 classes", "11 tasks", "tasks=10")),
+    "tasks": ("run split-digits:tasks=11", ("10 classes", "11 tasks", "10 tasks or fewer")),
     "class order": ("run split-digits:order=1-2-3", ("class order 1-2-3", "10 classes 0 to 9")),
     "no seeds": ("run split-digits --seeds 0", ("seeds=0", "at least one")),
     "a seed twice": ("run split-digits --seeds 3-3", ("seeds", "3", "each once")),
