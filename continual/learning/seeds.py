@@ -38,8 +38,8 @@ BLOCKS = 2
 MOST = 2**27
 """Bytes that a step recorded on a CPU makes, and writes to, at most: others wait for memory, and gain little."""
 SHARE, MOST_HELD = 32, 2**28
-"""On a GPU one part in so many of its memory, and so many bytes, at most: an operation holds several such tensors, PyTorch
-caches them for each size of batch, and larger ones keep a GPU no busier."""
+"""On a GPU one part in so many of its memory, and so many bytes, at most: an operation holds several such tensors,
+PyTorch caches them for each size of batch, and larger ones keep a GPU no busier."""
 
 
 @dataclass(frozen=True)
