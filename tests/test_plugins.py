@@ -377,3 +377,15 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", tmp_path / "bytes"):
         with pytest.raises(Mistake, match="cannot be read"):
             plugins.read_text(path)
+
+
+def test_what_is_imported_late_is_not_looked_through_for_garbage() -> None:
+    """A module that is slow to import has many objects, which stay; the collector is on afterwards as it was before."""
+    code = (
+        "import gc; from continual import plugins\n"
+        "with plugins.deferred('torch'):\n    import torch\n"
+        "assert not gc.get_freeze_count() and type(torch) is plugins.Deferred\n"
+        "assert torch.ones(3).sum() == 3 and gc.get_freeze_count() > 10_000 and gc.isenabled()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
