@@ -39,8 +39,11 @@ def photographs(**options: Any) -> Stream:
     return Stream.from_arrays(x[0], y, x[1], y, **{"tasks": 3} | options)
 
 
-def test_a_crop_is_a_cut_out_of_the_padded_image() -> None:
-    x = pixels()
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.float32], ids=str)
+def test_a_crop_is_a_cut_out_of_the_padded_image(kind: torch.dtype, last: bool) -> None:
+    x = pixels().to(kind)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
     got = Images(crop=2).moved(x, FREE, key(5))
     places = set()
     for image, moved in zip(x.numpy(), got.numpy(), strict=True):
@@ -49,14 +52,18 @@ def test_a_crop_is_a_cut_out_of_the_padded_image() -> None:
         assert len(found) == 1
         places |= set(found)
     assert len(places) > 15, "everywhere"
+    assert got.stride() == x.stride(), "where and how it lies are two things"
 
 
-def test_flips_are_half_of_all_and_go_with_crops() -> None:
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("crop", [1, 2, 4])
+def test_flips_are_half_of_all_and_go_with_crops(crop: int, last: bool) -> None:
     x = pixels(64)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
     got = Images(flip=True).moved(x, FREE, key(5))
     same, mirrored = (got == x).flatten(1).all(1), (got == x.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all() and 20 < int(mirrored.sum()) < 44
-    both, crops = Images(crop=2, flip=True).moved(x, FREE, key(5)), Images(crop=2).moved(x, FREE, key(5))
+    both, crops = (Images(crop=crop, flip=flip).moved(x, FREE, key(5)) for flip in (True, False))
     wanted = torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
     assert torch.equal(both, wanted)
 

@@ -16,9 +16,10 @@ from click.testing import CliRunner
 import continual as cl
 from continual import cli, config, execution
 from continual.errors import BadOption
-from continual.streams import placement
+from continual.streams import placement, sets
 from continual.streams.augment import Images, Shown
 from continual.streams.data import Data
+from continual.streams.pieces import channels_last
 from continual.streams.rng import key
 from continual.streams.sets import load
 from continual.streams.stream import Samples, Stream, rotated, split
@@ -109,15 +110,27 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("made", [partial(split, tasks=2), partial(rotated, angles=(0, 30))], ids=["split", "rotated"])
 @pytest.mark.parametrize("normalize", ["unit", "standard", "channel"])
-def test_images_are_the_same_with_their_channels_last(made: Any, normalize: str, shown: Images | None) -> None:
-    plain = made(stream().data, normalize=normalize)
+def test_images_are_the_same_with_their_channels_last(
+    made: Any, normalize: str, shown: Images | None, tmp_path: Path
+) -> None:
+    given = stream().data
+    sets._pack(given, tmp_path / "images.safetensors", "")
+    data = sets._unpack(given.name, tmp_path / "images.safetensors")[0]
+    assert channels_last(data.x) and not channels_last(given.x) and data.sha256 == given.sha256
+    assert Data.sha256.func(data) == given.sha256 and torch.equal(data.x_test, given.x_test)  # type: ignore[attr-defined]
+    plain, packed = (made(one, normalize=normalize) for one in (given, data))
     rows = torch.tensor([3, 1, 39, 3, 17, 26, 8])
     (last,) = placement.laid_out([plain], channels_last=True)
     (again,) = placement.laid_out([last], channels_last=False)
     show = {} if shown is None else {"shown": Shown(shown, key(3), number=torch.tensor(1))}
-    one, two, three = (replace(laid.samples, **show).images(rows, torch.float32) for laid in (plain, last, again))
-    assert torch.equal(one, two) and torch.equal(one, three) and one.is_contiguous() and three.is_contiguous()
-    assert two.is_contiguous(memory_format=torch.channels_last) and not two.is_contiguous()
+    (both,) = placement.laid_out([packed], channels_last=True)
+    one, *others = (
+        replace(laid.samples, **show).images(rows, torch.float32) for laid in (plain, again, packed, last, both)
+    )
+    assert all(torch.equal(one, other) for other in others)
+    assert all(other.is_contiguous() for other in (one, *others[:2]))
+    for other in others[2:]:
+        assert other.is_contiguous(memory_format=torch.channels_last) and not other.is_contiguous()
 
 
 @pytest.mark.parametrize(
@@ -139,49 +152,48 @@ def test_channels_are_last_where_convolutions_like_it(
     assert execution.helps(net, device, precision) == last
 
 
-class Watched:
-    """Pixels that say which rows were read, and by whom."""
+class Watched(Samples):
+    """Samples that say which images were read, and by whom."""
 
-    def __init__(self, pixels: torch.Tensor) -> None:
-        self.pixels, self.device, self.read = pixels, pixels.device, list[tuple[str, list[int]]]()
-
-    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor:
-        self.read.append((threading.current_thread().name, index.tolist()))
-        return self.pixels.index_select(dim, index)
+    def taken(self, image: torch.Tensor) -> torch.Tensor:
+        vars(self)["read"].append((threading.current_thread().name, image.tolist()))
+        return super().taken(image)
 
 
-def samples(mapped: bool) -> tuple[Samples, Watched]:
+def samples(mapped: bool) -> tuple[Watched, list[tuple[str, list[int]]]]:
     plain = stream().samples
-    watched = Watched(plain.pixels)
-    return Samples(watched, plain.image, plain.y, plain.task, 1.0, 0.0, 1.0, mapped=mapped), watched  # type: ignore[arg-type]
+    read = list[tuple[str, list[int]]]()
+    watched = Watched(plain.pixels, plain.image, plain.y, plain.task, 1.0, 0.0, 1.0, mapped=mapped)
+    vars(watched)["read"] = read
+    return watched, read
 
 
 def test_images_of_later_steps_are_read_ahead() -> None:
-    table, watched = samples(mapped=True)
+    table, read = samples(mapped=True)
     batches = list(torch.arange(40).flip(0).split(2))
     seen = []
     for number, rows in enumerate(placement.read_ahead(table, batches)):
         seen.append(rows)
-        read = [rows for _, rows in watched.read]
-        assert read[: number + 1] == [table.image[rows].tolist() for rows in batches[: number + 1]]
+        images = [rows for _, rows in read]
+        assert images[: number + 1] == [table.image[rows].tolist() for rows in batches[: number + 1]]
         assert len(read) <= number + 1 + placement.AHEAD
-    assert all(map(torch.equal, seen, batches)) and len(seen) == len(watched.read) == len(batches)
-    assert threading.current_thread().name not in {name for name, _ in watched.read}
+    assert all(map(torch.equal, seen, batches)) and len(seen) == len(read) == len(batches)
+    assert threading.current_thread().name not in {name for name, _ in read}
 
 
 def test_reading_ahead_stops_with_the_task_and_tells_what_goes_wrong() -> None:
-    table, watched = samples(mapped=True)
+    table, read = samples(mapped=True)
     steps = placement.read_ahead(table, list(torch.arange(40).split(1)))
     next(steps)
     steps.close()  # type: ignore[attr-defined]
-    assert len(watched.read) <= 1 + placement.AHEAD
+    assert len(read) <= 1 + placement.AHEAD
     with pytest.raises(IndexError):
         list(placement.read_ahead(table, [torch.tensor([10_000])]))
 
 
 def test_nothing_is_read_ahead_of_images_in_memory() -> None:
-    table, watched = samples(mapped=False)
-    assert len(list(placement.read_ahead(table, list(torch.arange(40).split(2))))) == 20 and not watched.read
+    table, read = samples(mapped=False)
+    assert len(list(placement.read_ahead(table, list(torch.arange(40).split(2))))) == 20 and not read
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

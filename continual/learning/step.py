@@ -113,8 +113,7 @@ class Program:
         self.learners, self.task, self.before = learners, learners.streams[0].tasks[index], before
         self.numbers = torch.arange(steps, device=learners.device)
         self.tables = learners.tables("samples")
-        augmentation, (_, height, width) = learners.recipe.augmentation, (1, 1, *learners.streams[0].shape)[-3:]
-        self.grid = augmentation.grid(height, width, learners.device)
+        self.ways = learners.recipe.augmentation.ways(self.task.samples.pixels)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
         self.spares = self._spares()
@@ -227,7 +226,7 @@ class Program:
         key = Key(context.seed, number, self.at, "step/", context.pool, self.wanted if self.notes_draws else set())
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
-            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.grid))
+            samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.ways))
         return StepTask(self, samples, key, context.rows)
 
     def _forward(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from continual.errors import BadOption, counted
 from continual.options import Configured, option
+from continual.streams.pieces import channels_last, taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,27 +20,31 @@ GREY = (0.299, 0.587, 0.114)
 """How bright red, green and blue look (ITU-R BT.601), as PIL and torchvision have it."""
 
 
-Grid = tuple["Tensor", "Tensor"]
-"""Where rows and columns of moved images lie in those that they are taken from."""
+class Ways(NamedTuple):
+    """How crops can lie across an image: where they begin, and which of a row's values are the image's and not black.
+
+    ``first`` (K,), as :meth:`Images.moved` lays images down; ``seen`` (K, values of a row), 1 or 0.
+    """
+
+    first: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True)
 class Shown:
     """How a step shows images: by an augmentation, at random from the step's key.
 
-    ``number`` () is the index of its task; ``grid`` is that of :meth:`Augmentation.grid`, which is the same in every
-    step.
+    ``number`` () is the index of its task; ``ways`` are those of :meth:`Augmentation.ways`, the same in every step.
     """
 
     augmentation: Augmentation
     key: Key
     number: Tensor
-    grid: Grid | None = None
+    ways: Ways | None = None
 
-    def moved(self, pixels: Tensor, tasks: Tensor, channels_last: bool = False) -> Tensor:
+    def moved(self, pixels: Tensor, tasks: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as they are stored, of samples of ``tasks`` (B,), in other places."""
-        free = self.augmentation.free(tasks, self.number)
-        return self.augmentation.moved(pixels, free, self.key, self.grid, channels_last)
+        return self.augmentation.moved(pixels, self.augmentation.free(tasks, self.number), self.key, self.ways)
 
     def coloured(self, x: Tensor, tasks: Tensor, most: float) -> Tensor:
         """Images in [0, most] in other colours."""
@@ -80,14 +85,12 @@ class Augmentation(Configured):
         """Which of the samples of ``tasks`` (B,) are augmented in one of task ``number`` (): bool (B,); None: all."""
         return None
 
-    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
-        """What :meth:`moved` would else make anew at every step, for images of that size; None if that is nothing."""
+    def ways(self, pixels: Tensor) -> Ways | None:
+        """What :meth:`moved` would else make anew at every step, for such pixels; None if that is nothing."""
         return None
 
-    def moved(
-        self, pixels: Tensor, free: Tensor | None, key: Key, grid: Grid | None = None, channels_last: bool = False
-    ) -> Tensor:
-        """Pixels in other places; ``channels_last``: laid out in memory so, where that costs nothing."""
+    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, ways: Ways | None = None) -> Tensor:
+        """Pixels (B, C, H, W) in other places, laid out in memory as they are."""
         return pixels
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
@@ -157,43 +160,55 @@ class Images(Augmentation):
         """See :class:`Augmentation`."""
         return None if self.replayed else tasks == number
 
-    def grid(self, height: int, width: int, device: torch.device) -> Grid | None:
-        """See :class:`Augmentation`: where in an image, flattened, the rows and columns of its crops lie.
-
-        For crops from the first corner to the last, rows (2 crop + 1, H) as they begin and columns (2 crop + 1, W), and
-        the same columns mirrored. Rows and columns of the border lie behind the image, which is black there.
-        """
+    def ways(self, pixels: Tensor) -> Ways | None:
+        """See :class:`Augmentation`: for crops from the leftmost to the rightmost, then for the same mirrored."""
         if not (self.crop or self.flip):
             return None
-        corners, behind = torch.arange(-self.crop, self.crop + 1, device=device)[:, None], height * width
-        rows, columns = (corners + torch.arange(side, device=device) for side in (height, width))
-        rows = torch.where((rows < 0) | (rows >= height), behind, rows * width)
-        columns = torch.where((columns < 0) | (columns >= width), behind, columns)
-        return rows, torch.cat([columns, columns.flip(1)])
+        height, width, values = _planes(pixels).shape[2:]
+        shifts = torch.arange(-self.crop, self.crop + 1, device=pixels.device)
+        columns = shifts[:, None] + torch.arange(width, device=pixels.device)
+        seen = ((columns >= 0) & (columns < width)).to(pixels.dtype).repeat_interleave(values, 1)
+        first = self._border * width - self.crop * width + shifts  # of the topmost crops
+        if not self.flip:
+            return Ways(first, seen)
+        behind = (self._border + height) * width  # where the mirrored image lies, whose rightmost crop is the first
+        return Ways(torch.cat([first, behind + first.flip(0)]), torch.cat([seen, seen.flip(0)]))
 
-    def moved(
-        self, pixels: Tensor, free: Tensor | None, key: Key, grid: Grid | None = None, channels_last: bool = False
-    ) -> Tensor:
-        """See :class:`Augmentation`: crop and flip, as one gather."""
-        n, channels, height, width = pixels.shape
-        grid = self.grid(height, width, pixels.device) if grid is None else grid
-        if grid is None:
+    @property
+    def _border(self) -> int:
+        """Black rows above an image and below, of which one is for crops' sides."""
+        return self.crop + 1 if self.crop else 0
+
+    def moved(self, pixels: Tensor, free: Tensor | None, key: Key, ways: Ways | None = None) -> Tensor:
+        """See :class:`Augmentation`: crop and flip, each image copied as one piece.
+
+        A crop's rows follow each other in memory as the image's do, so a crop is what lies there from another pixel on.
+        Above and below it are rows of black. Beside it are pixels of the rows before or after, which are made black.
+        """
+        ways = self.ways(pixels) if ways is None else ways
+        if ways is None:
             return pixels
-        rows, columns = grid
-        if self.flip:
-            line = _where(free, key.integers("flip", n, 2), 0)
+        planes = _planes(pixels)
+        n, each, height, width, values = planes.shape
+        shown = (planes, planes.flip(3)) if self.flip else (planes,)
+        room = pixels.new_empty(n * each * len(shown) + 1, self._border + height, width * values)
+        room[:, : self._border].zero_()
+        for place, images in zip(room[:-1].unflatten(0, (-1, len(shown))).unbind(1), shown, strict=True):
+            place[:, self._border :].copy_(images.reshape(n * each, height, width * values))
+        line = _where(free, key.integers("flip", n, 2), 0) if self.flip else None
         if self.crop:
             drawn = key.integers("crop", 2 * n, 2 * self.crop + 1).unflatten(0, (2, n))
             down, across = _where(free, drawn, self.crop)  # in the middle they are as they were
-            rows = rows.index_select(0, down)
-            line = torch.add(across, line, alpha=2 * self.crop + 1) if self.flip else across
-        place = (rows[:, :, None] + columns.index_select(0, line)[:, None]).flatten(1)[:, None]
-        # written where it is wanted, which PyTorch's compiler neither can nor needs
-        written = channels_last and not torch.compiler.is_compiling()
-        into = pixels.new_empty(n, height * width, channels).mT if written else None
-        source = _with_black(pixels) if self.crop else pixels.flatten(2)
-        taken = torch.gather(source, 2, place.expand(-1, channels, -1), out=into)
-        return taken.reshape(n, channels, height, width)
+            line = across if line is None else torch.add(across, line, alpha=2 * self.crop + 1)
+        assert line is not None
+        first = ways.first.index_select(0, line)
+        first = torch.add(first, down, alpha=width) if self.crop else first
+        size = len(shown) * (self._border + height) * width
+        start = torch.arange(0, n * each * size, size, device=pixels.device).view(n, each) + first[:, None]
+        found = taken(room.flatten(), start.flatten(), height * width * values, values)
+        if self.crop:
+            found = found.view(n, each * height, width * values).mul_(ways.seen.index_select(0, line)[:, None])
+        return found.view(n, each, height, width, values).movedim(-1, 2).flatten(1, 2)
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:
         """See :class:`Augmentation`: brightness, contrast, saturation and hue, in this order."""
@@ -260,13 +275,9 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([value - span * torch.minimum(k, 4 - k).clamp(0, 1) for k in sixths], 1)
 
 
-def _with_black(pixels: Tensor) -> Tensor:
-    """Images, flattened, and black behind them, as far as :meth:`Images.grid` leads: (B, C, 2HW + 1)."""
-    n, channels, height, width = pixels.shape
-    whole = pixels.new_empty(n, channels, 2 * height * width + 1)  # on a CPU this takes half the time of PyTorch's pad
-    whole[..., : height * width].copy_(pixels.flatten(2))
-    whole[..., height * width :].zero_()
-    return whole
+def _planes(pixels: Tensor) -> Tensor:
+    """Images (B, C, H, W) as they lie in memory: (B, planes, H, W, values of a pixel side by side)."""
+    return pixels.movedim(1, -1)[:, None] if channels_last(pixels) else pixels[..., None]
 
 
 def _where(free: Tensor | None, drawn: Tensor, otherwise: float) -> Tensor:

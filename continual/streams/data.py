@@ -403,14 +403,15 @@ def _pixels(sample: Any, what: str) -> Tensor:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 over tensors in their order, in hexadecimal."""
+    """The SHA-256 over tensors in their order, in hexadecimal; the same however they lie in memory."""
     shapes = [[part, str(tensor.dtype), list(tensor.shape)] for part, tensor in tensors.items()]
     digest = hashlib.sha256(json.dumps(shapes).encode())
     for tensor in tensors.values():
-        digest.update(content(tensor))
+        for some in (tensor,) if tensor.is_contiguous() else in_parts(tensor):
+            digest.update(content(some))
     return digest.hexdigest()
 
 
 def content(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, without a copy."""
+    """The bytes of a tensor; without a copy where they lie one after another."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -15,7 +15,7 @@ import torch
 
 from continual import leftovers
 from continual.errors import BadData, BadFolder
-from continual.streams.data import content, digest
+from continual.streams.data import content, digest, in_parts
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 KINDS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64"}
 
 
-def write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str], sha256: str = "") -> None:
+def write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
     """Write the file in one piece, or leave nothing; who writes it at the same time writes the same.
 
-    ``sha256`` is that of the tensors, where it is known. Raises :class:`~continual.errors.BadFolder` where it cannot be
-    written.
+    Raises :class:`~continual.errors.BadFolder` where it cannot be written.
     """
-    facts = facts | {"sha256": _checksum(facts, sha256 or digest(tensors))}
+    facts = facts | {"sha256": _checksum(facts, tensors)}
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         with folder(file.parent):
@@ -62,13 +61,14 @@ def _write(stream: BinaryIO, tensors: dict[str, Tensor], facts: dict[str, str]) 
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
     for part in ordered:
-        stream.write(content(tensors[part]))
+        for some in in_parts(tensors[part]):
+            stream.write(content(some))
 
 
 def read(
     file: Path, wanted: dict[str, str], parts: tuple[str, ...], then: str
-) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors of a file, its other facts, and the SHA-256 of the tensors.
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, which are verified, and its other facts.
 
     Raises:
         BadData: for a damaged file, and for one without these ``parts`` or the ``wanted`` facts; ``then`` says what
@@ -88,15 +88,14 @@ def read(
         raise damaged(file, f"is damaged ({error})", then) from None
     if set(tensors) != set(parts) or any(facts.get(name) != value for name, value in wanted.items()):
         raise damaged(file, f"is not '{wanted['name']}' as this version packs it", then)
-    sha256 = digest({part: tensors[part] for part in parts})
-    if facts.pop("sha256", "") != _checksum(facts, sha256):
+    if facts.pop("sha256", "") != _checksum(facts, {part: tensors[part] for part in parts}):
         raise damaged(file, "is damaged (its SHA-256 is not the one it was written with)", then)
-    return tensors, facts, sha256
+    return tensors, facts
 
 
-def _checksum(facts: dict[str, str], sha256: str) -> str:
+def _checksum(facts: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """The SHA-256 over what a file says and the checksum of what it holds."""
-    return hashlib.sha256(json.dumps([facts, sha256], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([facts, digest(tensors)], sort_keys=True).encode()).hexdigest()
 
 
 def damaged(file: Path, fault: str, then: str) -> BadData:

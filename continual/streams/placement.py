@@ -167,7 +167,7 @@ def read_ahead(samples: Samples, batches: Sequence[Tensor]) -> Iterator[Tensor]:
 
     def read(rows: Tensor) -> None:
         index = samples.image[rows.flatten()].to(samples.pixels.device)
-        samples.pixels.index_select(0, index)
+        samples.taken(index)
 
     with ThreadPoolExecutor(1) as pool:
         begun: deque[Future[None]] = deque()

@@ -37,7 +37,7 @@ from continual.streams.data import PARTS, Data, in_memory, joined, left_out
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = "continual packed data 3"
+FORMAT = "continual packed data 4"
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folders that torchvision unpacks into
 TESTS = ("val", "test")  # what the folder of test images may be called
 AGAIN = "put a good one there or let it be downloaded"
@@ -182,24 +182,26 @@ def source(name: str, root: Path, wanted: Wanted) -> Source:
 
 
 def _pack(data: Data, file: Path, source: str) -> None:
-    """Write the packed file; see :func:`~continual.streams.packed.write`."""
+    """Write the packed file, images with their channels last; see :func:`~continual.streams.packed.write`."""
     facts = {"format": FORMAT, "name": data.name, "classes": json.dumps(data.classes), "top": repr(data.top)}
     facts |= {"skipped": json.dumps(data.skipped), "joined": json.dumps(data.joined), "source": source}
-    packed.write(file, {part: getattr(data, part) for part in PARTS}, facts, data.sha256)
+    facts |= {"data": data.sha256}
+    tensors = {part: getattr(data, part) for part in PARTS}
+    packed.write(file, {part: x.movedim(1, -1) if x.ndim == 4 else x for part, x in tensors.items()}, facts)
 
 
 def _unpack(name: str, file: Path) -> tuple[Data, str]:
     """The data of a packed file, memory-mapped, its checksum verified; and what it was made of."""
-    tensors, facts, sha256 = packed.read(file, {"format": FORMAT, "name": name}, PARTS, REPACKED)
+    tensors, facts = packed.read(file, {"format": FORMAT, "name": name}, PARTS, REPACKED)
     try:
         classes, skipped, counts = (tuple(json.loads(facts[fact])) for fact in ("classes", "skipped", "joined"))
+        tensors = {part: x.movedim(-1, 1) if x.ndim == 4 else x for part, x in tensors.items()}
         data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
                     packed=True)  # fmt: skip
-        source = facts["source"]
+        source, vars(data)["sha256"] = facts["source"], facts["data"]  # the cached property: it was known when packed
         data.check()
     except (BadData, ValueError, TypeError, KeyError, RecursionError) as error:  # its checksum is right, it is not
         raise packed.damaged(file, f"is not what this version packs ({error})", REPACKED) from None
-    vars(data)["sha256"] = sha256  # the cached property: reading everything once is enough
     return data, source
 
 

@@ -17,6 +17,7 @@ import torch
 
 from continual.errors import BadOption, BadStream, counted, listed
 from continual.options import Configured, option
+from continual.streams.pieces import channels_last, taken
 from continual.streams.rng import Key, key
 from continual.streams.transforms import Permute, Rotate, Transform, rotation_grids, scaled
 
@@ -39,11 +40,12 @@ MOST_PADDED = 64
 class Samples:
     """A table of samples over images that are kept as they were packed (``uint8``), on one device.
 
-    ``pixels`` (M, C, H, W), which may lie in the host's memory while the rest is on a GPU; for each of N rows ``image``
-    (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel value v is shown as ``v * scale +
-    shift``; ``top`` is the value that stands for 1. Where channels differ, ``channel`` (2, C, 1, 1) has a factor and a
-    term for each instead; with ``channels_last``, (2, C, H, W), the same for each pixel, as images lie then.
-    ``mapped`` pixels are read from their file as they are needed.
+    ``pixels`` (M, C, H, W), which may lie with their channels last, and in the host's memory while the rest is on a
+    GPU; for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel
+    value v is shown as ``v * scale + shift``; ``top`` is the value that stands for 1. Where channels differ,
+    ``channel`` (2, C, 1, 1) has a factor and a term for each instead; where a step wants images with their
+    ``channels_last``, (2, C, H, W), the same for each pixel, as they lie then. ``mapped`` pixels are read from their
+    file as they are needed.
     """
 
     pixels: Tensor
@@ -67,11 +69,11 @@ class Samples:
         """The images of the rows (B,) as their tasks show them, normalised: (B, C, H, W); in a step also augmented."""
         # index_select is several times faster than indexing on a CPU
         index = self.image.index_select(0, rows)
-        pixels = self.pixels.index_select(0, index.to(self.pixels.device)).to(index.device)
+        pixels = self.taken(index.to(self.pixels.device)).to(index.device)
         shown, by_task = self.shown, self.transforms or (self.shown is not None and self.shown.augmentation.by_task)
         tasks = self.task.index_select(0, rows) if by_task else rows
         if shown is not None:
-            pixels = shown.moved(pixels, tasks, self.channels_last)
+            pixels = shown.moved(pixels, tasks)
         made = x = scaled(pixels, self.scale, dtype)
         if shown is not None:
             x = shown.coloured(x, tasks, self.scale * self.top)
@@ -85,8 +87,15 @@ class Samples:
             x = x.add_(term)  # addcmul takes three times as long on a CPU where there is one number for each channel
         return x if shown is None else self._laid_out(shown.covered(x, tasks))
 
+    def taken(self, image: Tensor) -> Tensor:
+        """The pixels (B, C, H, W) of some images (B,), as they are stored."""
+        last = channels_last(self.pixels)
+        stored = self.pixels.movedim(1, -1) if last else self.pixels  # each image is then copied as one piece
+        found = taken(stored, image)
+        return found.movedim(-1, 1) if last else found
+
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x.contiguous()
 
     def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The output units and the tasks of the rows (B,): (B,) each."""
@@ -320,7 +329,10 @@ def prepared(data: Data, pad: int, normalize: str) -> tuple[Data, float, float]:
     if normalize != "standard":
         return data, 1.0 / data.top, 0.0
     if data.x.dtype == torch.uint8:
-        counts, values = torch.bincount(data.x.flatten(), minlength=256).double(), torch.arange(256).double()
+        from continual.streams.data import in_parts
+
+        counted_in_parts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in in_parts(data.x)])
+        counts, values = counted_in_parts.sum(0).double(), torch.arange(256).double()
         mean = (counts * values).sum() / counts.sum()
         deviation = ((counts * (values - mean).square()).sum() / counts.sum()).sqrt()
     else:
