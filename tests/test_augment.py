@@ -16,6 +16,7 @@ from continual.errors import BadOption
 from continual.learning.models import MLP
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
+from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Strategy
 from continual.learning.train import Watch, train
 from continual.learning.training import Training
@@ -176,6 +177,16 @@ def test_views_differ_from_step_to_step_and_seeds_side_by_side_are_the_same(opti
     longer = learners(Looking(), ALL, **options)
     train(longer, replace(TRAINING, epochs=3), Watch())
     assert not torch.equal(longer.memory["x"], group.memory["x"][0])
+
+
+def test_what_is_the_same_in_every_step_lies_where_the_step_is_done() -> None:
+    group = learners(Looking(), Images(crop=1, flip=True))
+    (stream,) = group.streams
+    away = replace(stream.samples, pixels=stream.samples.pixels.to("meta"))  # as images that are read from their file
+    tasks = tuple(replace(task, samples=away) for task in stream.tasks)
+    group.streams[0] = replace(stream, samples=away, tasks=tasks)
+    program = Program(group, 0, 1)
+    assert program.ways is not None and {one.device.type for one in program.ways} == {"cpu"}
 
 
 def test_an_augmented_step_asks_the_device_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,12 @@ def test_a_packed_set_is_used_where_it_lies(tmp_path: Path) -> None:
     assert "digits/original.safetensors" in maps  # a file's mapping, which takes no memory of its own
 
 
+def packed(given: Data, folder: Path) -> Data:
+    """The same data as it is read from a packed file."""
+    sets._pack(given, folder / "images.safetensors", "")
+    return sets._unpack(given.name, folder / "images.safetensors")[0]
+
+
 @pytest.mark.parametrize("shown", [
     None, Images(crop=2), Images(flip=True), Images(crop=1, flip=True, brightness=0.4, contrast=0.4, cutout=2),
     Images(crop=3, flip=True, replayed=False),
@@ -114,18 +120,17 @@ def test_images_are_the_same_with_their_channels_last(
     made: Any, normalize: str, shown: Images | None, tmp_path: Path
 ) -> None:
     given = stream().data
-    sets._pack(given, tmp_path / "images.safetensors", "")
-    data = sets._unpack(given.name, tmp_path / "images.safetensors")[0]
+    data = packed(given, tmp_path)
     assert channels_last(data.x) and not channels_last(given.x) and data.sha256 == given.sha256
     assert Data.sha256.func(data) == given.sha256 and torch.equal(data.x_test, given.x_test)  # type: ignore[attr-defined]
-    plain, packed = (made(one, normalize=normalize) for one in (given, data))
+    plain, read = (made(one, normalize=normalize) for one in (given, data))
     rows = torch.tensor([3, 1, 39, 3, 17, 26, 8])
     (last,) = placement.laid_out([plain], channels_last=True)
     (again,) = placement.laid_out([last], channels_last=False)
     show = {} if shown is None else {"shown": Shown(shown, key(3), number=torch.tensor(1))}
-    (both,) = placement.laid_out([packed], channels_last=True)
+    (both,) = placement.laid_out([read], channels_last=True)
     one, *others = (
-        replace(laid.samples, **show).images(rows, torch.float32) for laid in (plain, again, packed, last, both)
+        replace(laid.samples, **show).images(rows, torch.float32) for laid in (plain, again, read, last, both)
     )
     assert all(torch.equal(one, other) for other in others)
     assert all(other.is_contiguous() for other in (one, *others[:2]))
@@ -198,11 +203,15 @@ def test_nothing_is_read_ahead_of_images_in_memory() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("where", ["pinned", "mapped"])
-def test_a_gpu_reads_the_images_of_the_host(where: placement.Where) -> None:
-    (there,) = placement.place([stream()], GPU)
-    (here,) = placement.place([stream()], GPU, where)
+def test_a_gpu_reads_the_images_of_the_host(where: placement.Where, tmp_path: Path) -> None:
     rows = torch.randperm(40, generator=torch.Generator().manual_seed(0)).to("cuda")
-    assert torch.equal(here.samples.images(rows, torch.float32), there.samples.images(rows, torch.float32))
+    for data in (stream().data, packed(stream().data, tmp_path)):
+        (there,), (here,) = (placement.place([split(data, tasks=2)], GPU, one) for one in ("device", where))
+        assert channels_last(here.samples.pixels) == channels_last(data.x)
+        shown = Shown(Images(crop=1, flip=True), key(3, device=GPU), number=torch.tensor(1, device=GPU))
+        for show in ({}, {"shown": shown}, {"shown": replace(shown, ways=shown.augmentation.ways(data.x, GPU))}):
+            found, wanted = (replace(one.samples, **show).images(rows, torch.float32) for one in (here, there))
+            assert torch.equal(found, wanted)
     if where == "pinned":
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -113,7 +113,7 @@ class Program:
         self.learners, self.task, self.before = learners, learners.streams[0].tasks[index], before
         self.numbers = torch.arange(steps, device=learners.device)
         self.tables = learners.tables("samples")
-        self.ways = learners.recipe.augmentation.ways(self.task.samples.pixels)
+        self.ways = learners.recipe.augmentation.ways(self.task.samples.pixels, learners.device)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
         self.read = {"before", "gradient"} if "after_step" in self.hooks else set()
         self.spares = self._spares()

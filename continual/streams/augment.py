@@ -85,8 +85,11 @@ class Augmentation(Configured):
         """Which of the samples of ``tasks`` (B,) are augmented in one of task ``number`` (): bool (B,); None: all."""
         return None
 
-    def ways(self, pixels: Tensor) -> Ways | None:
-        """What :meth:`moved` would else make anew at every step, for such pixels; None if that is nothing."""
+    def ways(self, pixels: Tensor, device: torch.device) -> Ways | None:
+        """What :meth:`moved` would else make anew at every step, for such pixels; None if that is nothing.
+
+        On the ``device`` of the step, which the pixels may have to be brought to.
+        """
         return None
 
     def moved(self, pixels: Tensor, free: Tensor | None, key: Key, ways: Ways | None = None) -> Tensor:
@@ -160,13 +163,13 @@ class Images(Augmentation):
         """See :class:`Augmentation`."""
         return None if self.replayed else tasks == number
 
-    def ways(self, pixels: Tensor) -> Ways | None:
+    def ways(self, pixels: Tensor, device: torch.device) -> Ways | None:
         """See :class:`Augmentation`: for crops from the leftmost to the rightmost, then for the same mirrored."""
         if not (self.crop or self.flip):
             return None
         height, width, values = _planes(pixels).shape[2:]
-        shifts = torch.arange(-self.crop, self.crop + 1, device=pixels.device)
-        columns = shifts[:, None] + torch.arange(width, device=pixels.device)
+        shifts = torch.arange(-self.crop, self.crop + 1, device=device)
+        columns = shifts[:, None] + torch.arange(width, device=device)
         seen = ((columns >= 0) & (columns < width)).to(pixels.dtype).repeat_interleave(values, 1)
         first = self._border * width - self.crop * width + shifts  # of the topmost crops
         if not self.flip:
@@ -176,21 +179,23 @@ class Images(Augmentation):
 
     @property
     def _border(self) -> int:
-        """Black rows above an image and below, of which one is for crops' sides."""
+        """Black rows above an image: a crop's, and one for what it has at its sides. Below it are those of the next."""
         return self.crop + 1 if self.crop else 0
 
     def moved(self, pixels: Tensor, free: Tensor | None, key: Key, ways: Ways | None = None) -> Tensor:
         """See :class:`Augmentation`: crop and flip, each image copied as one piece.
 
         A crop's rows follow each other in memory as the image's do, so a crop is what lies there from another pixel on.
-        Above and below it are rows of black. Beside it are pixels of the rows before or after, which are made black.
+        Above and below it are rows of black. Beside it are pixels of the rows before or after, which are made black: by
+        a product with 0, as they are finite, since filling under a mask takes ten times as long on a CPU.
         """
-        ways = self.ways(pixels) if ways is None else ways
+        ways = self.ways(pixels, pixels.device) if ways is None else ways
         if ways is None:
             return pixels
         planes = _planes(pixels)
         n, each, height, width, values = planes.shape
         shown = (planes, planes.flip(3)) if self.flip else (planes,)
+        # below the last image are the black rows of one more, which is never seen
         room = pixels.new_empty(n * each * len(shown) + 1, self._border + height, width * values)
         room[:, : self._border].zero_()
         for place, images in zip(room[:-1].unflatten(0, (-1, len(shown))).unbind(1), shown, strict=True):
@@ -207,7 +212,7 @@ class Images(Augmentation):
         start = torch.arange(0, n * each * size, size, device=pixels.device).view(n, each) + first[:, None]
         found = taken(room.flatten(), start.flatten(), height * width * values, values)
         if self.crop:
-            found = found.view(n, each * height, width * values).mul_(ways.seen.index_select(0, line)[:, None])
+            found = found.view(n, each * height, width * values).mul_(taken(ways.seen, line)[:, None])
         return found.view(n, each, height, width, values).movedim(-1, 2).flatten(1, 2)
 
     def coloured(self, x: Tensor, free: Tensor | None, key: Key, most: float) -> Tensor:

@@ -17,10 +17,10 @@ def channels_last(x: Tensor) -> bool:
 
 
 def taken(memory: Tensor, index: Tensor, size: int = 0, step: int = 1) -> Tensor:
-    """The rows ``index`` (B,) of a table (N, ...): (B, ...), of which no gradient is known.
+    """The rows ``index`` (B,) of a table (N, ...): (B, ...). It is for what is not learnt: no gradient need come back.
 
     With a ``size`` memory is (N,), and what is taken are runs of so many values, (B, size), that begin at ``index``
-    times ``step``.
+    times ``step``, which divides N. Where seeds have memory of their own, it is not seen that an index is out of range.
     """
     # PyTorch's compiler knows no rule of ours
     if torch.compiler.is_compiling() or not any(map(torch._C._functorch.is_batchedtensor, (memory, index))):
@@ -44,7 +44,7 @@ def _of_all() -> Any:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            """Nothing is kept for a gradient."""
+            """What PyTorch asks for; nothing is kept for a gradient."""
             ctx.mark_non_differentiable(output)
 
         @staticmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from continual.errors import BadOption
+from continual.streams.pieces import channels_last
 from continual.streams.rng import key
 from continual.streams.stream import Samples, Stream
 
@@ -147,12 +148,14 @@ class _Seen:
 
 def _pinned(pixels: Tensor, device: torch.device) -> Tensor:
     """A tensor of the GPU's whose memory is the host's: an index into it moves the rows asked for, and no others."""
-    memory = pixels.contiguous().clone()  # a file's mapping cannot be pinned; PyTorch's own pinned memory wastes half
+    last = channels_last(pixels)
+    # a file's mapping cannot be pinned; PyTorch's own pinned memory wastes half
+    memory = (pixels.movedim(1, -1) if last else pixels).contiguous().clone()
     error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
     if int(error) != 0:
         raise BadOption(f"pixels=pinned: {memory.nbytes:,} bytes of memory cannot be pinned ({error}); use mapped")
     seen: Tensor = torch.as_tensor(_Seen(memory), device=device)
-    return seen
+    return seen.movedim(-1, 1) if last else seen
 
 
 def read_ahead(samples: Samples, batches: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -198,7 +198,8 @@ def _unpack(name: str, file: Path) -> tuple[Data, str]:
         tensors = {part: x.movedim(-1, 1) if x.ndim == 4 else x for part, x in tensors.items()}
         data = Data(name=name, **tensors, classes=classes, top=float(facts["top"]), skipped=skipped, joined=counts,
                     packed=True)  # fmt: skip
-        source, vars(data)["sha256"] = facts["source"], facts["data"]  # the cached property: it was known when packed
+        # the cached property, which was known when it was packed: in the file images lie otherwise
+        source, vars(data)["sha256"] = facts["source"], facts["data"]
         data.check()
     except (BadData, ValueError, TypeError, KeyError, RecursionError) as error:  # its checksum is right, it is not
         raise packed.damaged(file, f"is not what this version packs ({error})", REPACKED) from None

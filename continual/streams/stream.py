@@ -74,16 +74,17 @@ class Samples:
         tasks = self.task.index_select(0, rows) if by_task else rows
         if shown is not None:
             pixels = shown.moved(pixels, tasks)
-        made = x = scaled(pixels, self.scale, dtype)
+        given = x = scaled(pixels, self.scale, dtype)
         if shown is not None:
             x = shown.coloured(x, tasks, self.scale * self.top)
         for transform in self.transforms:
             x = transform(x, tasks)
         x = x + self.shift if self.shift else x
-        x = self._laid_out(x)
+        seen, x = x, self._laid_out(x)
         if self.channel is not None:
             factor, term = self.channel
-            x = x.mul_(factor) if x is made else x * factor  # what was made here can be changed in place
+            own = x is given or x is not seen  # what was made here can be changed in place
+            x = x.mul_(factor) if own else x * factor
             x = x.add_(term)  # addcmul takes three times as long on a CPU where there is one number for each channel
         return x if shown is None else self._laid_out(shown.covered(x, tasks))
 
@@ -331,8 +332,8 @@ def prepared(data: Data, pad: int, normalize: str) -> tuple[Data, float, float]:
     if data.x.dtype == torch.uint8:
         from continual.streams.data import in_parts
 
-        counted_in_parts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in in_parts(data.x)])
-        counts, values = counted_in_parts.sum(0).double(), torch.arange(256).double()
+        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in in_parts(data.x)]).sum(0)
+        counts, values = counts.double(), torch.arange(256).double()
         mean = (counts * values).sum() / counts.sum()
         deviation = ((counts * (values - mean).square()).sum() / counts.sum()).sqrt()
     else:
