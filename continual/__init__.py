@@ -10,6 +10,7 @@ The names below are loaded when they are first used, so that importing this pack
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from continual.tracking.tracker import Tracker as Tracker
 
 __version__ = "0.1.0"
+
+# Threads of PyTorch that wait for each other spin, by GNU OpenMP's default for longer than the system gives a process
+# at a time: beside another busy process a run takes ten times as long. It is read as PyTorch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _PLACES = {
     "Batch": "continual.learning.strategy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -344,6 +345,18 @@ def test_nobody_waits_for_torch_to_read_a_list_or_a_mistake(folder: Path) -> Non
 def test_importing_the_package_is_quick() -> None:
     code = "import continual, sys; dir(continual); assert not {'torch', 'numpy', 'click'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing", "count", "policy"],
+)
+def test_threads_do_not_wait_for_each_other_longer_than_a_process_has(given: dict[str, str], found: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import continual, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=kept | given)
+    assert done.stdout.strip() == found
 
 
 def test_a_stand_in_becomes_the_module_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
