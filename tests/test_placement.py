@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import continual as cl
 from continual import cli, config, execution
-from continual.errors import BadOption
+from continual.errors import BadOption, Notice
 from continual.streams import placement, sets
 from continual.streams.augment import Images, Shown
 from continual.streams.data import Data
@@ -108,6 +108,20 @@ def packed(given: Data, folder: Path) -> Data:
     """The same data as it is read from a packed file."""
     sets._pack(given, folder / "images.safetensors", "")
     return sets._unpack(given.name, folder / "images.safetensors")[0]
+
+
+def test_what_another_version_packed_is_packed_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pair = [load("digits", tmp_path)] * 2
+    both = sets.load_joined(pair, 8, tmp_path)
+    files = sorted((tmp_path / "packed").rglob("*.safetensors"))
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr(sets, "FORMAT", "continual packed data 5")
+    with pytest.warns(Notice, match="digits: it was packed by another version; it is read anew"):
+        again = load("digits", tmp_path)
+    assert torch.equal(again.x, pair[0].x) and again.sha256 == pair[0].sha256
+    assert torch.equal(sets.load_joined(pair, 8, tmp_path).x_test, both.x_test)
+    assert len(files) == 2 and all(file.read_bytes() != old for file, old in zip(files, before, strict=True))
+    load("digits", tmp_path)  # which says nothing any more
 
 
 @pytest.mark.parametrize("shown", [

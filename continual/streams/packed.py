@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+
+class Outdated(BadData):
+    """A packed file of another version of this package."""
+
+
 KINDS = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -71,6 +76,7 @@ def read(
     """The tensors of a file, which are verified, and its other facts.
 
     Raises:
+        Outdated: for a file whose ``format`` is the wanted one but for its number.
         BadData: for a damaged file, and for one without these ``parts`` or the ``wanted`` facts; ``then`` says what
             happens when it has been deleted.
         BadFolder: where it may not be read.
@@ -86,10 +92,16 @@ def read(
         raise unusable(file, "read", error) from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise damaged(file, f"is damaged ({error})", then) from None
-    if set(tensors) != set(parts) or any(facts.get(name) != value for name, value in wanted.items()):
-        raise damaged(file, f"is not '{wanted['name']}' as this version packs it", then)
+    other = f"is not '{wanted['name']}' as this version packs it"
+    if set(tensors) != set(parts):
+        raise damaged(file, other, then)
     if facts.pop("sha256", "") != _checksum(facts, {part: tensors[part] for part in parts}):
         raise damaged(file, "is damaged (its SHA-256 is not the one it was written with)", then)
+    if differing := [name for name, value in wanted.items() if facts.get(name) != value]:
+        kinds = {said.get("format", "").rpartition(" ")[0] for said in (facts, wanted)}
+        if differing == ["format"] and len(kinds) == 1:
+            raise Outdated(f"{file} was packed by another version; delete this file, and {then}")
+        raise damaged(file, other, then)
     return tensors, facts
 
 

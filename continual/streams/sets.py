@@ -4,7 +4,7 @@
 later calls read that file only and check it every time. A damaged file is an error that names it: it is never trained
 on, never silently replaced, and never a reason to go to the network. Some classes of a set, a set at another
 resolution, and several sets joined into one are packed in files of their own. Class folders that have changed since
-they were packed are packed anew.
+they were packed are packed anew, and so is what another version packed.
 """
 
 from __future__ import annotations
@@ -121,16 +121,15 @@ def load(
                           "with val/<class>/ or test/<class>/")  # fmt: skip
     files, classes = made_of or source(name, root, wanted)
     if os.path.exists(file):
-        data, packed_of = _unpack(name, file)
-        same = packed_of == files and (not files or data.classes == classes)
-        if same or not (files or _published(name, root)):  # what it was made of may be gone
-            return data
-        if not files:
-            changed = f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is"
-        elif not packed_of:
-            changed = f"it was packed from other files, and the class folders in {root / name} are there now; they are"
+        try:
+            data, packed_of = _unpack(name, file)
+        except packed.Outdated:
+            changed = "it was packed by another version; it is"
         else:
-            changed = f"the class folders in {root / name} have changed since they were packed; they are"
+            same = packed_of == files and (not files or data.classes == classes)
+            if same or not (files or _published(name, root)):  # what it was made of may be gone
+                return data
+            changed = _told(name, root, files, packed_of)
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
@@ -141,6 +140,16 @@ def load(
     return _packed(data, file, files)
 
 
+def _told(name: str, root: Path, files: str, packed_of: str) -> str:
+    """Why what was packed of some files (``packed_of``) is read anew from others."""
+    if not files:
+        return f"it was packed from class folders, and {root / CIFAR[name]} is there now; that is"
+    folders = f"the class folders in {root / name}"
+    if not packed_of:
+        return f"it was packed from other files, and {folders} are there now; they are"
+    return f"{folders} have changed since they were packed; they are"
+
+
 def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
     """Several data sets as one, see :func:`~continual.streams.data.joined`; packed, as :func:`load` does it."""
     said = [(part.name, part.sha256, part.classes, files) for part, files in zip(parts, left_out(parts), strict=True)]
@@ -149,7 +158,8 @@ def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None
     root = data_root(root)
     file = root / "packed" / "joined" / f"{key}.safetensors"
     if os.path.exists(file):
-        return _unpack(name, file)[0]
+        with contextlib.suppress(packed.Outdated):
+            return _unpack(name, file)[0]
     return _packed(joined(parts, size, functools.partial(_room, root)), file, "")
 
 
