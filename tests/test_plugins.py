@@ -352,7 +352,7 @@ def test_importing_the_package_is_quick() -> None:
     [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     ids=["nothing", "count", "policy"],
 )
-def test_threads_do_not_wait_for_each_other_longer_than_a_process_has(given: dict[str, str], found: str) -> None:
+def test_threads_that_wait_for_each_other_soon_sleep(given: dict[str, str], found: str) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     code = "import continual, os; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=kept | given)
