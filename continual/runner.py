@@ -125,8 +125,10 @@ def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | No
     stored = store.lookup(folder, record)
     if stored is not None:
         told.say(f"{record['title']}: already there, not run again (--again runs it)")
-    elif store.folder(folder, record).exists():
-        told.say(f"{record['title']}: there, but {', '.join(record['code'])} may have changed since; run again")
+    elif (place := store.folder(folder, record)).exists():
+        code, before = record["code"], store.load(place).record.get("code", {})
+        other = [name for name in sorted({*code, *before}) if code.get(name) is None or code[name] != before.get(name)]
+        told.say(f"{record['title']}: there, but {', '.join(other)} may have changed since; run again")
     return stored
 
 
@@ -146,6 +148,7 @@ def choose_device(name: str) -> torch.device:
 def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path) -> dict[str, Any]:
     """What is known of a run before it begins: everything that it will be recognised by, and the versions."""
     names = plan.benchmark.task_names() if hasattr(plan.benchmark, "task_names") else []
+    streams = (plan.benchmark, *getattr(plan.benchmark, "members", ()))
     return ({"tasks": names} if names else {}) | {
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
@@ -154,7 +157,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path)
         "versions": versions(*(name for part in strategy.parts for name in part.libraries)),
         "code": {
             module: digest
-            for made in (*strategy.parts, plan.benchmark, plan.model, plan.optimizer, plan.schedule, plan.augment)
+            for made in (*strategy.parts, *streams, plan.model, plan.optimizer, plan.schedule, plan.augment)
             for module, digest in plugins.code_of(type(made)).items()
         },
     }

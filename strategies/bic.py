@@ -62,6 +62,7 @@ class BiC(Strategy):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for two exemplars of each class, and each class has two samples: one is held."""
+        super().suits(stream, net)
         classes = sum(len(task.classes) for task in stream.tasks)
         exemplars.check_room(self.capacity, 2 * classes, f"{classes} classes")
         for task in stream.tasks:

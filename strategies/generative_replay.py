@@ -94,6 +94,7 @@ class GenerativeReplay(Strategy):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """Images are what the generator gives: pixels between 0 and 1, all scaled alike."""
+        super().suits(stream, net)
         samples = stream.samples
         if samples.channel is not None:
             raise BadChain("generative replay makes images whose pixels are all scaled alike; use normalize=unit or "

@@ -25,11 +25,17 @@ class Attention(Gated):
 
     def __init__(self, inner: LinearNet, tasks: int, s: float | Tensor) -> None:
         super().__init__(inner, {f"embedding{n}": (tasks, units) for n, units in enumerate(inner.hidden, start=1)})
-        self.layers, self.tasks, self.s = inner, tasks, s
+        self.tasks, self.s = tasks, s
+        self.size_of_embeddings = self.size - inner.size  # θ begins with them
 
     def at(self, s: float | Tensor) -> Attention:
         """The same network at another s."""
         return Attention(self.layers, self.tasks, s)
+
+    @property
+    def layers(self) -> LinearNet:
+        """The network without gates."""
+        return cast(LinearNet, self.inner)
 
     def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
         """See :meth:`Gated.gates`: (B, H) each."""
@@ -68,12 +74,18 @@ class HAT(Gating):
     def suits(self, stream: Stream, net: Net) -> None:
         """Tasks are told, and the network is made of linear layers: which weights a unit has is known of those."""
         super().suits(stream, net)
-        if not isinstance(net, LinearNet):
-            raise BadChain("HAT knows the weights of a unit in linear layers only; use model=mlp, without other gates")
+        self._linear(net)
 
     def extend(self, net: Net, stream: Stream) -> Net:
         """An embedding for each task and hidden layer."""
-        return Attention(cast(LinearNet, net), len(stream.tasks), self.s_max)
+        return Attention(self._linear(net), len(stream.tasks), self.s_max)
+
+    @staticmethod
+    def _linear(net: Net) -> LinearNet:
+        """The network, or the error where another strategy, or the model, has made it something else."""
+        if not isinstance(net, LinearNet):
+            raise BadChain("HAT knows the weights of a unit in linear layers only; use model=mlp, without other gates")
+        return net
 
     def network(self, net: Net, memory: Memory) -> Net:
         """The network at the step's s."""
@@ -111,16 +123,16 @@ class HAT(Gating):
 
     def gradient(self, net: Net, theta: Tensor, memory: Memory, gradient: Tensor, batch: Batch, task: Task) -> Tensor:
         """Embeddings are compensated, and what is used is held."""
-        size, s = cast(Attention, net).inner.size, memory["s"]
-        e, q = theta[size:], gradient[size:]
+        size, s = cast(Attention, net).size_of_embeddings, memory["s"]
+        e, q = theta[:size], gradient[:size]
         q = q * (self.s_max / s) * (torch.cosh((s * e).clamp(-50, 50)) + 1) / (torch.cosh(e) + 1)
-        gradient = torch.cat([gradient[:size], q])
+        gradient = torch.cat([q, gradient[size:]])
         return memory["factor"] * gradient if self.scaled == "gradient" else gradient
 
     def after_step(self, net: Net, theta: Tensor, memory: Memory, step: Step, task: Task) -> tuple[Tensor, Memory]:
         """Embeddings are bounded, what is fully used is put back, and s goes on."""
-        size, factor = cast(Attention, net).inner.size, memory["factor"]
-        bounded = torch.cat([theta[:size], theta[size:].clamp(-self.clamp, self.clamp)])
+        size, factor = cast(Attention, net).size_of_embeddings, memory["factor"]
+        bounded = torch.cat([theta[:size].clamp(-self.clamp, self.clamp), theta[size:]])
         share = factor if self.scaled == "step" else (factor > 0).to(theta.dtype)
         rows, own = memory["epoch"], step.batch.own
         done = memory["done"] + own

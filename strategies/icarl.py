@@ -99,6 +99,7 @@ class ICaRL(Means):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for an exemplar of each class."""
+        super().suits(stream, net)
         classes = sum(len(task.classes) for task in stream.tasks)
         exemplars.check_room(self.capacity, classes, f"{classes} classes")
 

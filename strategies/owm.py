@@ -54,6 +54,7 @@ class OWM(Strategy):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """The network is made of linear layers, and there are as many values of α."""
+        super().suits(stream, net)
         theta = torch.zeros(net.size, device=stream.samples.image.device)
         layers = len(self.inputs(net, theta, theta.new_zeros(1, *stream.shape), stream.samples.task[:1]))
         for name, values in (("alpha", self.alpha), ("decay", self.decay)):

@@ -39,6 +39,7 @@ class Rehearsal(Strategy):
 
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for a sample of each task."""
+        super().suits(stream, net)
         tasks = len(stream.tasks)
         exemplars.check_room(self.capacity, tasks, f"{tasks} tasks")
 

@@ -24,12 +24,6 @@ class Isolated(Strategy):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
 
-    def suits(self, stream: Stream, net: Net) -> None:
-        """Tasks are told at test time."""
-        if stream.scenario not in self.scenarios:
-            raise BadChain(f"{type(self).__name__} has to be told the task of a test sample, which the scenario "
-                           f"'{stream.scenario}' does not; use scenario=task")  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Gating(Isolated):

@@ -721,6 +721,25 @@ def test_an_edited_plug_in_is_run_again(tmp_path: Path) -> None:
     assert changed == "my_factor:Mine: there, but my_factor may have changed since; run again"
 
 
+def test_an_edited_module_beside_a_plug_in_is_noticed(tmp_path: Path) -> None:
+    """It is imported by one that the plug-in imports."""
+    (tmp_path / "my_factor.py").write_text(
+        "import my_half\n" + textwrap.dedent(MINE).replace("FACTOR", "my_half.half(4)")
+    )
+    (tmp_path / "my_half.py").write_text("from my_share import SHARE\n\n\ndef half(n):\n    return SHARE * n\n")
+    share, seen = tmp_path / "my_share.py", []
+    for value in ("0.5", "0.5", "0.75"):
+        share.write_text(f"SHARE = {value}\n")
+        done = in_folder(tmp_path, "run", "split-digits:limit=10", "my_factor:Mine", "--seeds", "1", "--epochs", "1")
+        assert done.returncode == 0, done.stderr
+        (result,) = store.find(tmp_path / "runs")
+        seen.append((float(result.arrays["loss"][0, 0]), done.stderr))
+        assert result.record["code"].keys() == {"my_factor", "my_half", "my_share"}
+    assert seen[0][0] == seen[1][0] and seen[2][0] == pytest.approx(1.5 * seen[0][0])
+    assert "already there, not run again (--again runs it)" in seen[1][1]
+    assert "my_factor:Mine: there, but my_share may have changed since; run again" in seen[2][1]
+
+
 def test_an_error_in_a_plug_in_names_the_command_that_finds_it(tmp_path: Path) -> None:
     (tmp_path / "my_factor.py").write_text(textwrap.dedent(MINE).replace("FACTOR", "unknown"))
     done = in_folder(tmp_path, "run", "split-digits:limit=10", "my_factor:Mine", "--seeds", "1", "--epochs", "1")
@@ -742,7 +761,7 @@ def test_what_does_not_suit_is_refused_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(parts, "train", lambda *arguments: pytest.fail("something was trained"))
     said = invoke("run", "split-digits", "finetune", "packnet", *TINY, "--out", tmp_path / "runs")
-    assert said.exit_code == 2 and "PackNet has to be told the task" in said.stderr
+    assert said.exit_code == 2 and "PackNet does not work with scenario=class, where the task" in said.stderr
     assert not list((tmp_path / "runs").rglob("run.json"))
 
 

@@ -489,6 +489,30 @@ def test_a_sequence_of_nothing_is_refused(tmp_path: Path) -> None:
         Sequence().stream(0, tmp_path)
 
 
+class OddAndEven(cl.benchmarks.SplitDigits):
+    """Classes that are divided in a way of its own."""
+
+    def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        return [list(range(1, classes, 2)), list(range(0, classes, 2))]
+
+
+class Reversed(cl.benchmarks.SplitDigits):
+    """Tasks that are made in a way that a sequence does not know."""
+
+    def build(self, data: Data, seed: int = 0) -> cl.Stream:
+        return self.assemble(data, [[9, 8, 7], [6, 5]], seed)
+
+
+def test_a_sequence_divides_classes_as_its_members_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = small("digits", tuple("0123456789"), (1, 8, 8), 16)
+    monkeypatch.setitem(sets.SETS, "digits", lambda *given: digits)
+    folders(tmp_path, name="cifar10")
+    stream = Sequence.of([OddAndEven(), SplitCIFAR10(tasks=1)], size=6).stream(0, tmp_path)
+    assert [task.classes for task in stream.tasks] == [tuple("13579"), tuple("02468"), NAMES]
+    with pytest.raises(BadOption, match=r"the tasks of Reversed from its method groups.* has a method build, which"):
+        Sequence.of([Reversed(), SplitCIFAR10(tasks=1)], size=6)
+
+
 def test_cifar10_imagenet_takes_two_numbers_of_tasks() -> None:
     with pytest.raises(BadOption, match="tasks=1-2-3: give two numbers"):
         CIFAR10ImageNet(tasks=(1, 2, 3))

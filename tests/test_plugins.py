@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -230,6 +232,29 @@ POINTS = """
     [continual.benchmarks]
     two-tasks = foreign_softer:TwoTasks
 """
+
+
+def test_the_code_of_a_class_is_that_of_all_modules_beside_that_it_takes_from(folder: Path) -> None:
+    """However they are imported, and where nothing but a number is taken; not of others in the same folder."""
+    package = folder / "our_methods"
+    (package / "parts").mkdir(parents=True)
+    texts = {
+        "__init__": "", "mine": "from . import losses\nfrom .parts.numbers import HALF\nimport our_methods.rates as r\n"
+        "class Mine:\n    def loss(self):\n        from our_methods.late import LATE\n        return LATE\n",
+        "losses": "from torch.nn.functional import cross_entropy\n", "rates": "import math\n", "late": "LATE = 1\n",
+        "other": "from .mine import Mine\n", "parts/__init__": "", "parts/numbers": "from ..deep import TWO as HALF\n",
+        "deep": "TWO = 2\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (package / f"{name}.py").write_text(text)
+    made = importlib.import_module("our_methods.mine").Mine
+    importlib.import_module("our_methods.other")
+    found = plugins.code_of(made)
+    modules = ("mine", "losses", "parts", "parts.numbers", "rates", "deep")
+    assert found.keys() == {"our_methods", *(f"our_methods.{name}" for name in modules)}
+    assert made().loss() == 1 and plugins.code_of(made).keys() == found.keys() | {"our_methods.late"}
+    digest = hashlib.sha256((package / "rates.py").read_bytes()).hexdigest()
+    assert found["our_methods.rates"] == digest
 
 
 def test_what_another_package_registers_runs_like_a_built_in(installed: Callable[[str], Path]) -> None:

@@ -68,6 +68,7 @@ class Theirs(Strategy):
 
         from continual.avalanche.networks import plain
 
+        super().suits(stream, net)
         plain(net, torch.zeros(net.size))
 
     def suits_training(self, training: Training, augmentation: Augmentation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -235,7 +236,93 @@ class LinearNet(Net):
         return torch.cat(parts)
 
 
-class Gated(Net):
+class Extended(Net):
+    """A network with parameters ``extra`` beside those of the ``inner`` one, for :meth:`Strategy.extend`.
+
+    They lie in front, as running statistics are the last entries of θ. A batch goes through the inner network as it is,
+    in a step too: it normalises by the batch and drops units as it would by itself. What a strategy makes of the extra
+    parameters it says in methods of a subclass, which its hooks call (``net.project(theta, out.features)``).
+
+    Raises :class:`~continual.errors.BadChain` where a name is taken already.
+    """
+
+    def __init__(self, inner: Net, extra: dict[str, tuple[int, ...]]) -> None:
+        if taken := sorted(extra.keys() & inner.shapes.keys()):
+            raise BadChain(f"the network has parameters named {', '.join(taken)} already; give those that a strategy "
+                           "adds other names")  # fmt: skip
+        super().__init__(extra | inner.shapes)
+        self.inner, self.extra = inner, extra
+        self.head, self.hidden, self.statistics = inner.head, inner.hidden, inner.statistics
+        self.convolves, self.skips = inner.convolves, inner.skips
+
+    @property
+    def mapped(self) -> bool:
+        """See :attr:`Net.mapped`; the inner network knows as well."""
+        return self.inner.mapped
+
+    @mapped.setter
+    def mapped(self, given: bool) -> None:
+        if given != self.inner.mapped:
+            self.inner = copy.copy(self.inner)
+            self.inner.mapped = given
+
+    def inside(self, theta: Tensor) -> Tensor:
+        """The inner network's θ (..., P'), a view."""
+        part, attached = theta[..., self.size - self.inner.size :], getattr(theta, "parameters_by_name", None)
+        if attached is None:
+            return part
+        return self.inner.attach(part, [attached[name] for name in self.inner.shapes])
+
+    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
+        """What is beside the inner network's θ, see :meth:`start`, and that."""
+        extra = [self.start(key, name, shape).to(dtype).flatten() for name, shape in self.extra.items()]
+        return torch.cat([*extra, self.inner.initial(key, dtype)])
+
+    def start(self, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
+        """How an extra parameter begins: weights (outputs, inputs, ...) uniform in ±1/√inputs, others at 0."""
+        if len(shape) < 2:
+            return torch.zeros(shape, device=key.seed.device)
+        return (2 * key.uniform(name, math.prod(shape)) - 1) / math.sqrt(math.prod(shape[1:]))
+
+    def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
+        """See :meth:`Net.apply`."""
+        return self.inner.apply({name: p[name] for name in self.inner.shapes}, x, gates)
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        """See :meth:`Net.forward`."""
+        return self.inner.forward(self.inside(theta), x, tasks)
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        """See :meth:`Net.learn`."""
+        return self.inner.learn(self.inside(theta), x, tasks, fixed)
+
+    def fixed(self, theta: Tensor) -> bool:
+        """See :meth:`Net.fixed`."""
+        return self.inner.fixed(self.inside(theta))
+
+    def hand_on(self, theta: Tensor, index: int) -> None:
+        """See :meth:`Net.hand_on`."""
+        self.inner.hand_on(self.inside(theta), index)
+
+    @property
+    def mixes(self) -> bool:
+        """See :meth:`Net.mixes`."""
+        return type(self).learn is not Extended.learn or self.inner.mixes
+
+    def check_kept(self) -> None:
+        """See :meth:`Net.check_kept`."""
+        self.inner.check_kept()
+
+    def work(self, shape: tuple[int, ...]) -> int:
+        """See :meth:`Net.work`."""
+        return self.size - self.inner.size + self.inner.work(shape)
+
+    def widest(self, shape: tuple[int, ...]) -> int:
+        """See :meth:`Net.widest`."""
+        return self.inner.widest(shape)
+
+
+class Gated(Extended):
     """A network whose hidden units are multiplied by gates that depend on each sample's task.
 
     ``extra`` are shapes of parameters beside the network's own, for gates that are learnt.
@@ -244,8 +331,7 @@ class Gated(Net):
     def __init__(self, inner: Net, extra: dict[str, tuple[int, ...]] | None = None) -> None:
         if isinstance(inner, Gated):
             raise BadChain("two strategies with gates cannot be chained: the network has gates already")
-        super().__init__(inner.shapes | (extra or {}))
-        self.inner, self.head, self.hidden, self.extra = inner, inner.head, inner.hidden, extra or {}
+        super().__init__(inner, extra or {})
 
     def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
         """The gates (B, H) of each hidden layer for samples of ``tasks`` (B,)."""
@@ -255,6 +341,15 @@ class Gated(Net):
         """See :meth:`Net.forward`; the tasks have to be given."""
         p = self.parameters(theta)
         return self.inner.apply(p, x, self.gates(p, self._given(tasks)))
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        """See :meth:`Net.learn`: what has gates neither normalises by the batch nor drops units."""
+        return self.forward(theta, x, tasks), None
+
+    @property
+    def mixes(self) -> bool:
+        """See :meth:`Net.mixes`."""
+        return type(self).learn is not Gated.learn
 
     def linear_layers(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
@@ -274,10 +369,21 @@ class Gated(Net):
             )
         return tasks
 
-    def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
-        """The inner network's θ, and standard normal numbers for what is beside it."""
-        extra = [key.normal(name, math.prod(shape)).to(dtype) for name, shape in self.extra.items()]
-        return torch.cat([self.inner.initial(key, dtype), *extra])
+    def start(self, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
+        """How an extra parameter begins: at standard normal numbers."""
+        return key.normal(name, math.prod(shape))
+
+
+def check_extended(net: Net, inner: Net) -> None:
+    """:class:`~continual.errors.BadChain` where a network around another one does not learn as that does."""
+    behind = itertools.accumulate(reversed(inner.sizes))
+    statistics = list(inner.shapes)[::-1][: sum(1 for size in behind if size <= inner.statistics)]
+    same = list(net.shapes)[::-1][: len(statistics)] == statistics and net.statistics == inner.statistics
+    if same and (net.mixes or not inner.mixes):
+        return
+    lost = "drops units" if same and not inner.statistics else "normalises by the batch, with running statistics"
+    raise BadChain(f"extend gives a {type(net).__name__} around a network that {lost}, and would lose that in silence; "
+                   "derive it from continual.learning.models.Extended, which keeps it")  # fmt: skip
 
 
 @dataclass(frozen=True)

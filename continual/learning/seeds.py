@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from continual.errors import BadChain
-from continual.learning.models import Net, shaped
+from continual.learning.models import Net, check_extended, shaped
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy
 from continual.streams.augment import Augmentation
@@ -117,6 +117,7 @@ class Learners:
         self.recipe, self.streams, self.seeds = recipe, streams, seeds
         self.strategy = recipe.strategy
         self.net = self.strategy.extend(recipe.net, streams[0])
+        check_extended(self.net, recipe.net)
         self.mapped = len(streams) > 1
         if self.mapped:
             self.net = copy.copy(self.net)

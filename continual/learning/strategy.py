@@ -201,7 +201,14 @@ class Strategy(Configured):
                                 f"'{close[0]}'? Give a method of your own another name, such as '_{name}'")  # fmt: skip
 
     def suits(self, stream: Stream, net: Net) -> None:
-        """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network."""
+        """Raise :class:`~continual.errors.BadChain` where the strategy cannot work on a stream or network.
+
+        By default where the scenario is none of its ``scenarios``; one of your own calls that by ``super().suits``.
+        """
+        if stream.scenario not in self.scenarios:
+            told = ", where the task of a test sample is not told" if self.scenarios == ("task",) else ""
+            raise BadChain(f"{type(self).__name__} does not work with scenario={stream.scenario}{told}; use scenario="
+                           f"{' or '.join(self.scenarios)}")  # fmt: skip
 
     def suits_training(self, training: Any, augmentation: Augmentation) -> None:
         """Raise :class:`~continual.errors.BadChain` where the strategy cannot be trained in a way."""

@@ -213,6 +213,10 @@ class Sequence(Benchmark):
         if not isinstance(one, SplitBenchmark):
             raise BadOption("a sequence takes benchmarks that divide classes, such as split-mnist, not "
                             f"{type(one).__name__}")  # fmt: skip
+        if type(one).build is not Split.build:
+            raise BadOption(f"a sequence takes the tasks of {type(one).__name__} from its method groups(classes, seed, "
+                            "name), which gives the classes of each; it has a method build, which a sequence does not "
+                            "call: write groups instead")  # fmt: skip
         own = options_of(type(one))
         whole = {name: getattr(self, name) for name in self.OF_THE_WHOLE if name in own}
         for name, value in whole.items():

@@ -1,0 +1,162 @@
+"""Networks with parameters of a strategy's own: around the network they leave it as it is, in a step as well."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import pytest
+import torch
+from test_own_networks import CPU, SIZE, body, learners_of
+from torch import nn
+
+from continual.conformance import TRAINING
+from continual.errors import BadChain
+from continual.learning.models import Extended, LinearNet, Net, Out
+from continual.learning.modules import ModuleNet
+from continual.learning.norms import BatchNorm
+from continual.learning.strategy import Batch, Strategy, cross_entropy
+from continual.learning.train import Watch, schedule, train
+from continual.strategies import Finetune
+from continual.streams.rng import key, seed_pytorch
+from continual.streams.stream import Stream, Task
+
+Tensor = torch.Tensor
+EXTRA = {"projection.weight": (3, 10), "projection.bias": (3,)}
+
+
+class Projected(Extended):
+    """A network with a linear layer behind its features."""
+
+    def project(self, theta: Tensor, features: Tensor) -> Tensor:
+        p = self.parameters(theta)
+        return nn.functional.linear(features, p["projection.weight"], p["projection.bias"])
+
+
+@dataclass(frozen=True)
+class Projecting(Strategy):
+    """Fine-tuning, and what is projected shall be small, as much as ``much`` says."""
+
+    first_task_like_finetuning: ClassVar[bool] = False
+
+    much: float = 0.5
+    kind: Any = Projected
+
+    def extend(self, net: Net, stream: Stream) -> Net:
+        extended: Net = self.kind(net, EXTRA)
+        return extended
+
+    def loss(self, net: Net, theta: Tensor, memory: Any, batch: Batch, out: Out, task: Task) -> Tensor:
+        usual = cross_entropy(task.active(out.logits, batch.task), batch.y, batch.weight)
+        if not self.much:
+            return usual
+        return usual + self.much * cast(Projected, net).project(theta, out.features).square().mean()
+
+
+MIDDLES: dict[str, Any] = {
+    "nothing": lambda: (),
+    "BatchNorm": lambda: (nn.BatchNorm1d(10, momentum=0.3),),
+    "dropout": lambda: (nn.Dropout(0.5),),
+    "both": lambda: (nn.BatchNorm1d(10), nn.Dropout(0.5)),
+    "by task": lambda: (nn.Unflatten(1, (10, 1, 1)), BatchNorm(10, tasks=3), nn.Flatten()),
+}
+each_middle = pytest.mark.parametrize("middle", MIDDLES.values(), ids=list(MIDDLES))
+
+
+@each_middle
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_what_is_not_used_changes_nothing(middle: Any, seeds: tuple[int, ...]) -> None:
+    if len(seeds) > 1 and any(isinstance(one, nn.Dropout) for one in middle()):
+        pytest.skip("what drops units is not mapped over seeds")
+    make = lambda: body(*middle())  # noqa: E731
+    alone, extended = learners_of(make, Finetune(), seeds), learners_of(make, Projecting(much=0.0), seeds)
+    start = extended.theta.clone()
+    found = [train(learners, TRAINING, Watch())[0] for learners in (alone, extended)]
+    assert torch.equal(extended.theta[..., 33:], alone.theta) and torch.equal(extended.theta[..., :33], start[..., :33])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert extended.net.statistics == alone.net.statistics and extended.net.mixes == alone.net.mixes
+
+
+def test_it_learns_as_a_loop_of_pytorch_s_modules_does() -> None:
+    make = lambda: body(nn.BatchNorm1d(10, momentum=0.3), nn.Dropout(0.5))  # noqa: E731
+    learners, training = learners_of(make, Projecting()), replace(TRAINING, batch=5)
+    stream, net, mine, projection = learners.streams[0], learners.net, make().double(), nn.Linear(10, 3).double()
+    begun = net.parameters(learners.theta.clone())
+    mine.load_state_dict(begun, strict=False)
+    projection.load_state_dict({name.partition(".")[2]: begun[name] for name in EXTRA})
+    train(learners, training, Watch())
+    optimizer = torch.optim.SGD([*mine.parameters(), *projection.parameters()], 0.1)
+    for index, task in enumerate(stream.tasks):
+        for number, rows in enumerate(schedule(task.train, training, torch.tensor(0), index)):
+            seed_pytorch(CPU, 0, index, number)
+            out = mine(stream.samples.images(rows, torch.float64))
+            logits = out.logits.masked_fill(~task.seen_units, -torch.inf)
+            loss = nn.functional.cross_entropy(logits, stream.samples.y[rows])
+            optimizer.zero_grad()
+            (loss + 0.5 * projection(out.features).square().mean()).backward()
+            optimizer.step()
+    wanted = {**dict(mine.named_parameters()), **dict(mine.named_buffers())}
+    wanted |= {f"projection.{name}": value for name, value in projection.named_parameters()}
+    for name, value in net.parameters(learners.theta).items():
+        torch.testing.assert_close(value, wanted[name].detach())
+
+
+def test_seeds_side_by_side_learn_as_each_by_itself() -> None:
+    make = lambda: body(nn.BatchNorm1d(10))  # noqa: E731
+    both = learners_of(make, Projecting(), (0, 1))
+    train(both, TRAINING, Watch())
+    for seed in (0, 1):
+        one = learners_of(make, Projecting(), (seed,))
+        train(one, TRAINING, Watch())
+        torch.testing.assert_close(both.theta[seed], one.theta)
+
+
+def test_how_extra_parameters_begin() -> None:
+    inner = LinearNet((math.prod(SIZE), 10, 6))
+    net = Projected(inner, EXTRA)
+    p = net.parameters(net.initial(key(3), torch.float64))
+    assert not p["projection.bias"].any() and p["projection.weight"].abs().max() <= 1 / math.sqrt(10)
+    assert p["projection.weight"].unique().numel() == 30, "they are drawn"
+    assert torch.equal(net.inside(net.initial(key(3), torch.float64)), inner.initial(key(3), torch.float64))
+    with pytest.raises(BadChain, match=r"parameters named head\.bias already"):
+        Projected(inner, {"head.bias": (3,)})
+
+
+class Naive(Net):
+    """A network around another one that knows nothing of what that does in a step."""
+
+    def __init__(self, inner: Net, extra: dict[str, Any]) -> None:
+        super().__init__(inner.shapes | extra)
+        self.inner, self.head = inner, inner.head
+
+    def initial(self, key: Any, dtype: torch.dtype) -> Tensor:
+        start = self.inner.initial(key, dtype)
+        return torch.cat([start, start.new_zeros(self.size - self.inner.size)])
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return self.inner.forward(theta[..., : self.inner.size], x, tasks)
+
+
+class Behind(Naive):
+    """It learns as the other one does, and has its own parameters where the statistics should be."""
+
+    def __init__(self, inner: Net, extra: dict[str, Any]) -> None:
+        super().__init__(inner, extra)
+        self.statistics = inner.statistics
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        return self.inner.learn(theta[..., : self.inner.size], x, tasks, fixed)
+
+
+@each_middle
+@pytest.mark.parametrize("kind", [Naive, Behind])
+def test_what_would_be_lost_is_refused(middle: Any, kind: Any) -> None:
+    net = ModuleNet(lambda: body(*middle()))
+    dropped = kind is Naive and net.mixes and not net.statistics
+    if not net.statistics and not dropped:
+        learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
+        return
+    lost = "drops units" if dropped else "running statistics"
+    with pytest.raises(BadChain, match=rf"extend gives a {kind.__name__}.* {lost}.*models\.Extended"):
+        learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
