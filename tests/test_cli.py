@@ -851,6 +851,19 @@ def test_runs_are_compared_over_their_seeds(tmp_path: Path) -> None:
     assert [(line["run"], line["minus"]) for line in lines] == [(run, "l2:strength=100") for run in runs]
 
 
+def test_a_comparison_says_what_was_made_with_other_code_or_images(tmp_path: Path) -> None:
+    result, folders = cl.run("split-digits:limit=10", "finetune", seeds=2, epochs=1), []
+    for letter in "ab":
+        protocol = result.record["protocol"]
+        benchmark = protocol["benchmark"] | {"sha256": 64 * letter}
+        record = result.record | {"protocol": protocol | {"benchmark": benchmark}, "code": {"mine": 64 * letter}}
+        folders.append(store.save(store.Result(record, result.arrays), tmp_path))
+    said = " ".join(succeeded(invoke("compare", *folders)).stdout.split())
+    names = [f"finetune ({folder.parent.name})" for folder in folders]
+    assert "also differ in benchmark.sha256: bbbbbbbb, aaaaaaaa." in said
+    assert f"mine was not the same file for all (SHA-256): bbbbbbbb for {names[1]}; aaaaaaaa for {names[0]}." in said
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "a comparison takes two runs at least, and 0 are given"),
     ([".", "--metrics", "forgeting"], "did you mean 'forgetting'"),

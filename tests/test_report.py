@@ -104,6 +104,15 @@ def read(text: str) -> list[dict[str, str]]:
 # ---- what is in it
 
 
+def test_experiments_of_one_heading_say_what_tells_them_apart() -> None:
+    groups = [[made("a", some())], [made("a", some(seed=1))]]
+    for group, letter in zip(groups, "ab", strict=True):
+        group[0].record["protocol"]["benchmark"]["sha256"] = 64 * letter
+    text = report.html("Two", groups, [[], []], [repeat(group) for group in groups])
+    found = re.findall(r"<p>(split-digits .*)</p>", text)
+    assert [one.rpartition("; ")[2] for one in found] == ["benchmark.sha256 aaaaaaaa", "benchmark.sha256 bbbbbbbb"]
+
+
 def test_a_report_needs_nothing_else() -> None:
     elements = Elements(page(made("a", some(), trace=True), made("b", some(seed=1), trace=True))).elements
     assert not {tag for tag, _ in elements} & {"link", "iframe", "object", "embed", "img", "image", "base"}
@@ -490,7 +499,7 @@ def test_it_prints(browser: Any, opened: Path) -> None:
 def test_the_table_of_a_report_is_that_of_the_other_formats() -> None:
     results = made("a", some()), made("b", some(seed=1))
     text = " ".join(Elements(page(*results)).text.split())
-    table = content.computed(list(results))
+    (table,) = content.computed([list(results)])
     for result, cells in zip(results, table.cells, strict=True):
         assert result.name in text
         for cell, one in zip(cells, table.metrics, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from continual.errors import BadOption, UnknownName
-from continual.results import content, metrics, tables
+from continual.results import content, metrics, store, tables
 from continual.results.store import Result
 
 # two seeds, two tasks; rows: untrained, after task 1, 2
@@ -66,6 +66,72 @@ def test_the_heading_states_the_protocol():
     )
     assert heading == f"{expected}; 2 seeds"
     assert tables.table([result(heading="my own")]).splitlines()[0] == "my own"
+
+
+def other(*changes, **more):
+    """A result of another protocol: what changes, by paths, from what it is otherwise."""
+    made = result(**more)
+    for path, value in changes:
+        *folders, name = path.split(".")
+        place = made.record["protocol"]
+        for folder in folders:
+            place = place[folder]
+        place[name] = value
+    return made
+
+
+SHA = [f"{number:08x}" + 56 * "0" for number in range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "words"),
+    [
+        ("benchmark.sha256", SHA, ["00000001", "00000002", "00000003"]),
+        ("benchmark.subset_sha256", SHA[:2], ["00000001", "00000002"]),
+        ("model.weights_sha256", SHA[:2], ["00000001", "00000002"]),
+        ("training.evaluate_every", [0, 5], ["0", "5"]),
+        ("training.optimizer.decay", [0.1, None], ["0.1", "none"]),
+        ("seeds", [[0, 1], [5, 6]], ["0-1", "5-6"]),
+    ],
+)
+@pytest.mark.parametrize("style", ["table", "markdown", "latex"])
+def test_tables_of_one_heading_say_what_tells_them_apart(path, values, words, style):
+    def text(group):
+        return " ".join(tables.table(group, ["average-accuracy"], style).replace("\\", "").split())
+
+    group = [other((path, value)) for value in values]
+    assert [text(group).count(f"; {path} {word}") for word in words] == [1] * len(words)
+    assert f"; {path} " not in text(group[:1])
+
+
+def test_what_differs_within_a_sequence_is_counted():
+    group = [other(("benchmark.sequence", [{"sha256": SHA[0]}, {"sha256": one}])) for one in SHA[1:]]
+    assert content.differing([one.record for one in group]) == {"benchmark.sequence.2.sha256": ["00000002", "00000003"]}
+
+
+def test_headings_that_differ_stay_and_what_a_record_lacks_is_told():
+    group = [result(), other(("benchmark.sha256", SHA[0])), result(benchmark="another")]
+    usual = content.heading(group[0].record)
+    assert content.headings([[one] for one in group]) == [
+        f"{usual}; benchmark.sha256 not recorded", f"{usual}; benchmark.sha256 00000001",
+        usual.replace("split-digits", "another"),
+    ]  # fmt: skip
+
+
+def test_headings_are_never_the_same_for_two_experiments():
+    """Words do not tell 1 from 1.0, which are two experiments."""
+    group = [other(("training.epochs", value)) for value in (1, 1.0)]
+    usual, names = content.heading(group[0].record), [store.experiment(one.record) for one in group]
+    assert content.headings([[one] for one in group]) == [f"{usual}; {name}" for name in names] and len(set(names)) == 2
+
+
+def test_what_was_made_with_other_code_is_told():
+    group = [result("a", code={"mine": SHA[0], "same": SHA[2]}), result("b", code={"mine": SHA[1], "same": SHA[2]}),
+             result("c", code={"mine": SHA[1]}), result("d", code={"mine": None}), result("e")]  # fmt: skip
+    said = "mine was not the same file for all (SHA-256): 00000001 for a; 00000002 for b, c; not known for d."
+    for style in ("table", "markdown", "latex"):
+        assert said in " ".join(tables.table(group, format=style).split())
+        assert "the same file" not in tables.table(group[1:3], format=style)
 
 
 def test_default_metrics_fit_what_is_there():

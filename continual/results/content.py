@@ -11,7 +11,7 @@ from continual.errors import counted, one_line, unknown
 from continual.options import typed
 from continual.results.comparison import Difference, difference
 from continual.results.metrics import DEFAULT, METRICS, Array, Metric, Summary, metric, number, summarise
-from continual.results.store import Result, experiment, why_stopped
+from continual.results.store import Result, experiment, leaves, why_stopped
 
 INTERVALS = {
     "sd": "standard deviation (n-1)",
@@ -34,8 +34,9 @@ def check_interval(interval: str) -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """One experiment: results as lines, metrics as columns, and the seeds' values and their summary for each pair."""
+    """One experiment under its heading: results as lines, metrics as columns, the seeds' values and their summaries."""
 
+    heading: str
     results: list[Result]
     metrics: list[Metric]
     values: list[list[Array]]
@@ -90,11 +91,18 @@ def _by_task(group: list[Result]) -> list[Metric]:
     return [column(j) for j in range(group[0].accuracy.shape[2])]
 
 
-def computed(group: list[Result], names: list[str] | None = None) -> Content:
-    """The table of one experiment; UnknownName or BadOption for a metric that there is not or that does not fit."""
+def computed(groups: Sequence[list[Result]], names: list[str] | None = None) -> list[Content]:
+    """The tables of experiments that are shown together, each under a heading of its own.
+
+    UnknownName or BadOption for a metric that there is not or that does not fit.
+    """
+    return [_computed(group, text, names) for group, text in zip(groups, headings(groups), strict=True)]
+
+
+def _computed(group: list[Result], text: str, names: list[str] | None) -> Content:
     metrics, reference = chosen(group, names), joint(group)
     values = [[one(result, reference) for one in metrics] for result in group]
-    return Content(group, metrics, values, [[summarise(value) for value in line] for line in values])
+    return Content(text, group, metrics, values, [[summarise(value) for value in line] for line in values])
 
 
 # ---- what is best
@@ -208,6 +216,42 @@ def _range(counts: list[int]) -> str:
 # ---- what is said of it
 
 
+def headings(groups: Sequence[Sequence[Result]]) -> list[str]:
+    """A heading for each experiment; those that would have the same one say in which fields their protocols differ.
+
+    Where words do not tell them apart, their folders' names do.
+    """
+    records = [group[0].record for group in groups]
+    texts, found = [heading(record) for record in records], dict[int, str]()
+    for text in set(texts):
+        places = [n for n, one in enumerate(texts) if one == text]
+        found |= zip(places, _apart(text, [records[n] for n in places]), strict=True)
+    return [found[n] for n in range(len(records))]
+
+
+def _apart(text: str, records: list[dict[str, Any]]) -> list[str]:
+    """The heading that these records have, with what tells each from the others."""
+    fields = differing(records)
+    told = [
+        one_line("; ".join([text, *(f"{name} {words[n]}" for name, words in fields.items())]))
+        for n in range(len(records))
+    ]
+    if len(set(told)) == len(told):
+        return told
+    return [f"{one}; {experiment(record)}" for one, record in zip(told, records, strict=True)]
+
+
+def differing(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The fields in which protocols differ, by their paths, with the words for each record; of a checksum 8 digits."""
+    protocols = [
+        {name: typed(one)[: 8 if name.endswith("sha256") else None] for name, one in leaves(record["protocol"]).items()}
+        for record in records
+    ]
+    names = dict.fromkeys(name for one in protocols for name in one)
+    found = {name: [one.get(name, "not recorded") for one in protocols] for name in names}
+    return {name: words for name, words in found.items() if len(set(words)) > 1}
+
+
 def heading(record: dict[str, Any]) -> str:
     """The protocol in one line; the record's own ``heading`` where it has one."""
     if "heading" in record:
@@ -274,6 +318,11 @@ def source(one: Metric) -> str:
     return f"{one.title}: {one.meaning}{better} ({one.citation})" if one.citation else one.meaning
 
 
+def remarks(results: Sequence[Result]) -> list[str]:
+    """What has to be known of a table's results: seeds that ended early, and files that changed between two runs."""
+    return [*stopped(results), *rewritten((one.name, one) for one in results)]
+
+
 def stopped(results: Iterable[Result]) -> list[str]:
     """A line for the seeds that ended early, of each run and each place where they did."""
     lines = []
@@ -285,6 +334,20 @@ def stopped(results: Iterable[Result]) -> list[str]:
             who = f"seed {those[0]}" if len(those) == 1 else f"seeds {', '.join(those[:-1])} and {those[-1]}"
             lines.append(f"{who} of {result.name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")
     return lines
+
+
+def rewritten(named: Iterable[tuple[str, Result]]) -> list[str]:
+    """A line for each file of a user's own that was another one for some of the results, which go by these names."""
+    files: dict[str, dict[str, list[str]]] = {}
+    for name, result in named:
+        for module, digest in result.record.get("code", {}).items():
+            files.setdefault(module, {}).setdefault(digest[:8] if digest else "not known", []).append(one_line(name))
+    told = {
+        module: "; ".join(f"{digest} for {', '.join(names)}" for digest, names in found.items())
+        for module, found in files.items()
+        if len(found) > 1
+    }
+    return [f"{module} was not the same file for all (SHA-256): {said}." for module, said in told.items()]
 
 
 def tabulated(head: list[str], rows: list[list[str]], style: str, names: int = 1) -> str:

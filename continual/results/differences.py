@@ -15,7 +15,7 @@ from continual.results import content, paper
 from continual.results.comparison import Difference, difference, holm
 from continual.results.content import WIDTH, signed
 from continual.results.metrics import Metric, Summary, metric, number, summarise
-from continual.results.store import Result, experiment, leaves, plain
+from continual.results.store import Result, experiment, plain
 
 FORMATS = ("table", "markdown", "json")
 
@@ -122,17 +122,16 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         notes.append("Welch: t-test of means whose variances may differ, without pairs; n counts both sides.")
     if any(math.isnan(line.difference.p) for line in lines):
         notes.append("No interval where a run has fewer than two seeds with a value.")
-    return [*notes, *dict.fromkeys(filter(None, map(_protocols, lines)))]
+    named = {id(one): (name, one) for line in lines
+             for name, one in zip(line.names, (line.one, line.other), strict=True)}  # fmt: skip
+    return [*notes, *dict.fromkeys(filter(None, map(_protocols, lines))), *content.rewritten(named.values())]
 
 
 def _protocols(line: Line) -> str:
     """What else two runs differ in, where their protocols are not the same."""
-    one, other = (leaves(each.record["protocol"]) for each in (line.one, line.other))
-    different = [name for name in one | other if one.get(name) != other.get(name)]
-    if not different:
-        return ""
-    said = "; ".join(f"{name}: {one.get(name, 'none')}, {other.get(name, 'none')}" for name in different)
-    return f"{line.names[0]} and {line.names[1]} also differ in {said}."
+    found = content.differing([line.one.record, line.other.record])
+    said = "; ".join(f"{name}: {', '.join(words)}" for name, words in found.items())
+    return f"{line.names[0]} and {line.names[1]} also differ in {said}." if said else ""
 
 
 def _entry(line: Line) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def footnotes(table: Content) -> dict[str, str]:
 
 
 def notes(table: Content, interval: str) -> list[str]:
-    """What stands under a table: what its numbers are, what bold is, and which seeds ended early."""
-    return [content.caption(table, interval), content.boldness(table), *content.stopped(table.results)]
+    """What stands under a table: what its numbers are, what bold is, and what else has to be known of the results."""
+    return [content.caption(table, interval), content.boldness(table), *content.remarks(table.results)]
 
 
 def _cells(table: Content, interval: str, bold: str, between: str, escape: Callable[[str], str]) -> list[list[str]]:
@@ -72,7 +72,7 @@ def markdown(table: Content, interval: str) -> str:
     """A table with its heading above, and its notes and footnotes below."""
     bold = _cells(table, interval, "**{}**", " ± ", escaped_markdown)
     lines = _whole(table, bold, escaped_markdown)
-    heading = escaped_markdown(content.heading(table.results[0].record))
+    heading = escaped_markdown(table.heading)
     below = (f"<sup>{mark}</sup> {escaped_markdown(note)}" for mark, note in footnotes(table).items())
     return "\n\n".join(
         [
@@ -115,7 +115,7 @@ def latex(table: Content, interval: str) -> str:
     """A table that needs the package booktabs, with its footnotes below the rules."""
     bold = _cells(table, interval, r"\textbf{{{}}}", r" $\pm$ ", _negative)
     lines = _whole(table, bold, escaped_latex)
-    caption = " ".join([f"{content.heading(table.results[0].record)}.", *notes(table, interval)])
+    caption = " ".join([f"{table.heading}.", *notes(table, interval)])
     below = [rf"$^{{{mark}}}$ {escaped_latex(note)}\\" for mark, note in footnotes(table).items()]
     return "\n".join(
         [

@@ -55,8 +55,10 @@ def html(
     """The page: a part for each group, the results of one experiment, with its figures and how it is repeated."""
     content.check_interval(interval)
     parts = [
-        _experiment(content.computed(list(group), metrics), sections, again, interval)
-        for group, sections, again in zip(groups, drawn, repeats, strict=True)
+        _experiment(table, sections, again, interval)
+        for table, sections, again in zip(
+            content.computed([list(group) for group in groups], metrics), drawn, repeats, strict=True
+        )
     ]
     jinja2 = _jinja2()
     script = _asset("report.js")
@@ -122,7 +124,7 @@ def _experiment(table: Content, sections: Sequence[Section], again: Repeat, inte
     code = sorted({module for one in table.results for module in one.record.get("code", {})})
     return {
         "name": experiment(record),
-        "heading": content.heading(record),
+        "heading": table.heading,
         "columns": _columns(table),
         "lines": _lines(table, interval),
         "uneven": content.uneven(table),

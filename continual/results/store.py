@@ -233,7 +233,9 @@ def plain(value: Any) -> Any:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """The values in nested mappings that are no mappings, by their paths."""
+    """The values in nested mappings, and lists of some, that are none, by their paths; those of lists are counted."""
+    if isinstance(value, list | tuple) and value and all(isinstance(one, dict) for one in value):
+        value = dict(enumerate(value, start=1))
     if not isinstance(value, dict):
         return {path: value}
     parts = (leaves(item, f"{path}.{name}" if path else str(name)) for name, item in value.items())

@@ -45,7 +45,7 @@ def table(
         BadOption: a metric that needs what a result does not have.
     """
     names = None if metrics is None else list(metrics)
-    return _render([content.computed(group, names) for group in content.experiments(results)], format, interval)
+    return _render(content.computed(content.experiments(results), names), format, interval)
 
 
 def matrix(result: Result) -> str:
@@ -146,8 +146,9 @@ def _terminal(table: Content, interval: str) -> str:
     else:
         folded = [title.replace(" ", "\n") if len(title) > 10 else title for title in head]
     cited = (f"{one.title}: {one.citation}" if one.citation else one.meaning for one in table.metrics)
-    notes = [f"{content.caption(table, interval)} {'; '.join(dict.fromkeys(cited))}.", *content.stopped(table.results)]
-    heading = textwrap.fill(content.heading(table.results[0].record), WIDTH)
+    caption = f"{content.caption(table, interval)} {'; '.join(dict.fromkeys(cited))}."
+    notes = [caption, *content.remarks(table.results)]
+    heading = textwrap.fill(table.heading, WIDTH)
     return "\n".join([heading, "", tabulated(folded, rows, "simple"), "", *(textwrap.fill(n, WIDTH) for n in notes)])
 
 
