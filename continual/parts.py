@@ -195,10 +195,15 @@ def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
 
 
 def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
-    """What a learner holds: parameters, what the strategy keeps beside them, and the samples it has stored."""
+    """What a learner holds: parameters, what the strategy keeps beside them, and the samples it has stored.
+
+    ``parameters`` are all of θ, with the ``statistics`` at its end; ``frozen_parameters`` are not in θ.
+    """
     memory = learners.memories()[0]
     return {
         "parameters": learners.net.size,
+        "statistics": learners.net.statistics,
+        "frozen_parameters": learners.recipe.net.frozen,  # a strategy's own network around it need not know of them
         "memory_bytes": sum(value.numel() * value.element_size() for value in memory.values()),
         "stored_samples_per_task": stored.reshape(-1, stored.shape[-1])[0].tolist(),
         "sample_bytes": stream.data.x[0].nbytes,  # not what a network's parts that stay make of it

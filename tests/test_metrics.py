@@ -342,6 +342,8 @@ def test_sizes_come_from_the_record():
     same(m.metric("model-size-efficiency")(Measured(two, size=size)), [1, 1])
     grown = size | {"parameters": [100, 200, 400]}
     same(m.metric("model-size-efficiency")(Measured(two, size=grown)), [1.75 / 3] * 2)
+    frozen = size | {"parameters": [0, 100, 300], "frozen_parameters": 100}
+    same(m.metric("model-size-efficiency")(Measured(two, size=frozen)), [1.75 / 3] * 2)
 
 
 @pytest.mark.parametrize("name", ["stability-gap", "intransigence", "model-size-efficiency"])

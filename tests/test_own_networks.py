@@ -258,6 +258,7 @@ def test_what_wants_no_gradient_rests() -> None:
     group = learners_of(make)
     net, first = group.net, group.theta.clone()
     assert isinstance(net, modules.ModuleNet) and not net.statistics
+    assert net.frozen == 10 * 11 + 4 * 10  # the layer, and BatchNorm with its statistics
     assert [name for name in net.trained if name.startswith("body.2.")] == []
     assert [one.p for one in net.modes if isinstance(one, nn.Dropout)] == [0.1]
     train(group, TRAINING, Watch())

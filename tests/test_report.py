@@ -24,7 +24,7 @@ from continual import config
 from continual.cli import main
 from continual.errors import one_line
 from continual.repeat import repeat
-from continual.results import canvas, content, figures, report, store
+from continual.results import canvas, content, figures, plots, report, store
 from continual.results.store import Result
 
 pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
@@ -140,6 +140,8 @@ def test_every_figure_is_there_as_svg_and_as_the_numbers_that_it_draws() -> None
     lost = [float(row["mean"]) for row in read(numbers["forgetting.csv"]) if row["strategy"] == "a"]
     assert np.mean(lost) == pytest.approx(results[0].forgetting.mean())
     assert {float(row["bytes"]) for row in read(numbers["memory.csv"])} == {100 * 4 + 80 + 5 * 784}
+    frozen = made("c", some(), size=SIZES | {"frozen_parameters": 7, "statistics": 2})
+    assert plots.held(frozen) == 107 * 4 + 80 + 5 * 784
 
 
 def test_a_stopped_run_spans_the_stream_and_its_seeds_share_a_line() -> None:

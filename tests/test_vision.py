@@ -30,6 +30,7 @@ from continual.learning.train import Course, State, Watch, train
 from continual.learning.training import Training
 from continual.learning.vision import CNN, ReducedResNet18, ResNet18, Torchvision
 from continual.progress import Progress
+from continual.results import plots
 from continual.strategies.packnet import PackNet
 from continual.streams.augment import Augmentation
 from continual.streams.data import Data
@@ -188,7 +189,7 @@ def test_reduced_resnet_has_the_published_size() -> None:
         shape[0] for name, shape in net.shapes.items() if name.endswith("running_mean")
     )
     full = ResNet18().build((3, 32, 32), 10)
-    assert full.size - full.statistics == 11_173_962
+    assert full.size - full.statistics == 11_173_962 and not full.frozen
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -749,11 +750,13 @@ def noise(classes: int = 4, each: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 # a layer of 512 units; or with it the last block: four convolutions, one of 1x1, five BatchNorms with their statistics
-@pytest.mark.parametrize(("train", "parameters"), [
-    ("head", 4 * 513),
-    ("block", 9 * (256 * 512 + 3 * 512 * 512) + 256 * 512 + 5 * 4 * 512 + 4 * 513),
+@pytest.mark.parametrize(("train", "parameters", "statistics"), [
+    ("head", 4 * 513, 0),
+    ("block", 9 * (256 * 512 + 3 * 512 * 512) + 256 * 512 + 5 * 4 * 512 + 4 * 513, 5 * 2 * 512),
 ])  # fmt: skip
-def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], train: Any, parameters: int) -> None:
+def test_what_is_not_trained_is_computed_once(
+    weights: Path, seen: list[int], train: Any, parameters: int, statistics: int
+) -> None:
     """The numbers are those of computing it at every step."""
     x, y = noise()
     stream = Stream.from_arrays(x[0], y, x[1], y, tasks=2, normalize="imagenet")
@@ -768,6 +771,11 @@ def test_what_is_not_trained_is_computed_once(weights: Path, seen: list[int], tr
     assert sum(seen) > 3 * 2 * 24 and each.record["features_once"] is False
     assert kept.record["size"]["parameters"] == each.record["size"]["parameters"] == parameters
     assert kept.record["size"]["sample_bytes"] == each.record["size"]["sample_bytes"] == 3 * 32 * 32
+    # the body's weights are 11,176,512, its statistics 9,600
+    rest = {"statistics": statistics, "frozen_parameters": 11_176_512 + 9_600 + 4 * 513 - parameters}
+    assert all(one.record["size"].items() >= rest.items() for one in (kept, each))
+    numbers = parameters + rest["frozen_parameters"]
+    assert plots.held(kept) == 8 * numbers + kept.record["size"]["memory_bytes"] + 4 * 3 * 32 * 32
     np.testing.assert_allclose(kept.arrays["loss"], each.arrays["loss"], rtol=1e-6)
     assert np.array_equal(kept.accuracy, each.accuracy)
 

@@ -63,6 +63,8 @@ class Net:
     """Whether one of them takes every second pixel, or fewer, of less than 16 channels: see :func:`modules.skips`."""
     statistics: int = 0
     """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
+    frozen: int = 0
+    """How many numbers the network has beside θ: parameters, statistics and other buffers that stay as they are."""
     mapped: bool = False
     """Whether it is called for seeds side by side, which a layer may do in another order of the same sums."""
 

@@ -109,6 +109,7 @@ class ModuleNet(Net):
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
         self.own = [name for name in self.buffers if len(self.shapes[name]) > 1]  # (T, C): each task has its own
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
+        self.frozen = sum(value.numel() for value in self.kept.values())
         self._kept_as: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self._versions: dict[tuple[torch.device, torch.dtype], dict[str, int]] = {}
         self.statistics = sum(math.prod(self.shapes[name]) for name in self.buffers)
@@ -394,7 +395,7 @@ def _watched(module: nn.Module) -> bool:
 class Still:
     """The parts of a network's body in front that never change, and the network that is behind them.
 
-    θ of the network behind is that of the whole one, number by number.
+    θ of the network behind is that of the whole one, number by number; and so is what is counted as frozen.
     """
 
     def __init__(self, whole: ModuleNet, front: nn.Module, count: int, all_of_it: bool) -> None:
@@ -422,7 +423,7 @@ class Still:
             return made
 
         net = ModuleNet(make, lambda name: name in whole.shapes, whole.how, whole.given)
-        net.kept = {name: whole.kept[name] for name in net.kept}
+        net.kept, net.frozen = {name: whole.kept[name] for name in net.kept}, whole.frozen
         return net
 
 
@@ -432,7 +433,7 @@ class Head(LinearNet):
     def __init__(self, whole: ModuleNet) -> None:
         units, features = whole.shapes["head.weight"]
         super().__init__((features, units))
-        self.whole = whole
+        self.whole, self.frozen = whole, whole.frozen
 
     def initial(self, key: Key, dtype: torch.dtype) -> Tensor:
         """See :meth:`Net.initial`."""

@@ -52,6 +52,8 @@ class Size(TypedDict):
     """What a learner holds."""
 
     parameters: NotRequired[Count | Counts]
+    statistics: NotRequired[Count]
+    frozen_parameters: NotRequired[Count]
     memory_bytes: NotRequired[Count]
     sample_bytes: NotRequired[Count]
     stored_samples_per_task: NotRequired[list[Count]]

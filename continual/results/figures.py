@@ -93,8 +93,8 @@ def _costs(results: Sequence[Result]) -> str:
     without = [one.name for one in results if plots.held(one) is None]
     missing = f" Not recorded, and so not shown under memory: {', '.join(without)}." if without else ""
     return (f"Time is that of all seeds together, evaluation included, on {', '.join(machines)}.{other} Memory is what "
-            "one learner holds at most: the network's parameters, what its strategy keeps, and the images that it "
-            f"stores.{missing}")  # fmt: skip
+            "one learner holds at most: the network's parameters, those that are frozen too, what its strategy keeps, "
+            f"and the images that it stores.{missing}")  # fmt: skip
 
 
 # ---- each figure

@@ -357,7 +357,7 @@ def cl_stability(criteria: Mapping[str, ArrayLike], weights: Mapping[str, float]
 
 @_named("model-size-efficiency", "parameters at first over now, mean over tasks", DIAZ, needs="size", unit="")
 def _model_size(size: dict[str, Any], T: int) -> float:
-    return model_size_efficiency(np.broadcast_to(size["parameters"], T))
+    return model_size_efficiency(np.broadcast_to(np.add(size["parameters"], size.get("frozen_parameters", 0)), T))
 
 
 @_named("samples-storage-efficiency", "1 - stored over all samples, mean over tasks", DIAZ, needs="size", unit="")

@@ -73,7 +73,10 @@ def seconds(result: Measured) -> float | None:
 
 
 def held(result: Measured) -> float | None:
-    """The bytes that one learner holds at most: parameters, what its strategy keeps, stored samples; None: unknown."""
+    """The bytes that one learner holds at most: network, what its strategy keeps, stored samples; None: unknown.
+
+    The network counts with what of it is frozen, of which older records say nothing.
+    """
     size = result.record.get("size", {})
     if not all(name in size for name in ("parameters", "memory_bytes", "stored_samples_per_task")):
         return None
@@ -83,7 +86,8 @@ def held(result: Measured) -> float | None:
     training = result.record["protocol"]["training"]
     width = 8 if isinstance(training, dict) and training.get("precision") == "float64" else 4
     samples = stored * size.get("sample_bytes", 0)
-    return float(np.max(size["parameters"]) * width + size["memory_bytes"] + samples)
+    numbers = np.max(size["parameters"]) + size.get("frozen_parameters", 0)
+    return float(numbers * width + size["memory_bytes"] + samples)
 
 
 # ---- heat maps
