@@ -341,13 +341,13 @@ def rewritten(named: Iterable[tuple[str, Result]]) -> list[str]:
     files: dict[str, dict[str, list[str]]] = {}
     for name, result in named:
         for module, digest in result.record.get("code", {}).items():
-            files.setdefault(module, {}).setdefault(digest[:8] if digest else "not known", []).append(one_line(name))
+            files.setdefault(module, {}).setdefault(digest[:8] if digest else "not known", []).append(name)
     told = {
         module: "; ".join(f"{digest} for {', '.join(names)}" for digest, names in found.items())
         for module, found in files.items()
         if len(found) > 1
     }
-    return [f"{module} was not the same file for all (SHA-256): {said}." for module, said in told.items()]
+    return [one_line(f"{module} was not the same file for all (SHA-256): {said}.") for module, said in told.items()]
 
 
 def tabulated(head: list[str], rows: list[list[str]], style: str, names: int = 1) -> str:
