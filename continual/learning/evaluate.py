@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from continual.learning.seeds import Learners, all_equal
-from continual.learning.strategy import Memory
+from continual.learning.strategy import Memory, gave
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,8 @@ class Evaluation:
         told = own if stream.scenario == "task" else torch.full_like(own, self.latest)
         views = learners.recipe.augmentation.views(samples.images(rows, learners.recipe.dtype))
         net = learners.network(memory)
-        scores = torch.stack([learners.strategy.predict(net, theta, memory, x, told) for x in views]).mean(0)
-        answer = stream.test_outputs.apply(scores, self.latest, own).argmax(-1)
+        strategy, shape = learners.strategy, (len(rows), stream.units)
+        scores = [gave(strategy, "predict", strategy.predict(net, theta, memory, x, told), *shape) for x in views]
+        answer = stream.test_outputs.apply(torch.stack(scores).mean(0), self.latest, own).argmax(-1)
         right: Tensor = answer == samples.y[rows]
         return right

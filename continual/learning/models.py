@@ -255,7 +255,7 @@ class Extended(Net):
         super().__init__(extra | inner.shapes)
         self.inner, self.extra = inner, extra
         self.head, self.hidden, self.statistics = inner.head, inner.hidden, inner.statistics
-        self.convolves, self.skips = inner.convolves, inner.skips
+        self.convolves, self.skips, self.frozen = inner.convolves, inner.skips, inner.frozen
 
     @property
     def mapped(self) -> bool:

@@ -19,7 +19,7 @@ import torch
 from continual.errors import BadChain
 from continual.learning.models import Net, check_extended, shaped
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
-from continual.learning.strategy import Memory, Strategy
+from continual.learning.strategy import Memory, Strategy, gave_both
 from continual.streams.augment import Augmentation
 from continual.streams.rng import drawn_together, key, seed_pytorch
 from continual.streams.stream import Stream
@@ -284,7 +284,8 @@ class Learners:
                 self.seed_pytorch(index, hook, r=r)
                 task = self.streams[r].tasks[index]
                 net = self.network(memory)
-                new_theta, new_memory = getattr(self.strategy, hook)(net, theta.clone(), memory, task)
+                found = getattr(self.strategy, hook)(net, theta.clone(), memory, task)
+                new_theta, new_memory = gave_both(self.strategy, hook, found, theta)
             thetas.append(new_theta.detach())
             memories.append({name: value.detach() for name, value in new_memory.items()})
         self.theta.copy_(self._stack(thetas))

@@ -11,7 +11,7 @@ import torch
 from continual.errors import BadOption
 from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact, storage_of
-from continual.learning.strategy import Batch, Memory, Step
+from continual.learning.strategy import Batch, Memory, Step, gave, gave_both
 from continual.streams.augment import Shown
 from continual.streams.rng import Draw, Key, at_once, draws
 from continual.streams.stream import Samples, Task
@@ -248,11 +248,12 @@ class Program:
             out, statistics = net.learn(theta, batch.images[done:], batch.task[done:], self.fixed)
             if passed is not None:
                 out = Out(*(torch.cat(pair) for pair in zip(passed.out, out, strict=True)))
-            found: dict[str, Any] = {"loss": strategy.loss(net, theta, memory, batch, out, task), "out": out}
+            loss = gave(strategy, "loss", strategy.loss(net, theta, memory, batch, out, task))
+            found: dict[str, Any] = {"loss": loss, "out": out}
             if statistics is not None:
                 found["statistics"] = statistics
             if "penalty" in self.hooks:
-                found["penalty"] = strategy.penalty(net, theta, memory, batch, out, task)
+                found["penalty"] = gave(strategy, "penalty", strategy.penalty(net, theta, memory, batch, out, task))
         if passed is not None:
             weights = batch.weights(passed.gradient)
             found["passed"], found["share"] = passed.gradient, weights[:done].sum() / weights.sum().clamp_min(1e-12)
@@ -307,10 +308,10 @@ class Program:
         learners = self.learners
 
         def hook(theta: Tensor, memory: Memory, gradient: Tensor, batch: dict[str, Tensor], context: Context) -> Tensor:
-            task = self._task(context)
-            return learners.strategy.gradient(
-                learners.network(memory), theta, memory, gradient, self._batch(batch, task), task
-            )
+            task, strategy = self._task(context), learners.strategy
+            net, seen = learners.network(memory), self._batch(batch, task)
+            new = strategy.gradient(net, theta, memory, gradient, seen, task)
+            return gave(strategy, "gradient", new, *theta.shape)
 
         return learners.cut(learners.map(hook, learners.theta, learners.memory, gradient.whole, batch, context))
 
@@ -326,7 +327,8 @@ class Program:
             nonlocal moved
             task = self._task(context)
             step = Step(self._batch(batch, task), out, self.noted, **known)
-            after, memory = learners.strategy.after_step(learners.network(memory), theta, memory, step, task)
+            found = learners.strategy.after_step(learners.network(memory), theta, memory, step, task)
+            after, memory = gave_both(learners.strategy, "after_step", found, theta)
             moved = after is not theta
             return after, memory
 

@@ -278,6 +278,33 @@ class Strategy(Configured):
         return (self,)
 
 
+def gave(strategy: Strategy, hook: str, found: Any, *shape: int) -> Tensor:
+    """What a hook gave, where it is a tensor of real numbers of a shape; else :class:`~continual.errors.BadChain`."""
+    if isinstance(found, torch.Tensor) and found.shape == shape and found.is_floating_point():
+        return found
+    kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+    names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
+    raise BadChain(f"{names}.{hook} gives {kind.removeprefix('torch.')}; it gives numbers {shape}, {GIVES[hook]}")
+
+
+def gave_both(strategy: Strategy, hook: str, found: Any, theta: Tensor) -> tuple[Tensor, Memory]:
+    """θ and memory, where a hook gave both; else :class:`~continual.errors.BadChain`."""
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
+        kinds = (
+            f"({', '.join(type(one).__name__ for one in found)})" if isinstance(found, tuple) else type(found).__name__
+        )
+        raise BadChain(f"{names}.{hook} gives {kinds}; it gives θ and memory: 'return theta, memory'")
+    return gave(strategy, hook, found[0], *theta.shape), found[1]
+
+
+GIVES = {
+    "loss": "the mean over samples", "penalty": "one number", "gradient": "one for each parameter",
+    "before_task": "θ", "after_step": "θ", "after_task": "θ", "predict": "a score for each image and output unit",
+}  # fmt: skip
+"""What hooks give, in words."""
+
+
 def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     """The mean over samples of -log softmax(logits)[y]; logits (B, K), y (B,), weights (B,) or None: all alike."""
     # over mapped seeds PyTorch's own cross-entropy is taken apart operation by operation, at twice the time
