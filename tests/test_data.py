@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -314,6 +316,22 @@ def test_a_truncated_packed_file_is_found_and_left_alone(tmp_path: Path, length:
     with pytest.raises(BadData, match="delete this file") as caught:
         load("digits", tmp_path)
     assert str(file) in str(caught.value) and file.read_bytes() == damaged
+
+
+def test_a_packed_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("digits", tmp_path)
+    file, usual = tmp_path / "packed" / "digits" / "original.safetensors", builtins.open
+
+    def refuse(path: Any, *given: Any, **more: Any) -> Any:
+        if path == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return usual(path, *given, **more)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(BadFolder, match=r"original\.safetensors cannot be read \(Permission denied\); give another"):
+        load("digits", tmp_path)
 
 
 def test_a_foreign_packed_file_is_refused(tmp_path: Path, contents: dict[str, bytes]) -> None:

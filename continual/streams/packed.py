@@ -84,6 +84,8 @@ def read(
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open(file, "rb"):  # safetensors takes a file that may not be read for one that is not there
+            pass
         with safe_open(file, "pt") as packed:
             facts = dict(packed.metadata() or {})
             found = packed.keys()
