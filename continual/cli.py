@@ -19,7 +19,7 @@ import click
 
 from continual import completion, config, failures, flags, plugins
 from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, choices, is_text, nearest, quoted, unknown
-from continual.progress import Progress
+from continual.progress import Progress, quietly
 
 if TYPE_CHECKING:
     from continual.results.store import Result
@@ -142,7 +142,7 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
 
         canvas.check(picture)
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    with flags.named(said):
+    with flags.named(said), quietly(places["quiet"]):
         plan = config.plan(flags.added(_asked(list(what), usual), said))
         from continual.results import store, tables
         from continual.runner import run_plan
@@ -512,7 +512,8 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
     place = reproduction.Place(
         Path(given["out"] or f"reproductions/{whole.name}"), given["data"], given["device"], jobs
     )
-    with tqdm(total=chosen.runs(asked, place), disable=given["quiet"] or not sys.stderr.isatty(), leave=False) as bar:
+    hidden = given["quiet"] or not sys.stderr.isatty()
+    with quietly(given["quiet"]), tqdm(total=chosen.runs(asked, place), disable=hidden, leave=False) as bar:
 
         def done(cell: reproduction.Cell) -> None:
             bar.set_description(f"{cell.row}, {cell.column}", refresh=False)

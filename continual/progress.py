@@ -1,6 +1,22 @@
-"""Who is told what is going on during a run."""
+"""Who is told what is going on during a run, and how far it is with what takes long."""
 
 from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PATIENCE = 3.0
+"""Seconds before a progress bar appears."""
+BETWEEN = 60.0
+"""Seconds between two lines, where there is no terminal."""
+
+_quiet = contextvars.ContextVar("quiet", default=False)
 
 
 class Progress:
@@ -20,3 +36,33 @@ class Progress:
 
     def note(self, line: str) -> None:
         """How it is done, for those who wonder."""
+
+
+def waited(items: Iterable[T], total: int, what: str, shown: bool = True) -> Iterator[T]:
+    """The items, which are waited for; where that takes long it is shown on standard error how far it is.
+
+    On a terminal a bar shows it, elsewhere a line once a minute; nothing does unless ``shown``, nor :func:`quietly`.
+    """
+    if not shown or _quiet.get():
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what, delay=PATIENCE, leave=False)
+    else:
+        begun = told = time.monotonic()
+        for number, item in enumerate(items, 1):
+            if (now := time.monotonic()) - told >= BETWEEN:
+                told = now
+                print(f"{what}: {number:,} of {total:,} after {now - begun:,.0f} s", file=sys.stderr, flush=True)
+            yield item
+
+
+@contextlib.contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Within it, if ``quiet``, nothing shows how far it is with what is :func:`waited` for."""
+    before = _quiet.set(quiet or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(before)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import continual as cl
-from continual import config, parts, plugins, repeat, runner
+from continual import config, parts, plugins, progress, repeat, runner
 from continual.cli import FORMATS, KINDS, main
 from continual.flags import OF_THE_BENCHMARK
 from continual.options import options_of
@@ -237,6 +238,36 @@ def test_what_is_told_begins_a_line_of_its_own_where_progress_is_shown(monkeypat
             assert told.startswith("this is told\ncontinual: interrupted; ")
         else:
             assert "\rthis is told\n" in told and re.search(r"finetune: .*\ncontinual: interrupted; ", told)
+
+
+@pytest.mark.parametrize(("pause", "lines"), [(25.0, ["3 of 8 after 75 s", "6 of 8 after 150 s"]), (7.0, [])])
+def test_what_takes_long_is_shown_once_a_minute_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, pause: float, lines: list[str]
+) -> None:
+    clock = itertools.count(1000.0, pause)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    assert list(progress.waited(iter("abcdefgh"), 8, "decoding it")) == list("abcdefgh")
+    assert file.getvalue() == "".join(f"decoding it: {line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_takes_long_is_shown_unless_it_is_to_be_quiet(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    def decode(*_: object, **__: object) -> None:
+        assert list(progress.waited(range(3), 3, "decoding it")) == [0, 1, 2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "BETWEEN", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(runner, "run_plan", decode)
+    for quiet in ([], ["--quiet"]):
+        monkeypatch.setattr(sys, "stderr", file := Terminal() if terminal else io.StringIO())
+        with pytest.raises(SystemExit):
+            main(["run", "split-digits", *quiet])
+        told = file.getvalue()
+        assert ("\rdecoding it: " in told) == (terminal and not quiet)
+        assert ("decoding it: 2 of 3 after 0 s\n" in told) == (not terminal and not quiet)
+        assert list(progress.waited(range(3), 3, "decoding it", shown=False)) == [0, 1, 2] and file.getvalue() == told
 
 
 BARE = """

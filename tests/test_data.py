@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from continual import progress
 from continual.errors import BadData, BadFolder, Notice, UnknownName
 from continual.streams.data import Data
 from continual.streams.sets import SETS, data_root, load
@@ -196,6 +197,15 @@ def test_datasets_of_tensors() -> None:
     x, y = torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
     data = Data.from_datasets(TensorDataset(x, y), TensorDataset(x[:3], y[:3]), "mine", classes=["a", "b", "c"])
     assert same(data, Data.from_arrays(x, y, x[:3], y[:3], "mine", ["a", "b", "c"]))
+
+
+def test_it_is_shown_how_far_datasets_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "BETWEEN", 0.0)
+    one, two = (TensorDataset(torch.rand(count, 4), torch.arange(count)) for count in (3, 2))
+    Data.from_datasets(one, two, "mine")
+    assert "mine: training set: 2 of 3 after 0 s\n" in capsys.readouterr().err
 
 
 def test_datasets_of_images() -> None:

@@ -1138,7 +1138,7 @@ def class_folders(folder: Path, classes: int, train: int, test: int) -> None:
 
 
 def test_features_of_packed_images_are_kept_for_other_runs(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also for those with other tasks, but not for other weights, another way to show images, or other images."""
     class_folders(tmp_path / "birds", classes=4, train=4, test=2)
@@ -1156,8 +1156,9 @@ def test_features_of_packed_images_are_kept_for_other_runs(
         computed.clear()
         return cl.run(benchmark, "finetune", model=model, seeds=2, epochs=1, batch=4, data=tmp_path, **settings)
 
+    monkeypatch.setattr("continual.progress.BETWEEN", 0.0)
     first = run(f"{asked}2")
-    assert computed == [16, 8]
+    assert computed == [16, 8] and "features: 1 of 1 after 0 s\n" in capsys.readouterr().err
     folder = tmp_path / "packed" / "features"
     assert len(list(folder.iterdir())) == 2
     again = run(f"{asked}2")

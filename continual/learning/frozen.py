@@ -26,8 +26,9 @@ import torch
 
 from continual.errors import BadFolder, Notice
 from continual.learning.modules import ModuleNet
+from continual.progress import waited
 from continual.streams import packed
-from continual.streams.data import PATIENCE, digest
+from continual.streams.data import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,12 +179,11 @@ def _one_of_each(image: Tensor, used: Tensor) -> Tensor:
 
 
 def _features(still: Still, samples: Samples, like: Tensor) -> Tensor:
-    """The features of all rows (N, ...), ``like`` those of one (1, ...), with a progress bar where that takes long."""
-    from tqdm import tqdm
-
+    """The features of all rows (N, ...), ``like`` those of one (1, ...), shown how far it is where that takes long."""
     every = torch.arange(len(samples.image), device=samples.image.device)
     features = like.new_empty(len(every), *like.shape[1:])
-    for rows in tqdm(every.split(CHUNK), desc="features", delay=PATIENCE, leave=False, disable=None):
+    parts = every.split(CHUNK)
+    for rows in waited(parts, len(parts), "features"):
         features.index_copy_(0, rows, _some(still, samples, rows, like.dtype))
     return features
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from continual.errors import BadData, listed, nearest
+from continual.progress import waited
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch.utils.data import Dataset
 
 PARTS = ("x", "y", "x_test", "y_test")
-PATIENCE = 3.0  # seconds before a progress bar appears
 CHUNK = 2**20  # values that are worked on at a time
 Room = Callable[[tuple[int, ...]], "npt.NDArray[np.uint8]"]
 """Gives an array of a shape for images: in memory, or in a file where they may be more than fits."""
@@ -360,8 +360,6 @@ def _checked_top(top: float, name: str) -> float:
 
 def _collected(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
     """All samples of a map-style dataset, (N, ...), and their labels, (N,)."""
-    from tqdm import tqdm
-
     try:
         count = len(dataset)
     except TypeError:
@@ -369,7 +367,7 @@ def _collected(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
     if count == 0:
         raise BadData(f"{what} is empty")
     x, y = torch.empty(0), torch.empty(count, dtype=torch.int64)
-    for row in tqdm(range(count), desc=what, delay=PATIENCE, leave=False, disable=None):
+    for row in waited(range(count), count, what):
         sample, y[row] = _sample(dataset, row, what)
         if row == 0:
             x = sample.new_empty((count, *sample.shape))
