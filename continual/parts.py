@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 
 from continual import execution, resume, workers
 from continual.config import Plan
-from continual.errors import Mistake, mistakes_of
+from continual.errors import Mistake, Notice, mistakes_of
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float
 from continual.learning.train import Watch, steps_done, train
-from continual.progress import Progress
+from continual.progress import Progress, quietly
 from continual.ready import Ready, prepare
 from continual.streams.stream import Stream
 from continual.tracking.follow import SHARED as SHARED_BY_SEEDS
@@ -171,7 +172,9 @@ def _alone(
 ) -> tuple[list[Part], list[str]]:
     """What a process does of it, and says."""
     (strategy,), told = plan.strategies, Lines()
-    ready = prepare(plan, [strategy], root, device, Progress(), way=way)
+    with warnings.catch_warnings(), quietly():
+        warnings.simplefilter("ignore", Notice)  # the process that began this one has said it
+        ready = prepare(plan, [strategy], root, device, Progress(), way=way)
     with execution.deterministic(plan.training.deterministic):
         return in_groups(ready, strategy, record, told, kept, Follow((), record, told.say)), told.lines
 

@@ -131,10 +131,6 @@ def prepare(
     net = network(plan.model, streams[0])
     data, samples = streams[0].data, streams[0].samples
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
-    if skipped := data.skipped:
-        files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
-        told.note(f"{data.name}: {files} left out, which cannot be used "
-                  f"({skipped[0]}{', ...' if len(skipped) > 1 else ''}); the run's record has the names")  # fmt: skip
     if (asked := getattr(plan.benchmark, "validation", 0)) and not any(
         len(task.validation) for task in streams[0].tasks
     ):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import struct
 import warnings
@@ -20,14 +23,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import continual as cl
-from continual import config, plugins, ready
+from continual import config, parts, plugins, ready
 from continual.benchmarks import CIFAR10ImageNet, SplitCIFAR10, SplitImageNet
 from continual.cli import main
 from continual.errors import BadData, BadFolder, BadOption, Mistake, Notice, UnknownName
 from continual.learning.strategy import Strategy
 from continual.progress import Progress
 from continual.results import store
-from continual.streams import images, sets
+from continual.streams import benchmark, images, sets
 from continual.streams.benchmark import Sequence, class_list, look_again
 from continual.streams.data import Data, joined
 from continual.streams.sets import Wanted, load
@@ -78,6 +81,16 @@ def test_the_second_time_it_is_read_from_the_packed_file(tmp_path: Path, monkeyp
     assert torch.equal(first.x, second.x) and first.sha256 == second.sha256
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_it_is_shown_how_far_decoding_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    monkeypatch.setattr("continual.progress.BETWEEN", 0.0)
+    load("animals", folders(tmp_path), progress=shown)
+    told = capsys.readouterr().err
+    assert (f"decoding {tmp_path}/animals/train: 12 of 12 after 0 s\n" in told) == bool(told) == shown
+
+
 def test_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path) -> None:
     from torchvision.transforms import functional
 
@@ -109,22 +122,129 @@ def test_a_corrupt_image_is_named_or_left_out(tmp_path: Path, damage: str) -> No
     file = tmp_path / "animals" / "train" / "dog" / "02.jpg"
     content = file.read_bytes()
     file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no image", "empty": b""}[damage])
-    with pytest.raises(BadData, match=r"train/dog/02\.jpg cannot be used: .*skip=true"):
+    with pytest.raises(BadData, match=r"train/dog/02\.jpg cannot be used: .*skip=true") as told:
         load("animals", tmp_path)
-    assert not (tmp_path / "packed").exists()
-    with pytest.warns(Notice, match=r"train/dog/02\.jpg cannot be used: .*; left out, as skip=true says"):
+    assert damage == "truncated" or "cannot be used: it is no image that can be read; mend" in str(told.value)
+    assert "BytesIO" not in str(told.value) and not (tmp_path / "packed").exists()
+    with pytest.warns(Notice, match=r"animals: 1 file was left out, which cannot be used \(train/dog/02\.jpg: \w+"):
         data = load("animals", tmp_path, wanted=Wanted(skip=True))
     assert data.skipped == ("train/dog/02.jpg",) and data.y.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == data.skipped, "packed too"
 
 
-def test_a_link_to_nothing_is_a_corrupt_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["nothing.png", "00.png/x"])
+def test_a_link_to_nothing_is_a_corrupt_image(tmp_path: Path, target: str) -> None:
     folders(tmp_path)
-    (tmp_path / "animals" / "train" / "dog" / "zz.png").symlink_to(tmp_path / "nothing.png")
-    with pytest.raises(BadData, match=r"train/dog/zz\.png cannot be used: .*skip=true"):
+    (tmp_path / "animals" / "train" / "dog" / "zz.png").symlink_to(target)
+    with pytest.raises(BadData, match=r"train/dog/zz\.png cannot be used: it is a link to nothing; .*skip=true"):
         load("animals", tmp_path)
     for _ in range(2):
         assert load("animals", tmp_path, wanted=Wanted(skip=True)).skipped == ("train/dog/zz.png",)
+
+
+REFUSED = [OSError(errno.EACCES, "Permission denied", "x"), OSError(errno.EMFILE, "Too many open files", "x"),
+           OSError(errno.EIO, "Input/output error", "x")]  # fmt: skip
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("error", REFUSED)
+def test_a_file_that_cannot_be_read_is_named_and_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, size: int | None, skip: bool
+) -> None:
+    file, usual = folders(tmp_path) / "animals" / "train" / "cat" / "00.png", images.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == file:
+            raise error
+        return usual(path)
+
+    monkeypatch.setattr(images, "read_bytes", read)
+    with pytest.raises(BadFolder) as told:
+        load("animals", tmp_path, wanted=Wanted(size, skip=skip))
+    assert str(told.value) == f"{file} cannot be read ({error.strerror}); mend that, or take it out of the data set"
+    assert not (tmp_path / "packed").exists()
+
+
+def test_no_memory_to_decode_with_leaves_no_image_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*given: object) -> None:
+        raise MemoryError
+
+    folders(tmp_path)
+    monkeypatch.setattr(images, "_decode", none)
+    for size in (None, 8):
+        with pytest.raises(MemoryError):
+            load("animals", tmp_path, wanted=Wanted(size, skip=True))
+    asked = ["run", "split-imagenet:folder=animals,size=8,tasks=3,skip=true", "--data", str(tmp_path)]
+    said = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "runs")])
+    assert said.exit_code == 2 and said.stderr.startswith("continual: not enough memory (MemoryError)"), said.output
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (EOFError(), "cannot be used: EOFError; mend or delete it"),
+    (ValueError("two\nlines"), "cannot be used: two lines; mend or delete it"),
+    (Image.DecompressionBombError("could be decompression bomb DOS attack."),
+     f"cannot be used: it has more pixels than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} that an image may have; mend"),
+])  # fmt: skip
+def test_why_an_image_cannot_be_decoded_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def bad(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(images, "_decode", bad)
+    with pytest.raises(BadData, match=re.escape(told)):
+        load("animals", folders(tmp_path), wanted=Wanted(8))
+
+
+@pytest.mark.parametrize("part", ["train", "train/dog", "val/dog", "train/dog/more"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    folder, usual = folders(tmp_path) / "animals" / part, os.scandir
+    folder.mkdir(exist_ok=True)
+
+    def scan(path: str) -> Any:
+        if str(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return usual(path)
+
+    data = load("animals", tmp_path)
+    monkeypatch.setattr(os, "scandir", scan)
+    for wanted in (Wanted(), Wanted(8)):  # packed already, and not
+        with pytest.raises(BadFolder) as told:
+            load("animals", tmp_path, wanted=wanted)
+        assert str(told.value).startswith(f"{folder} cannot be read (Permission denied); ")
+    with pytest.raises(UnknownName, match="no data set is named 'plants'"):
+        load("plants", tmp_path)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "animals")
+    assert load("animals", tmp_path).sha256 == data.sha256, "what is gone is no folder that cannot be read"
+
+
+def test_files_with_other_endings_are_told(tmp_path: Path) -> None:
+    here = folders(tmp_path) / "animals" / "train" / "dog"
+    for name in ("a.gif", "b.GIF", "c.txt", "d", ".hidden.gif"):
+        (here / name).write_bytes(b"")
+    with pytest.warns(Notice) as told:
+        load("animals", tmp_path)
+    assert [str(one.message).partition(" are left out; images end in .jpg, ")[0] for one in told] == [
+        f"{here.parent}: 4 files with other endings (.gif, .txt, no ending)"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("animals", tmp_path)  # it is packed
+        load("animals", tmp_path, wanted=Wanted(classes=("cat", "emu")))
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "two\nlines"])
+def test_names_of_two_lines_are_shown_in_one(tmp_path: Path, name: str) -> None:
+    file = folders(tmp_path) / "animals" / "val" / "dog" / name
+    file.write_bytes(b"no picture") if file.suffix else file.mkdir()
+    (file.parents[1] / name).mkdir()
+    (file.parents[1] / name / "00.png").write_bytes(b"")
+    with pytest.warns(Notice) as told, contextlib.suppress(BadData):
+        load("animals", tmp_path, wanted=Wanted(skip=True))
+    said = [str(one.message) for one in told]
+    assert any("two lines" in one for one in said) and not any("\n" in one for one in said)
 
 
 def test_names_need_not_be_utf_8_unless_they_are_of_classes(tmp_path: Path) -> None:
@@ -275,9 +395,9 @@ def real(request: pytest.FixtureRequest) -> Path:
     if not (root / "cifar10" / "test").is_dir() or not (root / "imagenet" / "val").is_dir():
         pytest.skip("set CONTINUAL_TEST_DATA to a data root with cifar10/ and imagenet/ as class folders")
     place: Path = request.getfixturevalue("tmp_path_factory").mktemp("photographs")
-    for name, parts in (("cifar10", ("test", "test")), ("imagenet", ("val", "val"))):
+    for name, of in (("cifar10", ("test", "test")), ("imagenet", ("val", "val"))):
         (place / name).mkdir()
-        for linked, part in zip(("train", "val"), parts, strict=True):
+        for linked, part in zip(("train", "val"), of, strict=True):
             (place / name / linked).symlink_to(root / name / part)
     return place
 
@@ -401,6 +521,23 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     told = "of 6 files in its list 1 are not there, and 2 images there are not in the list; they are left out"
     with pytest.warns(Notice, match=told):
         assert load("animals", tmp_path).y_test.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_another_class_in_a_list_of_tests_is_noticed(tmp_path: Path) -> None:
+    """Where the files stay in their order."""
+    here = folders(tmp_path) / "animals" / "val"
+    lines = []
+    for name in NAMES:
+        for file in sorted((here / name).iterdir()):
+            file.rename(here / f"{name}{file.name}")
+            lines.append(f"{name}{file.name}\t{name}\n")
+        (here / name).rmdir()
+    (here / "val_annotations.txt").write_text("".join(lines))
+    assert load("animals", tmp_path).y_test.tolist() == [0, 0, 1, 1, 2, 2]
+    lines[1] = lines[1].replace("\tcat", "\tdog")
+    (here / "val_annotations.txt").write_text("".join(lines))
+    with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
+        assert load("animals", tmp_path).y_test.tolist() == [0, 1, 1, 1, 2, 2]
 
 
 # ---- sequences
@@ -676,6 +813,14 @@ def test_a_new_class_folder_without_an_image_is_noticed(tmp_path: Path, content:
     assert load("animals", tmp_path, wanted=Wanted(classes=NAMES)).sha256 == data.sha256, "where it is not asked for"
 
 
+def test_a_class_of_files_with_other_endings_is_told_so(tmp_path: Path) -> None:
+    folder = folders(tmp_path) / "animals" / "train" / "fox"
+    folder.mkdir()
+    (folder / "00.gif").write_bytes(b"")
+    with pytest.raises(BadData, match=r"fox has no images .* and only 1 file with another ending \(\.gif\); put some"):
+        load("animals", tmp_path)
+
+
 def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Path) -> None:
     data = load("animals", folders(tmp_path))
     (tmp_path / "animals" / "train").rename(tmp_path / "animals" / "elsewhere")
@@ -686,8 +831,36 @@ def test_images_that_are_gone_are_read_from_where_they_were_packed(tmp_path: Pat
 
 def test_a_link_that_leads_back_multiplies_no_images(tmp_path: Path) -> None:
     here = folders(tmp_path) / "animals" / "train" / "dog"
-    (here / "again").symlink_to(here)
+    for number, above in enumerate((here, here.parent, here.parents[1], tmp_path)):
+        (here / f"again{number}").symlink_to(above)
     assert len(load("animals", tmp_path).y) == 12
+
+
+def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+    """And a link in it to a folder above what it leads to is one to a folder above, too."""
+    here = folders(tmp_path) / "animals" / "train" / "dog"
+    here.rename(tmp_path / "dogs")
+    here.symlink_to(tmp_path / "dogs")
+    (tmp_path / "dogs" / "all").symlink_to(tmp_path)
+    assert load("animals", tmp_path).y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (folders(tmp_path) / "animals" / "train" / "dog" / "loop").symlink_to("loop")
+    with pytest.raises(BadFolder, match=r"dog/loop cannot be read \(Too many levels of symbolic links\); mend that"):
+        load("animals", tmp_path)
+
+
+def test_an_image_that_goes_from_training_to_tests_is_noticed(tmp_path: Path) -> None:
+    """From the end of the one to the beginning of the other, of a set of one class."""
+    for part, names in (("train", "abc"), ("val", "xyz")):
+        (tmp_path / "one" / part / "cat").mkdir(parents=True)
+        for number, name in enumerate(names):
+            picture(number).save(tmp_path / "one" / part / "cat" / f"{name}.png")
+    assert len(load("one", tmp_path).y) == 3
+    (tmp_path / "one" / "train" / "cat" / "c.png").rename(tmp_path / "one" / "val" / "cat" / "c.png")
+    with pytest.warns(Notice, match="have changed since they were packed; they are read anew"):
+        assert len(load("one", tmp_path).y) == 2
 
 
 def test_what_a_data_root_lacks_is_told(tmp_path: Path) -> None:
@@ -738,13 +911,35 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     (tmp_path / "animals" / "val" / "yak").mkdir()
     for index in range(3):
         (tmp_path / "animals" / "train" / "cat" / f"0{index}.png").write_bytes(b"no picture")
+    (tmp_path / "animals" / "val" / "cat" / "00.png").write_bytes(b"no picture")
     asked = ["run", "split-imagenet:folder=animals,size=8,tasks=3,skip=true", "--seeds", "1", "--data", str(tmp_path)]
     said = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "runs")])
     assert "animals/train has no such class: yak" in said.output
-    assert said.exit_code == 0 and "animals: 3 files were left out" in said.output and "train/cat/00.png" in said.output
+    left_out = "animals: 4 files were left out, which cannot be used (train/cat/00.png{}; ...); a run's record has"
+    assert said.exit_code == 0 and left_out.format(": it is no image that can be read") in said.stderr, said.output
+    assert said.stderr.count("left out") == 2 and said.stderr.count("/00.png") == 1
+    benchmark._load.cache_clear()  # as in another process
+    said = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "runs"), "--again"])
+    assert left_out.format("") in said.stderr and said.stderr.count("left out") == 1, said.stderr
     (tmp_path / "animals" / "train" / "cat" / "03.png").write_bytes(b"no picture")
     with pytest.raises(BadData, match="train/cat: none of its images can be decoded"):
         load("animals", tmp_path, wanted=Wanted(8, skip=True))
+
+
+def test_a_process_of_a_run_does_not_say_again_what_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = config.plan({"benchmark": "split-imagenet:folder=animals,size=8,tasks=3,skip=true", "seeds": 1,
+                        "strategies": ["finetune"]})  # fmt: skip
+    (folders(tmp_path) / "animals" / "train" / "cat" / "00.png").write_bytes(b"no picture")
+    for name in ("in_groups", "Follow"):
+        monkeypatch.setattr(parts, name, lambda *given: [])
+    monkeypatch.setattr("continual.progress.BETWEEN", 0.0)
+    way: Any = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts._alone(plan, tmp_path, torch.device("cpu"), way, {}, None)
+    assert capsys.readouterr().err == ""
 
 
 def test_images_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
@@ -770,6 +965,24 @@ def test_colours_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
         assert image.mode == "RGB"
     with pytest.raises(BadData, match=r"dog/00.png cannot be used: it is of mode RGB, with more than 8 bits"):
         load("animals", tmp_path)
+
+
+@pytest.mark.parametrize(("head", "pixel"), [(b"P6 8 8 65535\n", bytes(6)), (b"P6 8 8 1023\n", bytes(6)),
+                                             (b"P3 8 8 65535\n", b"0 0 1 "), (b"P5 8 8 999\n", bytes(2))])  # fmt: skip
+def test_pixmaps_of_more_than_eight_bits_are_refused(tmp_path: Path, head: bytes, pixel: bytes) -> None:
+    file = folders(tmp_path, ending="ppm") / "animals" / "train" / "dog" / "00.ppm"
+    file.write_bytes(head + pixel * 64)
+    with pytest.raises(BadData, match=r"dog/00.ppm cannot be used: it is of mode .*, with more than 8 bits"):
+        load("animals", tmp_path)
+
+
+@pytest.mark.parametrize(("head", "pixel"), [(b"P6 8 8 255\n", bytes(3)), (b"P6 8 8 100\n", bytes(3)),
+                                             (b"P3 8 8 255\n", b"0 0 1 "), (b"P1 8 8\n", b"1 "), (b"P4 8 8\n", b""),
+                                             (b"P2 8 8 15\n", b"1 ")])  # fmt: skip
+def test_pixmaps_of_eight_bits_and_less_are_taken(tmp_path: Path, head: bytes, pixel: bytes) -> None:
+    file = folders(tmp_path, ending="ppm") / "animals" / "train" / "dog" / "00.ppm"
+    file.write_bytes(head + (pixel * 64 or bytes(8)))
+    assert len(load("animals", tmp_path).y) == 12
 
 
 # ---- normalisation by channel

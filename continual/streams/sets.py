@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from continual import files
-from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, nearest
+from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, counted, listed, nearest, one_line
 from continual.streams import images, packed
 from continual.streams.data import PARTS, Data, in_memory, joined, left_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = "continual packed data 4"
+FORMAT = "continual packed data 5"
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folders that torchvision unpacks into
 TESTS = ("val", "test")  # what the folder of test images may be called
 AGAIN = "put a good one there or let it be downloaded"
@@ -98,7 +98,7 @@ def load(
         name: one of :data:`SETS`, or a folder of the root with ``train/<class>/*.jpg`` and ``val/`` or ``test/``.
         root: the data root, see :func:`data_root`; torchvision's files are ``<root>/MNIST/raw/*`` and so on.
         download: whether published files that are missing may be downloaded.
-        progress: whether a download or decoding shows its progress bars (on standard error).
+        progress: whether a download or decoding shows how far it is (on standard error).
         wanted: resolution and classes, where not all of it is wanted as it is.
         made_of: what :func:`source` gives, where that is known.
 
@@ -115,7 +115,7 @@ def load(
         if images.class_folders(root / name / "train"):
             raise BadData(f"{root / name} has images to train on and none to test with: put them into "
                           f"{root / name}/val/<class>/ or {root / name}/test/<class>/")  # fmt: skip
-        there = [folder for folder in images.class_folders(root) if folder not in SETS and _parts(root / folder)]
+        there = [one_line(folder) for folder in _sets(root)]
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
@@ -128,6 +128,7 @@ def load(
         else:
             same = packed_of == files and (not files or data.classes == classes)
             if same or not (files or _published(name, root)):  # what it was made of may be gone
+                _tell_left_out(name, dict.fromkeys(data.skipped, ""))
                 return data
             changed = _told(name, root, files, packed_of)
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
@@ -138,6 +139,16 @@ def load(
     if changed:
         warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
     return _packed(data, file, files)
+
+
+def _tell_left_out(name: str, skipped: dict[str, str]) -> None:
+    """Say how many files are left out, with ``skip=true``; and why the first, where that is known."""
+    if skipped:
+        file, why = next(iter(skipped.items()))
+        example = one_line(file) + (f": {why}" if why else "") + ("; ..." if len(skipped) > 1 else "")
+        files = counted(len(skipped), "file was", "files were")
+        warnings.warn(Notice(f"{name}: {files} left out, which cannot be used ({example}); a run's record has the "
+                             "names"), stacklevel=3)  # fmt: skip
 
 
 def _told(name: str, root: Path, files: str, packed_of: str) -> str:
@@ -176,16 +187,16 @@ def _packed(data: Data, file: Path, source: str) -> Data:
 
 
 def source(name: str, root: Path, wanted: Wanted) -> Source:
-    """The SHA-256 over the names, sizes and times of the image files that a set is made of, and its classes.
+    """The SHA-256 over the image files that a set is made of, and its classes; see :func:`images.listing`.
 
     A class folder without an image is not among the files. Nothing for sets that are not read from class folders.
     """
-    found = _parts(root / name)
+    found = _parts(root / name) if name in CIFAR or name not in PUBLISHED else None
     if found is None or not _from_folders(name, root):
         return "", ()
     classes = wanted.classes or tuple(images.class_names(found[0]))
-    listed = "\n".join(images.listing(folder, classes) for folder in found)
-    return hashlib.sha256(os.fsencode(listed)).hexdigest(), classes
+    lines = "\n".join(images.listing(folder, classes) for folder in found)
+    return hashlib.sha256(lines.encode()).hexdigest(), classes
 
 
 # The packed file
@@ -241,6 +252,16 @@ def _parts(folder: Path) -> tuple[Path, Path] | None:
     return (found[0], found[1]) if len(found) > 1 and found[0].name == "train" else None
 
 
+def _sets(root: Path) -> list[str]:
+    """The folders of a root that are data sets of class folders; without those that cannot be read."""
+    found: list[str] = []
+    with contextlib.suppress(BadFolder):
+        for name in images.class_folders(root):
+            with contextlib.suppress(BadFolder):
+                found += [name] if name not in SETS and _parts(root / name) else []
+    return found
+
+
 def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
     """Images in class folders, ``train/<class>/`` and ``val/<class>/`` or ``test/<class>/``; nothing is downloaded."""
     parts = _parts(root / name)
@@ -250,15 +271,18 @@ def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bo
     train, test = parts
     known = images.class_names(train)
     if more := sorted(set(images.class_names(test)) - set(known)):
-        warnings.warn(Notice(f"{test}: left out, as {train} has no such class: {', '.join(more[:5])}"
-                             f"{', ...' if len(more) > 5 else ''}"), stacklevel=3)  # fmt: skip
+        shown, other = one_line(str(test)), one_line(str(train))
+        warnings.warn(Notice(f"{shown}: left out, as {other} has no such class: {listed(map(one_line, more), 5)}"),
+                      stacklevel=3)  # fmt: skip
     classes = wanted.classes or tuple(known)
     one, two = (
         images.decoded(part, classes, wanted.size, wanted.skip, progress, functools.partial(_room, root))
         for part in parts
     )
     data = Data.from_arrays(one.x, one.y, two.x, two.y, name, classes)
-    return replace(data, skipped=one.skipped + two.skipped)
+    skipped = one.skipped | two.skipped
+    _tell_left_out(name, skipped)
+    return replace(data, skipped=tuple(skipped))
 
 
 def _room(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
