@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,11 +72,16 @@ def _problem(function: Callable[[Strategy], None], strategy: Strategy) -> str | 
 
 def _said(error: Exception, strategy: Strategy) -> str:
     """What went wrong, and the last line of the strategy's own file on the way there."""
-    own = {getattr(sys.modules.get(type(part).__module__), "__file__", None) for part in strategy.parts}
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
-    told = isinstance(error, Mistake) or not lines  # a mistake says itself what to do
-    where = "" if told else f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})"
+    # a mistake says itself what to do
+    where = "" if isinstance(error, Mistake) else _where(traceback.extract_tb(error.__traceback__), strategy)
     return f"{type(error).__name__}: {error}{where}"
+
+
+def _where(frames: Sequence[traceback.FrameSummary], strategy: Strategy) -> str:
+    """The last line of the strategy's own file among these, as ``" (mine.py, line 3)"``, if there is one."""
+    own = {getattr(sys.modules.get(type(part).__module__), "__file__", None) for part in strategy.parts}
+    lines = [frame for frame in frames if frame.filename in own]
+    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
 
 
 # ---- a small stream, and runs on it
@@ -231,12 +236,13 @@ def asks_nothing(strategy: Strategy) -> None:
     for index in range(2):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
         program = Program(learners, index, len(batches))
-        with Asked() as asked:
+        with Asked(strategy) as asked:
             for number, rows in enumerate(batches):
                 program(number, rows)
         if asked.found:
-            raise Failed(f"in task {index + 1} a step called {', '.join(sorted(asked.found))}, which waits for the "
-                         "device (.item(), a branch on a tensor, boolean indexing, nonzero, .cpu())")  # fmt: skip
+            called = ", ".join(f"{name}{asked.found[name]}" for name in sorted(asked.found))
+            raise Failed(f"in task {index + 1} a step called {called}, which waits for the device (.item(), a branch "
+                         "on a tensor, an index that is a tensor of one number, a boolean one, .cpu())")  # fmt: skip
         learners.end(index)
 
 
@@ -326,12 +332,21 @@ CHECKS: dict[str, Callable[[Strategy], None]] = {
 
 
 class Asked:
-    """A context that notes, in ``found``, the calls that would make the host wait for a device."""
+    """A context that notes the calls that would make the host wait for a device.
 
-    def __init__(self) -> None:
-        self.found: set[str] = set()
+    ``found`` has where each was first made in a file of the strategy's, if it was in one.
+    """
+
+    def __init__(self, strategy: Strategy | None = None) -> None:
+        self.strategy = strategy or Strategy()
+        self.found: dict[str, str] = {}
         self.muted = False
         self.modes = contextlib.ExitStack()
+
+    def note(self, name: str) -> None:
+        """A call of this name was made."""
+        if name not in self.found:
+            self.found[name] = _where(traceback.extract_stack(), self.strategy)
 
     def __enter__(self) -> Asked:
         self.modes.enter_context(_Operations(self))
@@ -371,7 +386,7 @@ class _Operations(TorchDispatchMode):
             and str(kwargs.get("device")) == "cpu"
         )
         if not self.asked.muted and (name in self.WAITING or boolean or to_host):
-            self.asked.found.add(f"{name} with a boolean index" if boolean else name)
+            self.asked.note(f"{name} with a boolean index" if boolean else name)
         return func(*args, **kwargs)
 
 
@@ -416,7 +431,7 @@ class _Functions(TorchFunctionMode):
         """See :class:`TorchFunctionMode`."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in self.WAITING and "output_size" not in kwargs:
-            self.asked.found.add(name)
+            self.asked.note(name)
         # one_hot checks its classes by their values on a processor only
         self.asked.muted = name == "one_hot" and (len(args) > 1 or "num_classes" in kwargs)
         try:

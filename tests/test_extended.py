@@ -154,9 +154,63 @@ class Behind(Naive):
 def test_what_would_be_lost_is_refused(middle: Any, kind: Any) -> None:
     net = ModuleNet(lambda: body(*middle()))
     dropped = kind is Naive and net.mixes and not net.statistics
-    if not net.statistics and not dropped:
+    if not (net.statistics or dropped):
         learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
         return
     lost = "drops units" if dropped else "running statistics"
     with pytest.raises(BadChain, match=rf"extend gives a {kind.__name__}.* {lost}.*models\.Extended"):
         learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
+
+
+class Twice(Net):
+    """Two networks, the second of which takes no part; with the statistics of both at the end of θ."""
+
+    def __init__(self, inner: ModuleNet, extra: dict[str, Any]) -> None:
+        cut = len(inner.shapes) - len(inner.buffers)
+        first, last = (dict(list(inner.shapes.items())[part]) for part in (slice(cut), slice(cut, None)))
+        other = [{f"other.{name}": shape for name, shape in part.items()} for part in (first, last)]
+        super().__init__(other[0] | first | other[1] | last)
+        self.inner, self.head, self.statistics = inner, inner.head, 2 * inner.statistics
+
+    def inside(self, theta: Tensor) -> Tensor:
+        p = self.parameters(theta)
+        return torch.cat([p[name].flatten() for name in self.inner.shapes])
+
+    def initial(self, key: Any, dtype: torch.dtype) -> Tensor:
+        found = self.inner.parameters(self.inner.initial(key, dtype))
+        return torch.cat([found[name.removeprefix("other.")].flatten() for name in self.shapes])
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return self.inner.forward(self.inside(theta), x, tasks)
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        out, after = self.inner.learn(self.inside(theta), x, tasks, fixed)
+        assert after is not None
+        count = 2 * self.inner.statistics
+        return out, torch.cat([theta[..., -count : -count // 2].detach(), after])
+
+
+class Stacked(Net):
+    """The network by itself, its statistics under one name."""
+
+    def __init__(self, inner: ModuleNet, extra: dict[str, Any]) -> None:
+        first = list(inner.shapes.items())[: len(inner.shapes) - len(inner.buffers)]
+        super().__init__({**dict(first), "statistics": (1, inner.statistics)})
+        self.inner, self.head, self.statistics = inner, inner.head, inner.statistics
+        self.initial = inner.initial  # type: ignore[method-assign]
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return self.inner.forward(theta[:], x, tasks)  # without the names of this one
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        return self.inner.learn(theta[:], x, tasks, fixed)
+
+
+@pytest.mark.parametrize("kind", [Twice, Stacked])
+def test_a_network_with_statistics_of_its_own_is_taken(kind: Any) -> None:
+    make = lambda: body(nn.BatchNorm1d(10))  # noqa: E731
+    alone, both = learners_of(make, Finetune()), learners_of(make, Projecting(much=0.0, kind=kind))
+    for learners in (alone, both):
+        train(learners, TRAINING, Watch())
+    theta = cast(Twice, both.net).inside(both.theta) if kind is Twice else both.theta
+    torch.testing.assert_close(theta, alone.theta)

@@ -651,7 +651,7 @@ def asked_in_training(group: Learners, training: Training, tasks: int) -> set[st
         with Asked() as asked:
             for number, rows in enumerate(batches):
                 program(number, rows)
-        found |= asked.found
+        found |= asked.found.keys()
         group.end(index)
     return found
 
@@ -682,7 +682,7 @@ def test_no_evaluation_waits_for_the_device(mapped: bool) -> None:
     measured(1)  # the first time after a task, it chooses the rows that it looks at
     with Asked() as asked:
         measured(1)
-    assert asked.found == set()
+    assert not asked.found
 
 
 ASKING: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -739,7 +739,7 @@ def test_what_does_not_wait_is_not_accused(what: str) -> None:
     x = torch.tensor([1.0, -2.0, 1.0])
     with Asked() as asked:
         NOT_ASKING[what](x)
-    assert asked.found == set(), what
+    assert not asked.found, what
 
 
 @dataclass(frozen=True)
@@ -856,3 +856,44 @@ def test_counts_of_right_answers_are_exact_for_any_number_of_tasks_and_rows() ->
             x, y = stream.test_samples.images(own[j], torch.float64), stream.test_samples.y[own[j]]
             right = group.net.logits(group.theta[r], x).argmax(-1) == y
             assert float(found[r, j]) == float(right.double().mean())
+
+
+WRONG: list[tuple[str, Callable[..., Any], str]] = [
+    ("loss", lambda *given: given[4].logits.square().sum(-1), r"float64 \(8,\); it gives numbers \(\), the mean over"),
+    ("loss", lambda *given: None, r"a NoneType; it gives numbers \(\)"),
+    ("penalty", lambda *given: given[1], r"float64 \(134,\); it gives numbers \(\), one number"),
+    ("gradient", lambda *given: given[3][1:], r"float64 \(133,\); it gives numbers \(134,\), one for each parameter"),
+    (
+        "predict",
+        lambda *given: given[0].features(given[1], given[3]),
+        r"float64 \(\d+, 8\); .* \(\d+, 6\), a score for",
+    ),
+    ("predict", lambda *given: given[0].logits(given[1], given[3]).argmax(-1), r"int64 \(\d+,\); it gives numbers"),
+    ("after_step", lambda *given: given[1], r"a Tensor; it gives θ and memory: 'return theta, memory'"),
+    ("after_step", lambda *given: (given[1][1:], given[2]), r"float64 \(133,\); it gives numbers \(134,\), θ"),
+    ("before_task", lambda *given: None, r"a NoneType; it gives θ and memory"),
+    ("after_task", lambda *given: (given[1].repeat(2), given[2]), r"float64 \(268,\); it gives numbers \(134,\), θ"),
+    ("after_task", lambda *given: (given[2], given[1]), r"\(dict, Tensor\); it gives θ and memory"),
+]
+
+
+@pytest.mark.parametrize("group", [[0], [0, 1]])
+@pytest.mark.parametrize(("hook", "given", "told"), WRONG)
+def test_what_a_hook_gives_is_looked_at_where_it_gives_it(
+    hook: str, given: Callable[..., Any], told: str, group: list[int]
+) -> None:
+    mine = type("Mine", (Strategy,), {hook: lambda self, *rest: given(*rest)})
+    for strategy in (mine(), Chain((L2(), mine()))):
+        with pytest.raises(BadChain, match=rf"^Mine\.{hook} gives {told}"):
+            train(learners(strategy, [uneven()] * len(group), group, short()), short(), Watch())
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_a_strategy_is_held_to_its_scenarios(scenario: str) -> None:
+    mine = type("Mine", (Strategy,), {"scenarios": ("class", "domain")})
+    for strategy in (mine(), Chain((L2(), mine()))):
+        if scenario == "task":
+            with pytest.raises(BadChain, match="Mine does not work with scenario=task; use scenario=class or"):
+                strategy.suits(uneven(scenario), MLP((8,)).build(SHAPE, 6))
+        else:
+            strategy.suits(uneven(scenario), MLP((8,)).build(SHAPE, 6))

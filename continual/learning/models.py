@@ -377,15 +377,19 @@ class Gated(Extended):
 
 
 def check_extended(net: Net, inner: Net) -> None:
-    """:class:`~continual.errors.BadChain` where a network around another one does not learn as that does."""
-    behind = itertools.accumulate(reversed(inner.sizes))
-    statistics = list(inner.shapes)[::-1][: sum(1 for size in behind if size <= inner.statistics)]
-    same = list(net.shapes)[::-1][: len(statistics)] == statistics and net.statistics == inner.statistics
-    if same and (net.mixes or not inner.mixes):
+    """:class:`~continual.errors.BadChain` where a network in place of another one would not learn as that does."""
+    moved = any(name in net.shapes and name not in _last(net) for name in _last(inner))
+    if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved:
         return
-    lost = "drops units" if same and not inner.statistics else "normalises by the batch, with running statistics"
+    lost = "normalises by the batch, with running statistics" if inner.statistics else "drops units"
     raise BadChain(f"extend gives a {type(net).__name__} around a network that {lost}, and would lose that in silence; "
                    "derive it from continual.learning.models.Extended, which keeps it")  # fmt: skip
+
+
+def _last(net: Net) -> list[str]:
+    """The names of the parameters that running statistics are, the last first."""
+    ends = itertools.accumulate(reversed(net.sizes))
+    return [name for name, end in zip(reversed(net.shapes), ends, strict=True) if end <= net.statistics]
 
 
 @dataclass(frozen=True)

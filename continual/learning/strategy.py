@@ -283,19 +283,21 @@ def gave(strategy: Strategy, hook: str, found: Any, *shape: int) -> Tensor:
     if isinstance(found, torch.Tensor) and found.shape == shape and found.is_floating_point():
         return found
     kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-    names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
-    raise BadChain(f"{names}.{hook} gives {kind.removeprefix('torch.')}; it gives numbers {shape}, {GIVES[hook]}")
+    raise _gives(strategy, hook, f"{kind.removeprefix('torch.')}; it gives numbers {shape}, {GIVES[hook]}")
 
 
 def gave_both(strategy: Strategy, hook: str, found: Any, theta: Tensor) -> tuple[Tensor, Memory]:
     """θ and memory, where a hook gave both; else :class:`~continual.errors.BadChain`."""
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
-        names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
-        kinds = (
-            f"({', '.join(type(one).__name__ for one in found)})" if isinstance(found, tuple) else type(found).__name__
-        )
-        raise BadChain(f"{names}.{hook} gives {kinds}; it gives θ and memory: 'return theta, memory'")
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not pair or not isinstance(found[1], dict):
+        kind = f"({type(found[0]).__name__}, {type(found[1]).__name__})" if pair else f"a {type(found).__name__}"
+        raise _gives(strategy, hook, f"{kind}; it gives θ and memory: 'return theta, memory'")
     return gave(strategy, hook, found[0], *theta.shape), found[1]
+
+
+def _gives(strategy: Strategy, hook: str, what: str) -> BadChain:
+    names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
+    return BadChain(f"{names}.{hook} gives {what}")
 
 
 GIVES = {
@@ -442,7 +444,8 @@ class Chain(Strategy):
         for prefix, part, own in self._each(memory):
             kept = own
             if part.has(hook):
-                theta, kept = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
+                found = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
+                theta, kept = gave_both(part, hook, found, theta)
             after |= {prefix + name: value for name, value in kept.items()}
         return theta, after
 
@@ -470,7 +473,7 @@ class Chain(Strategy):
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """See :meth:`Strategy.penalty`."""
         terms = [
-            part.penalty(net, theta, own, _keyed(batch, prefix), out, _keyed(task, prefix))
+            gave(part, "penalty", part.penalty(net, theta, own, _keyed(batch, prefix), out, _keyed(task, prefix)))
             for prefix, part, own in self._each(memory)
             if part.has("penalty")
         ]
