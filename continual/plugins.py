@@ -135,60 +135,55 @@ def name_of(kind: str, cls: type) -> str:
 def code_of(cls: type) -> dict[str, str | None]:
     """The SHA-256 of each file that a foreign class and its bases are written in, by module; none where there is none.
 
-    And of the modules of the same folder or package that they take something from. Built-in classes have the package's
-    version instead.
+    And of the modules beside that these import, and so on. Built-in classes have the package's version instead.
     """
-    modules = dict.fromkeys(base.__module__ for base in cls.__mro__ if base.__module__.partition(".")[0] not in OWN)
     found: dict[str, str | None] = {}
-    for name in sorted(with_near(list(modules))):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else None
+    for name in sorted({base.__module__ for base in cls.__mro__ if base.__module__.partition(".")[0] not in OWN}):
+        found[name] = None
+        found |= {one: hashlib.sha256(path.read_bytes()).hexdigest() for one, path in _sources(name).items()}
+    return dict(sorted(found.items()))
+
+
+def _sources(name: str) -> dict[str, Path]:
+    """The files of a module, and of those in its package, or else in its folder, that it imports, and so on.
+
+    It goes by what is written alone, so that it is the same whatever was imported so far.
+    """
+    module = sys.modules.get(name)
+    file, package = Path(getattr(module, "__file__", None) or ""), getattr(module, "__package__", None) or ""
+    if not file.is_file():
+        return {}
+    root = file.resolve().parents[package.count(".") + 1 if package else 0]
+    found: dict[str, Path] = {}
+    todo = [(name, file, package)]
+    for one, path, within in todo:
+        if one in found or not path.is_file():
+            continue
+        found[one] = path
+        for other in _imported(path, within):
+            top, place = other.partition(".")[0], root.joinpath(*other.split("."))
+            if top == package.partition(".")[0] if package else top not in OWN and root.name not in INSTALLED:
+                todo += [(other, place / "__init__.py", other), (other, Path(f"{place}.py"), other.rpartition(".")[0])]
     return found
 
 
-def with_near(names: list[str]) -> list[str]:
-    """The modules, those of the same folders or packages that they take something from, those that these do, ..."""
-    found, folders = list(dict.fromkeys(names)), {_folder(name) for name in names} - {None}
-    for name in found:
-        for other in (*_taken_from(name), *_imported(name)):
-            if other not in found and other in sys.modules and _folder(other) in folders:
-                found.append(other)
-    return found
+INSTALLED = ("site-packages", "dist-packages")
+"""Folders in which everything is beside everything else."""
 
 
-def _taken_from(name: str) -> list[str]:
-    """The modules that a module's variables are, or come from; not those that a package has for being its parts."""
-    found = []
-    for value in list(vars(sys.modules[name]).values()) if name in sys.modules else []:
-        module = isinstance(value, types.ModuleType)
-        other = getattr(value, "__name__" if module else "__module__", None)
-        if isinstance(other, str) and not (module and other.startswith(f"{name}.")):
-            found.append(other)
-    return found
-
-
-def _imported(name: str) -> list[str]:
-    """The modules that a module's source imports: of a number that is taken from one it does not show."""
+def _imported(file: Path, package: str) -> list[str]:
+    """What may be a module of what a file in a package imports, with the packages that it is in."""
     try:
-        tree = ast.parse(files.read_bytes(Path(sys.modules[name].__file__ or "")))
-    except (KeyError, AttributeError, OSError, ValueError, SyntaxError):  # it has no source
+        tree = ast.parse(files.read_bytes(file))
+    except (OSError, ValueError, SyntaxError):  # it is no source
         return []
     found = [one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            package = sys.modules[name].__package__ or ""
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             whole = ".".join((*above, *([node.module] if node.module else [])))
-            found += [f"{whole}.{one.name}" for one in node.names]
-    # with the packages that they are in, which are imported as well
+            found += [whole, *(f"{whole}.{one.name}" for one in node.names)]
     return [each for one in found for each in itertools.accumulate(one.split("."), "{}.{}".format)]
-
-
-def _folder(name: str) -> Path | None:
-    """The folder of a module's file, or of the package that it is part of."""
-    whole = sys.modules.get(name.partition(".")[0])
-    file = getattr(whole, "__file__", None)
-    return Path(file).parent if file else None
 
 
 @functools.cache

@@ -234,27 +234,37 @@ POINTS = """
 """
 
 
-def test_the_code_of_a_class_is_that_of_all_modules_beside_that_it_takes_from(folder: Path) -> None:
-    """However they are imported, and where nothing but a number is taken; not of others in the same folder."""
-    package = folder / "our_methods"
-    (package / "parts").mkdir(parents=True)
-    texts = {
-        "__init__": "", "mine": "from . import losses\nfrom .parts.numbers import HALF\nimport our_methods.rates as r\n"
-        "class Mine:\n    def loss(self):\n        from our_methods.late import LATE\n        return LATE\n",
-        "losses": "from torch.nn.functional import cross_entropy\n", "rates": "import math\n", "late": "LATE = 1\n",
-        "other": "from .mine import Mine\n", "parts/__init__": "", "parts/numbers": "from ..deep import TWO as HALF\n",
-        "deep": "TWO = 2\n",
-    }  # fmt: skip
-    for name, text in texts.items():
-        (package / f"{name}.py").write_text(text)
+PACKAGE = {
+    "__init__": "", "mine": "from . import losses\nfrom .parts.numbers import HALF\nimport our_methods.rates as r\n"
+    "class Mine:\n    def loss(self):\n        from our_methods.late import LATE\n        return LATE\n",
+    "losses": "from torch.nn.functional import cross_entropy\n", "rates": "import math\n", "late": "LATE = 1\n",
+    "other": "from .mine import Mine\n", "parts/__init__": "", "parts/numbers": "from ..deep import TWO as HALF\n",
+    "deep": "TWO = 2\nimport foreign_softer\n",
+}  # fmt: skip
+
+
+def test_the_code_of_a_class_is_that_of_all_modules_that_it_is_made_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are imported, when, and where nothing but a number is taken; not of others in the same folder."""
+    (folder / "our_methods" / "parts").mkdir(parents=True)
+    for name, text in PACKAGE.items():
+        (folder / "our_methods" / f"{name}.py").write_text(text)
+    (folder / "our_script.py").write_text(
+        "import math, torch, continual\nfrom our_methods import mine\nclass It(mine.Mine): 0"
+    )
     made = importlib.import_module("our_methods.mine").Mine
-    importlib.import_module("our_methods.other")
     found = plugins.code_of(made)
-    modules = ("mine", "losses", "parts", "parts.numbers", "rates", "deep")
-    assert found.keys() == {"our_methods", *(f"our_methods.{name}" for name in modules)}
-    assert made().loss() == 1 and plugins.code_of(made).keys() == found.keys() | {"our_methods.late"}
-    digest = hashlib.sha256((package / "rates.py").read_bytes()).hexdigest()
-    assert found["our_methods.rates"] == digest
+    parts = ("mine", "losses", "parts", "parts.numbers", "rates", "late", "deep")
+    assert list(found) == sorted(["our_methods", *(f"our_methods.{name}" for name in parts)]), "of the package alone"
+    rates = (folder / "our_methods" / "rates.py").read_bytes()
+    assert found["our_methods.rates"] == hashlib.sha256(rates).hexdigest()
+    importlib.import_module("our_methods.other")
+    assert made().loss() == 1 and plugins.code_of(made) == found, "whatever was imported since"
+    script = importlib.import_module("our_script").It
+    assert plugins.code_of(script).keys() == found.keys() | {"our_script", "foreign_softer"}, "and of folders beside"
+    monkeypatch.setattr(plugins, "INSTALLED", (folder.resolve().name,))
+    assert plugins.code_of(script).keys() == found.keys() | {"our_script"}
 
 
 def test_what_another_package_registers_runs_like_a_built_in(installed: Callable[[str], Path]) -> None:

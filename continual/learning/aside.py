@@ -13,12 +13,11 @@ import types
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-
-from continual import plugins
 
 if TYPE_CHECKING:
     from continual.learning.seeds import Learners
@@ -50,7 +49,7 @@ class Kept:
         known = (*learners.strategy.parts, recipe.net, *parts, recipe.optimizer, recipe.augmentation)
         self.objects = [one for one in known if _theirs(type(one))]
         classes = dict.fromkeys(base for one in self.objects for base in _theirs(type(one)))
-        self.modules = plugins.with_near([base.__module__ for base in classes])
+        self.modules = _with_near([base.__module__ for base in classes])
         self.classes = list(classes)
 
     def __call__(self) -> tuple[Any, ...]:
@@ -90,6 +89,24 @@ def _theirs(kind: type) -> list[type]:
 def _values(name: str) -> list[Any]:
     """The values of a module's variables."""
     return list(vars(sys.modules[name]).values()) if name in sys.modules else []
+
+
+def _with_near(names: list[str]) -> list[str]:
+    """The modules, those of the same folders or packages that they take something from, those that these do, ..."""
+    found, folders = list(dict.fromkeys(names)), {_folder(name) for name in names} - {None}
+    for name in found:
+        for value in _values(name):
+            other = getattr(value, "__name__" if isinstance(value, types.ModuleType) else "__module__", None)
+            if isinstance(other, str) and other not in found and _folder(other) in folders:
+                found.append(other)
+    return found
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of a module's file, or of the package that it is part of."""
+    whole = sys.modules.get(name.partition(".")[0])
+    file = getattr(whole, "__file__", None)
+    return Path(file).parent if file else None
 
 
 def _plain(value: Any) -> bool:
