@@ -131,13 +131,13 @@ def load(
                 _tell_left_out(name, dict.fromkeys(data.skipped, ""))
                 return data
             changed = _told(name, root, files, packed_of)
+    if changed:
+        warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
     data = SETS.get(name, _folders)(name, root, wanted, download, progress)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
     if wanted.size is not None:
         data = data.resized(wanted.size)
-    if changed:
-        warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
     return _packed(data, file, files)
 
 
