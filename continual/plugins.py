@@ -19,8 +19,10 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import itertools
+import os
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +42,10 @@ KINDS = {
 }
 
 
-OWN = ("continual", "builtins", "typing")
+OWN = ("continual", "builtins", "typing", "torch", "torchvision")
+"""Packages of which a record has the version."""
+PYTHON = Path(os.__file__).resolve().parent
+"""The folder of Python's own modules."""
 MAPPED = ("benchmarks", "strategies")
 """Folders that setup.cfg maps into the package."""
 FEW = 3
@@ -135,13 +140,26 @@ def name_of(kind: str, cls: type) -> str:
 def code_of(cls: type) -> dict[str, str | None]:
     """The SHA-256 of each file that a foreign class and its bases are written in, by module; none where there is none.
 
-    And of the modules beside that these import, and so on. Built-in classes have the package's version instead.
+    And of the modules beside the class's own that this imports, and so on. Built-in classes, and what PyTorch and
+    Python bring, have a version instead.
     """
-    found: dict[str, str | None] = {}
-    for name in sorted({base.__module__ for base in cls.__mro__ if base.__module__.partition(".")[0] not in OWN}):
-        found[name] = None
-        found |= {one: hashlib.sha256(path.read_bytes()).hexdigest() for one, path in _sources(name).items()}
-    return dict(sorted(found.items()))
+    modules = [base.__module__ for base in cls.__mro__ if not _has_a_version(base.__module__)]
+    sources = {name: _file(name) for name in modules} | (_sources(modules[0]) if modules else {})
+    return {
+        name: hashlib.sha256(sources[name].read_bytes()).hexdigest() if sources[name].is_file() else None
+        for name in sorted(sources)
+    }
+
+
+def _has_a_version(name: str) -> bool:
+    """Whether a module is one of the :data:`OWN` packages' or Python's, though not one of its name beside a script."""
+    file = _file(name).resolve()
+    return name.partition(".")[0] in OWN or (PYTHON in file.parents and not any(map(file.parts.count, INSTALLED)))
+
+
+def _file(name: str) -> Path:
+    """The file of a module; of one that has none, a path to no file."""
+    return Path(getattr(sys.modules.get(name), "__file__", None) or "")
 
 
 def _sources(name: str) -> dict[str, Path]:
@@ -149,8 +167,7 @@ def _sources(name: str) -> dict[str, Path]:
 
     It goes by what is written alone, so that it is the same whatever was imported so far.
     """
-    module = sys.modules.get(name)
-    file, package = Path(getattr(module, "__file__", None) or ""), getattr(module, "__package__", None) or ""
+    file, package = _file(name), getattr(sys.modules.get(name), "__package__", None) or ""
     if not file.is_file():
         return {}
     root = file.resolve().parents[package.count(".") + 1 if package else 0]
@@ -174,7 +191,9 @@ INSTALLED = ("site-packages", "dist-packages")
 def _imported(file: Path, package: str) -> list[str]:
     """What may be a module of what a file in a package imports, with the packages that it is in."""
     try:
-        tree = ast.parse(files.read_bytes(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python has said what it has to say of it
+            tree = ast.parse(files.read_bytes(file))
     except (OSError, ValueError, SyntaxError):  # it is no source
         return []
     found = [one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]

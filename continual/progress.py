@@ -43,7 +43,7 @@ def waited(items: Iterable[T], total: int, what: str, shown: bool = True) -> Ite
 
     On a terminal a bar shows it, elsewhere a line once a minute; nothing does unless ``shown``, nor :func:`quietly`.
     """
-    if not shown or _quiet.get():
+    if not shown or _quiet.get() or sys.stderr is None:
         yield from items
     elif sys.stderr.isatty():
         from tqdm import tqdm
@@ -51,8 +51,8 @@ def waited(items: Iterable[T], total: int, what: str, shown: bool = True) -> Ite
         yield from tqdm(items, total=total, desc=what, delay=PATIENCE, leave=False)
     else:
         begun = told = time.monotonic()
-        for number, item in enumerate(items, 1):
-            if (now := time.monotonic()) - told >= BETWEEN:
+        for number, item in enumerate(items):
+            if number and (now := time.monotonic()) - told >= BETWEEN:
                 told = now
                 print(f"{what}: {number:,} of {total:,} after {now - begun:,.0f} s", file=sys.stderr, flush=True)
             yield item

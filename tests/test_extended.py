@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
@@ -11,14 +12,17 @@ import torch
 from test_own_networks import CPU, SIZE, body, learners_of
 from torch import nn
 
-from continual.conformance import TRAINING
+from continual.conformance import TRAINING, small_stream
 from continual.errors import BadChain
+from continual.learning import modules
 from continual.learning.models import Extended, LinearNet, Net, Out
 from continual.learning.modules import ModuleNet
 from continual.learning.norms import BatchNorm
-from continual.learning.strategy import Batch, Strategy, cross_entropy
+from continual.learning.optimizers import SGD, Constant
+from continual.learning.seeds import Learners, Recipe
+from continual.learning.strategy import Batch, Chain, Strategy, cross_entropy
 from continual.learning.train import Watch, schedule, train
-from continual.strategies import Finetune
+from continual.strategies import HAT, L2, Finetune, XdG
 from continual.streams.rng import key, seed_pytorch
 from continual.streams.stream import Stream, Task
 
@@ -59,8 +63,16 @@ MIDDLES: dict[str, Any] = {
     "BatchNorm": lambda: (nn.BatchNorm1d(10, momentum=0.3),),
     "dropout": lambda: (nn.Dropout(0.5),),
     "both": lambda: (nn.BatchNorm1d(10), nn.Dropout(0.5)),
+    "frozen": lambda: (nn.BatchNorm1d(10),),
     "by task": lambda: (nn.Unflatten(1, (10, 1, 1)), BatchNorm(10, tasks=3), nn.Flatten()),
 }
+
+
+def how(middle: Any) -> dict[str, str]:
+    """What becomes of the statistics."""
+    return {"statistics": "frozen"} if middle is MIDDLES["frozen"] else {}
+
+
 each_middle = pytest.mark.parametrize("middle", MIDDLES.values(), ids=list(MIDDLES))
 
 
@@ -70,12 +82,13 @@ def test_what_is_not_used_changes_nothing(middle: Any, seeds: tuple[int, ...]) -
     if len(seeds) > 1 and any(isinstance(one, nn.Dropout) for one in middle()):
         pytest.skip("what drops units is not mapped over seeds")
     make = lambda: body(*middle())  # noqa: E731
-    alone, extended = learners_of(make, Finetune(), seeds), learners_of(make, Projecting(much=0.0), seeds)
+    alone, extended = (learners_of(make, one, seeds, **how(middle)) for one in (Finetune(), Projecting(much=0.0)))
     start = extended.theta.clone()
     found = [train(learners, TRAINING, Watch())[0] for learners in (alone, extended)]
     assert torch.equal(extended.theta[..., 33:], alone.theta) and torch.equal(extended.theta[..., :33], start[..., :33])
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
     assert extended.net.statistics == alone.net.statistics and extended.net.mixes == alone.net.mixes
+    assert extended.net.work(SIZE) == alone.net.work(SIZE) + 33 and extended.net.widest(SIZE) == alone.net.widest(SIZE)
 
 
 def test_it_learns_as_a_loop_of_pytorch_s_modules_does() -> None:
@@ -123,6 +136,60 @@ def test_how_extra_parameters_begin() -> None:
         Projected(inner, {"head.bias": (3,)})
 
 
+def test_what_is_known_of_the_network_is_known_of_the_extended_one() -> None:
+    front = nn.Sequential(nn.Conv2d(1, 4, 1, 2), nn.Flatten())
+    inner = ModuleNet(lambda: modules.Headed(copy.deepcopy(front), 16, 6), lambda name: "head" in name)
+    net = Projected(inner, {"projection.weight": (3, 16)})
+    assert (net.convolves, net.skips, net.frozen) == (inner.convolves, inner.skips, inner.frozen) == (True, True, 8)
+    net.mapped = True
+    assert net.mapped and net.inner.mapped and not inner.mapped, "the given one may be used for one seed"
+
+
+class Counts(nn.Module):
+    """A layer that counts its calls in what is no part of θ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+def test_what_writes_beside_theta_is_refused_also_there() -> None:
+    with pytest.raises(BadChain, match=r"the network writes to its body\.2\.calls"):
+        train(learners_of(lambda: body(Counts()), Projecting(much=0.0)), TRAINING, Watch())
+
+
+class Around(Strategy):
+    """It puts the network into another one each time, which is the same."""
+
+    def network(self, net: Net, memory: Any) -> Net:
+        return net
+
+
+def test_only_one_of_a_chain_makes_a_network() -> None:
+    for other in (Around(), HAT(), XdG()):
+        with pytest.raises(BadChain, match=rf"^Projecting and {type(other).__name__} cannot be chained: each puts"):
+            Chain((Projecting(much=0.0), L2(), other))
+    train(learners_of(lambda: body(nn.BatchNorm1d(10)), Chain((L2(), Projecting()))), TRAINING, Watch())
+
+
+@pytest.mark.parametrize("strategy", [HAT(), XdG()])
+def test_what_has_gates_drops_nothing(strategy: Strategy) -> None:
+    """A network of linear layers whose step is another one, which gates would not see."""
+
+    class Dropping(LinearNet):
+        def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+            return self.forward(theta, x * (x > 0.5), tasks), None
+
+    stream = small_stream(0, "task")
+    recipe = Recipe(Dropping((9, 10, 6)), strategy, SGD(lr=0.1), Constant(), keep_optimizer=True, precision="float64")
+    with pytest.raises(BadChain, match="gates are for networks that learn as they answer, and a Dropping"):
+        train(Learners(recipe, [stream], [0]), TRAINING, Watch())
+
+
 class Naive(Net):
     """A network around another one that knows nothing of what that does in a step."""
 
@@ -149,8 +216,14 @@ class Behind(Naive):
         return self.inner.learn(theta[..., : self.inner.size], x, tasks, fixed)
 
 
+class Forgetful(Extended):
+    """It says nothing of what becomes of statistics between tasks."""
+
+    fixed, hand_on = Net.fixed, Net.hand_on
+
+
 @each_middle
-@pytest.mark.parametrize("kind", [Naive, Behind])
+@pytest.mark.parametrize("kind", [Naive, Behind, Forgetful])
 def test_what_would_be_lost_is_refused(middle: Any, kind: Any) -> None:
     net = ModuleNet(lambda: body(*middle()))
     dropped = kind is Naive and net.mixes and not net.statistics
@@ -158,6 +231,8 @@ def test_what_would_be_lost_is_refused(middle: Any, kind: Any) -> None:
         learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
         return
     lost = "drops units" if dropped else "running statistics"
+    if kind is Forgetful:
+        lost += r".* \(it does not say fixed, hand_on\)"
     with pytest.raises(BadChain, match=rf"extend gives a {kind.__name__}.* {lost}.*models\.Extended"):
         learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
 
@@ -189,6 +264,12 @@ class Twice(Net):
         count = 2 * self.inner.statistics
         return out, torch.cat([theta[..., -count : -count // 2].detach(), after])
 
+    def fixed(self, theta: Tensor) -> bool:
+        return False
+
+    def hand_on(self, theta: Tensor, index: int) -> None:
+        """There are no statistics of tasks."""
+
 
 class Stacked(Net):
     """The network by itself, its statistics under one name."""
@@ -204,6 +285,12 @@ class Stacked(Net):
 
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         return self.inner.learn(theta[:], x, tasks, fixed)
+
+    def fixed(self, theta: Tensor) -> bool:
+        return False
+
+    def hand_on(self, theta: Tensor, index: int) -> None:
+        """There are no statistics of tasks."""
 
 
 @pytest.mark.parametrize("kind", [Twice, Stacked])

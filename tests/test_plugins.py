@@ -264,7 +264,26 @@ def test_the_code_of_a_class_is_that_of_all_modules_that_it_is_made_of(
     script = importlib.import_module("our_script").It
     assert plugins.code_of(script).keys() == found.keys() | {"our_script", "foreign_softer"}, "and of folders beside"
     monkeypatch.setattr(plugins, "INSTALLED", (folder.resolve().name,))
-    assert plugins.code_of(script).keys() == found.keys() | {"our_script"}
+    assert plugins.code_of(script).keys() == {"our_script", "our_methods.mine"}, "the files of its bases"
+
+
+def test_the_code_of_a_class_is_nothing_that_has_a_version(folder: Path) -> None:
+    """Nor is it all of a library; it is what lies in a folder without ``__init__.py``, or is named like Python's."""
+    imported = "import numbers\nfrom torch import nn\nimport click\n"
+    write(folder, "our_numbers", f"{imported}class It(nn.Module, click.Command, numbers.Number): 0")
+    (folder / "our_space").mkdir()
+    (folder / "our_space" / "mine.py").write_text("from our_space.near import N\nclass Mine:\n    n = N\n")
+    (folder / "our_space" / "near.py").write_text("N = 1\n")
+    write(folder, "pty", "from our_space.mine import Mine\nclass Ours(Mine): 0")
+    made = importlib.import_module("our_numbers").It
+    assert plugins.code_of(made).keys() == {"our_numbers", "click.core"}
+    beside = {"our_space.mine", "our_space.near"}
+    assert plugins.code_of(importlib.import_module("our_space.mine").Mine).keys() == beside
+    sys.modules.pop("pty", None)
+    try:
+        assert plugins.code_of(importlib.import_module("pty").Ours).keys() == {"pty", *beside}
+    finally:
+        sys.modules.pop("pty")
 
 
 def test_what_another_package_registers_runs_like_a_built_in(installed: Callable[[str], Path]) -> None:

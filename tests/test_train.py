@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -886,6 +886,20 @@ def test_what_a_hook_gives_is_looked_at_where_it_gives_it(
     for strategy in (mine(), Chain((L2(), mine()))):
         with pytest.raises(BadChain, match=rf"^Mine\.{hook} gives {told}"):
             train(learners(strategy, [uneven()] * len(group), group, short()), short(), Watch())
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_pair_may_be_a_list_and_memory_any_mapping(kind: type) -> None:
+    given = {hook: lambda self, net, theta, memory, *rest: kind((theta, MappingProxyType(memory)))
+             for hook in ("before_task", "after_step", "after_task")}  # fmt: skip
+    mine = type("Mine", (Strategy,), given | {"init": lambda self, net, theta, stream: {"kept": theta + 1}})
+    found, wanted = (outcome(learners(one, [uneven()], [0], short()), short()) for one in (mine(), Strategy()))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items()) and "memory kept" in found
+
+
+def test_scenarios_are_no_text() -> None:
+    with pytest.raises(TypeError, match=r"Mine\.scenarios is a text; it is a tuple, as \('task',\)"):
+        type("Mine", (Strategy,), {"scenarios": "task"})
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])

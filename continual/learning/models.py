@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from continual.errors import BadChain, OutOfMemory
+from continual.errors import BadChain, OutOfMemory, listed
 from continual.learning import layers
 from continual.options import Configured, option
 from continual.streams.rng import Key
@@ -333,6 +333,9 @@ class Gated(Extended):
     def __init__(self, inner: Net, extra: dict[str, tuple[int, ...]] | None = None) -> None:
         if isinstance(inner, Gated):
             raise BadChain("two strategies with gates cannot be chained: the network has gates already")
+        if inner.mixes or inner.statistics:
+            raise BadChain(f"gates are for networks that learn as they answer, and a {type(inner).__name__} normalises "
+                           "by the batch or drops units in a step")  # fmt: skip
         super().__init__(inner, extra or {})
 
     def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
@@ -345,7 +348,7 @@ class Gated(Extended):
         return self.inner.apply(p, x, self.gates(p, self._given(tasks)))
 
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
-        """See :meth:`Net.learn`: what has gates neither normalises by the batch nor drops units."""
+        """See :meth:`Net.learn`: that of the network itself knows of no gates, and does nothing else."""
         return self.forward(theta, x, tasks), None
 
     @property
@@ -378,12 +381,15 @@ class Gated(Extended):
 
 def check_extended(net: Net, inner: Net) -> None:
     """:class:`~continual.errors.BadChain` where a network in place of another one would not learn as that does."""
+    kept = ("fixed", "hand_on") if inner.statistics else ()
+    unsaid = [name for name in kept if getattr(type(net), name) is getattr(Net, name) is not getattr(type(inner), name)]
     moved = any(name in net.shapes and name not in _last(net) for name in _last(inner))
-    if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved:
+    if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved and not unsaid:
         return
     lost = "normalises by the batch, with running statistics" if inner.statistics else "drops units"
-    raise BadChain(f"extend gives a {type(net).__name__} around a network that {lost}, and would lose that in silence; "
-                   "derive it from continual.learning.models.Extended, which keeps it")  # fmt: skip
+    raise BadChain(f"extend gives a {type(net).__name__} around a network that {lost}, and would lose that in silence"
+                   f"{f' (it does not say {listed(unsaid, 2)})' if unsaid else ''}; derive it from "
+                   "continual.learning.models.Extended, which keeps it")  # fmt: skip
 
 
 def _last(net: Net) -> list[str]:

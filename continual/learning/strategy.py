@@ -10,7 +10,7 @@ between tasks (``init``, ``before_task``, ``rows``, ``after_task``) are plain Py
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -193,6 +193,8 @@ class Strategy(Configured):
     def __init_subclass__(cls, **given: Any) -> None:
         """Refuse a method whose name is nearly a hook's: it would never be called."""
         super().__init_subclass__(**given)
+        if isinstance(cls.scenarios, str):
+            raise TypeError(f"{cls.__name__}.scenarios is a text; it is a tuple, as ({cls.scenarios!r},)")
         for name, value in vars(cls).items():
             own = name.startswith("_") or name in vars(Strategy) or not callable(value)
             close = [] if own else difflib.get_close_matches(name, HOOKS, 1, 0.85)
@@ -288,15 +290,15 @@ def gave(strategy: Strategy, hook: str, found: Any, *shape: int) -> Tensor:
 
 def gave_both(strategy: Strategy, hook: str, found: Any, theta: Tensor) -> tuple[Tensor, Memory]:
     """θ and memory, where a hook gave both; else :class:`~continual.errors.BadChain`."""
-    pair = isinstance(found, tuple) and len(found) == 2
-    if not pair or not isinstance(found[1], dict):
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    if not pair or not isinstance(found[1], Mapping):
         kind = f"({type(found[0]).__name__}, {type(found[1]).__name__})" if pair else f"a {type(found).__name__}"
         raise _gives(strategy, hook, f"{kind}; it gives θ and memory: 'return theta, memory'")
-    return gave(strategy, hook, found[0], *theta.shape), found[1]
+    return gave(strategy, hook, found[0], *theta.shape), dict(found[1])
 
 
 def _gives(strategy: Strategy, hook: str, what: str) -> BadChain:
-    names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook))
+    names = "+".join(type(part).__name__ for part in strategy.parts if part.has(hook)) or type(strategy).__name__
     return BadChain(f"{names}.{hook} gives {what}")
 
 
@@ -363,6 +365,10 @@ class Chain(Strategy):
             if len(owners) > 1:
                 raise BadChain(f"{' and '.join(owners)} cannot be chained: each has a '{hook}' of its own, and only "
                                "one can hold")  # fmt: skip
+        around = [type(part).__name__ for part in self.parts if part.has("extend") or part.has("network")]
+        if len(around) > 1:
+            raise BadChain(f"{' and '.join(around)} cannot be chained: each puts a network of its own around the given "
+                           "one, and hooks are given only the outermost")  # fmt: skip
         alone = [type(part).__name__ for part in self.parts if part.trains_itself]
         if alone and len(self.parts) > 1:
             raise BadChain(f"{' and '.join(alone)} is another library's and trains in its own loop; run it alone")

@@ -204,7 +204,7 @@ def _identity(folder: str | Path) -> set[tuple[int, int]]:
     """What tells a folder from others, however it is reached; nothing where that cannot be found out."""
     with contextlib.suppress(OSError):  # one that cannot be read is told when that is tried
         found = os.stat(folder)
-        return {(found.st_dev, found.st_ino)}
+        return {(found.st_dev, found.st_ino)} if found.st_ino else set()  # some file systems number nothing
     return set()
 
 
@@ -294,7 +294,7 @@ def _image(file: Path, size: int | None) -> npt.NDArray[np.uint8]:
     try:
         return _decode(content, size)
     except MemoryError:
-        raise
+        raise MemoryError(f"decoding {_shown(file)}") from None
     except UnidentifiedImageError:
         raise _Undecodable("it is no image that can be read") from None
     except Image.DecompressionBombError:
