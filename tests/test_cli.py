@@ -249,6 +249,8 @@ def test_what_takes_long_is_shown_once_a_minute_where_there_is_no_terminal(
     monkeypatch.setattr(sys, "stderr", file := io.StringIO())
     assert list(progress.waited(iter("abcdefgh"), 8, "decoding it")) == list("abcdefgh")
     assert file.getvalue() == "".join(f"decoding it: {line}\n" for line in lines)
+    monkeypatch.setattr(sys, "stderr", None)  # as where a program has no console
+    assert list(progress.waited(iter("abcdefgh"), 8, "decoding it")) == list("abcdefgh")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
