@@ -502,7 +502,7 @@ class GivesNothing(L2):
 
 
 def test_a_hook_that_gives_nothing_is_named() -> None:
-    assert_matches(problems_of(GivesNothing())[PURE], "after_task: TypeError: ")
+    assert_matches(problems_of(GivesNothing())[PURE], "after_task: BadChain: GivesNothing.after_task gives a NoneType")
 
 
 @dataclass(frozen=True)

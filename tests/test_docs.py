@@ -386,7 +386,7 @@ def test_what_nobody_executes_is_found(folder: Path) -> None:
 def examples(page: Path) -> list[tuple[str, str]]:
     """The name and the code of each strategy that a page has in full."""
     found = [(name, block.text) for block in blocks(page, "python") for name in defined(block.text)]
-    return [(name, code) for name, code in found if "(cl.Strategy)" in code]
+    return [(name, code) for name, code in found if f"class {name}(cl.Strategy)" in code]
 
 
 EXAMPLES = [(page, *example) for page in PAGES for example in examples(page)]
@@ -401,7 +401,7 @@ def test_an_example_is_short_and_passes_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path, name: str, code: str
 ) -> None:
     lines = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    assert len(lines) <= 25
+    assert len(lines) <= (25 if (name, code) == examples(page)[0] else 60), "the first shows how little it takes"
     module = f"example_of_{page.stem.replace('-', '_').lower()}"
     (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -29,7 +29,7 @@ from continual.strategies.cumulative import Cumulative
 from continual.strategies.from_scratch import FromScratch
 from continual.strategies.hat import HAT
 from continual.strategies.packnet import PackNet
-from continual.strategies.xdg import XdG
+from continual.strategies.xdg import ContextGates, XdG
 from continual.streams.rng import key
 from continual.streams.stream import Stream
 
@@ -116,9 +116,11 @@ def test_networks_without_hidden_layers_are_refused(kind: Any, message: str) -> 
 
 def test_two_with_gates_cannot_be_chained() -> None:
     """Neither two with fixed gates nor two of which one learns them."""
-    for chain in (Chain((XdG(), HAT())), Chain((XdG(), XdG()))):
-        with pytest.raises(BadChain, match="gates already"):
-            outcome(learners(chain))
+    for other in (HAT(), XdG()):
+        with pytest.raises(BadChain, match=f"XdG and {type(other).__name__} cannot be chained: each puts a network"):
+            Chain((XdG(), other))
+    with pytest.raises(BadChain, match="has gates already"):
+        ContextGates(ContextGates(NET, []), [])
 
 
 # ---- XdG

@@ -332,7 +332,7 @@ class Gated(Extended):
 
     def __init__(self, inner: Net, extra: dict[str, tuple[int, ...]] | None = None) -> None:
         if isinstance(inner, Gated):
-            raise BadChain("two strategies with gates cannot be chained: the network has gates already")
+            raise BadChain("a network that has gates already can be given no others")
         if inner.mixes or inner.statistics:
             raise BadChain(f"gates are for networks that learn as they answer, and a {type(inner).__name__} normalises "
                            "by the batch or drops units in a step")  # fmt: skip
