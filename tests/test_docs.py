@@ -402,7 +402,7 @@ def test_an_example_is_short_and_passes_the_suite(
 ) -> None:
     lines = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(lines) <= (25 if (name, code) == examples(page)[0] else 60), "the first shows how little it takes"
-    module = f"example_of_{page.stem.replace('-', '_').lower()}"
+    module = f"example_of_{page.stem.replace('-', '_')}_{name}".lower()
     (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     check(f"{module}:{name}")
