@@ -46,6 +46,8 @@ OWN = ("continual", "builtins", "typing", "torch", "torchvision")
 """Packages of which a record has the version."""
 PYTHON = Path(os.__file__).resolve().parent
 """The folder of Python's own modules."""
+INSTALLED = ("site-packages", "dist-packages")
+"""Folders in which everything is beside everything else."""
 MAPPED = ("benchmarks", "strategies")
 """Folders that setup.cfg maps into the package."""
 FEW = 3
@@ -153,8 +155,10 @@ def code_of(cls: type) -> dict[str, str | None]:
 
 def _has_a_version(name: str) -> bool:
     """Whether a module is one of the :data:`OWN` packages' or Python's, though not one of its name beside a script."""
+    if name.partition(".")[0] in OWN:
+        return True
     file = _file(name).resolve()
-    return name.partition(".")[0] in OWN or (PYTHON in file.parents and not any(map(file.parts.count, INSTALLED)))
+    return PYTHON in file.parents and not any(map(file.parts.count, INSTALLED))
 
 
 def _file(name: str) -> Path:
@@ -182,10 +186,6 @@ def _sources(name: str) -> dict[str, Path]:
             if top == package.partition(".")[0] if package else top not in OWN and root.name not in INSTALLED:
                 todo += [(other, place / "__init__.py", other), (other, Path(f"{place}.py"), other.rpartition(".")[0])]
     return found
-
-
-INSTALLED = ("site-packages", "dist-packages")
-"""Folders in which everything is beside everything else."""
 
 
 def _imported(file: Path, package: str) -> list[str]:

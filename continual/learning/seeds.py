@@ -250,7 +250,7 @@ class Learners:
         if not self.strategy.has("network"):
             return self.net
         net = self.strategy.network(self.net, memory)
-        net.mapped = self.mapped  # one that was made around the given one does not know
+        net.mapped = self.mapped  # one that was made around the given one may not know
         return net
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
