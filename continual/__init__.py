@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from continual.runner import run as run
     from continual.streams.stream import Stream as Stream
     from continual.tracking.tracker import Tracker as Tracker
+    from continual.trained import learner as learner
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _PLACES = {
     "Stream": "continual.streams.stream",
     "Tracker": "continual.tracking.tracker",
     "check": "continual.conformance",
+    "learner": "continual.trained",
     "option": "continual.options",
     "run": "continual.runner",
     "script": "continual.cli",

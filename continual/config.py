@@ -30,7 +30,7 @@ EXECUTION = (
     "threads",
     "pixels",
 )  # how it is computed, which changes no number beyond rounding
-KEEPING = ("checkpoint_steps", "checkpoint_minutes")  # how often it is kept, which changes nothing
+KEEPING = ("checkpoint_steps", "checkpoint_minutes", "keep_learners")  # what is kept of it, which changes nothing
 METHODS = {
     "benchmarks": "stream",
     "strategies": "after_task",

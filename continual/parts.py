@@ -7,7 +7,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from continual import execution, resume, workers
 from continual.config import Plan
 from continual.errors import Mistake, Notice, mistakes_of
 from continual.execution import Way
-from continual.learning.seeds import Learners, tensor_float
+from continual.learning.seeds import Learners, tensor_float, under, within
 from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress, quietly
 from continual.ready import Ready, prepare
@@ -31,15 +31,22 @@ if TYPE_CHECKING:
 
     from continual.learning.strategy import Strategy
 
+LEARNERS = "learners/"
+"""Before the names of what is kept of learners, among the arrays that they gave."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """What some of the seeds gave: arrays with R in front, those that were given up, and how it was done."""
+    """What some of the seeds gave: arrays with R in front, those that were given up, and how it was done.
+
+    ``learners``: what was kept of them, as :meth:`~continual.learning.seeds.Learners.keep` names it.
+    """
 
     seeds: list[int]
     arrays: dict[str, Any]
     stopped: list[dict[str, Any]]
     facts: dict[str, Any]
+    learners: dict[str, Tensor] = field(default_factory=dict)
 
 
 def in_groups(
@@ -92,7 +99,8 @@ def _finished(kept: resume.Group | None) -> Part | None:
     if found is None:
         return None
     tensors, facts = found
-    return Part(facts["seeds"], _numpy(tensors), facts["stopped"], facts["facts"])
+    arrays = {name: value for name, value in tensors.items() if not name.startswith(LEARNERS)}
+    return Part(facts["seeds"], _numpy(arrays), facts["stopped"], facts["facts"], within(LEARNERS, tensors))
 
 
 def _trained(
@@ -116,14 +124,16 @@ def _trained(
     }
     stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
     if kept:
-        kept.finish(arrays, {"stopped": stopped, "facts": facts})
-    return Part(learners.seeds, _numpy(arrays), stopped, facts)
+        kept.finish(arrays | under(LEARNERS, learners.kept), {"stopped": stopped, "facts": facts})
+    return Part(learners.seeds, _numpy(arrays), stopped, facts, learners.kept)
 
 
 def in_processes(
     ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, kept: resume.Kept | None, follow: Follow
 ) -> list[Part]:
     """The seeds dealt out to as many processes as there are processor cores."""
+    from safetensors.torch import load
+
     training, seeds, way = ready.plan.training, ready.plan.training.seed_list, ready.way
     count, parts = max(1, min(len(seeds), way.cores)), list[Part]()
     threads = min(way.threads, workers.share(count, way.cores))
@@ -138,12 +148,12 @@ def in_processes(
     def wait(number: int) -> None:
         told.begin(record["title"], number, count, len(ready.streams[0].tasks), training.batch)
 
-    def done(_: int, given: tuple[list[Part], list[str]]) -> None:
-        for part in given[0]:  # a tracker is in this process alone
-            parts.append(part)
-            follow.feed(part.seeds, -1, part.arrays)
+    def done(_: int, given: tuple[list[Part], list[bytes], list[str]]) -> None:
+        for part, learners in zip(*given[:2], strict=True):
+            parts.append(replace(part, learners=load(learners)))
+            follow.feed(part.seeds, -1, part.arrays)  # a tracker is in this process alone
         told.end()
-        for line in given[1]:
+        for line in given[2]:
             told.say(line)
         if (number := next(through)) < count:
             wait(number)
@@ -169,14 +179,17 @@ class Lines(Progress):
 
 def _alone(
     plan: Plan, root: Path, device: torch.device, way: Way, record: dict[str, Any], kept: resume.Kept | None
-) -> tuple[list[Part], list[str]]:
-    """What a process does of it, and says."""
+) -> tuple[list[Part], list[bytes], list[str]]:
+    """What a process does of it, and says; learners apart, as bytes: PyTorch would hand tensors on while it lives."""
+    from safetensors.torch import save
+
     (strategy,), told = plan.strategies, Lines()
     with warnings.catch_warnings(), quietly():
         warnings.simplefilter("ignore", Notice)  # the process that began this one has said it
         ready = prepare(plan, [strategy], root, device, Progress(), way=way)
     with execution.deterministic(plan.training.deterministic):
-        return in_groups(ready, strategy, record, told, kept, Follow((), record, told.say)), told.lines
+        parts = in_groups(ready, strategy, record, told, kept, Follow((), record, told.say))
+    return [replace(part, learners={}) for part in parts], [save(part.learners) for part in parts], told.lines
 
 
 @contextlib.contextmanager

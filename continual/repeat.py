@@ -29,9 +29,9 @@ def repeat(results: Sequence[Result]) -> Repeat:
     A command is given only where it was found to make the very protocol and strategies of the records; where what they
     name cannot be loaded here, or was made in Python, ``note`` says so.
     """
-    given = _configuration(results)
+    given = configuration(results)
     try:
-        plan = config.plan(_options_only(given))
+        plan = config.plan(options_only(given))
         words = command(plan)
         if not _same(plan, results):
             return Repeat("", _yaml(given), "these options make another run with the version that is installed here")
@@ -41,10 +41,10 @@ def repeat(results: Sequence[Result]) -> Repeat:
     words += ["--device", device] if device else []
     typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
     note = "" if typed else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
-    return Repeat(typed, _yaml(_options_only(given)), note)
+    return Repeat(typed, _yaml(options_only(given)), note)
 
 
-def _configuration(results: Sequence[Result]) -> dict[str, Any]:
+def configuration(results: Sequence[Result]) -> dict[str, Any]:
     """What the records say, as :func:`continual.config.plan` takes it."""
     protocol = results[0].record["protocol"]
     training = protocol["training"] if isinstance(protocol["training"], dict) else {}
@@ -58,20 +58,25 @@ def _configuration(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _options_only(given: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what a record says of a benchmark beyond its options."""
-    return given | {"benchmark": _benchmark(given["benchmark"])}
+def options_only(given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what a record says of a benchmark or a model beyond its options, such as checksums."""
+    return given | {"benchmark": _benchmark(given["benchmark"]), "model": _options("models", given["model"])}
 
 
 def _benchmark(described: Any) -> Any:
-    if not isinstance(described, dict) or "name" not in described:
-        return described
-    if "sequence" in described:
+    if isinstance(described, dict) and "sequence" in described:
         from continual.streams.benchmark import Sequence as Benchmarks
 
         known = {"sequence": [_benchmark(one) for one in described["sequence"]]}
         return known | {name: described[name] for name in options_of(Benchmarks) if name in described}
-    options = options_of(plugins.find("benchmarks", str(described["name"])))
+    return _options("benchmarks", described)
+
+
+def _options(kind: str, described: Any) -> Any:
+    """The name and the options of what is described."""
+    if not isinstance(described, dict) or "name" not in described:
+        return described
+    options = options_of(plugins.find(kind, str(described["name"])))
     return {"name": described["name"]} | {name: described[name] for name in options if name in described}
 
 

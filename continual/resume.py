@@ -31,7 +31,7 @@ def keeping(out: Path, record: dict[str, Any], plan: Plan, processes: bool) -> K
         return None
     made = {
         "run": {"strategy": dict(enumerate(record["strategy"])), "protocol": record["protocol"]},
-        "asked": {name: getattr(training, name) for name in EXECUTION} | {"processes": processes},
+        "asked": {name: getattr(training, name) for name in (*EXECUTION, "keep_learners")} | {"processes": processes},
         "device": record["device"],
         "versions": record["versions"],
         "code": record["code"] | plugins.own_code(),

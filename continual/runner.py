@@ -47,8 +47,9 @@ def run(
     ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment``, ``track`` and the options of training (``seeds``,
     ...).
     With ``out`` the result is stored there, a result that is there already is returned instead of run again, and a run
-    that was interrupted goes on, unless ``again``. Raises :class:`~continual.errors.Mistake` for whatever cannot be run
-    as asked.
+    that was interrupted goes on, unless ``again``. With ``keep_learners="last"`` it has what the seeds have learnt, of
+    which :func:`~continual.trained.learner` makes a network again. Raises :class:`~continual.errors.Mistake` for
+    whatever cannot be run as asked.
     """
     made = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
     (result,) = run_plan(made, out=out, data=data, device=device, again=again, progress=progress)
@@ -77,7 +78,8 @@ def run_plan(
     root = data_root(data)
     look_again()
     records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
-    there = [_stored(folder, record, told) if folder and not again else None for record in records]
+    learners = plan.training.keep_learners
+    there = [_stored(folder, record, told, learners) if folder and not again else None for record in records]
     kept = [resume.keeping(folder, record, plan, processes) if folder else None for record in records]
     for stored, one in zip(there, kept, strict=True):
         if one and (again or stored):
@@ -97,7 +99,8 @@ def run_plan(
                 done[number] = run_strategy(ready, plan.strategies[number], record, told, found, follow)
                 place = None
                 if folder is not None:
-                    place = store.save(done[number], folder, replace=again or bool(record["code"]))
+                    anew = again or bool(record["code"]) or learners != "none"
+                    place = store.save(done[number], folder, replace=anew)
                 follow.end(done[number], place)
             if found:
                 found.checkpoints.forget()
@@ -120,9 +123,12 @@ def _begun(
         return [ready.begun(strategy, one, told, processes) for strategy, one in zip(strategies, kept, strict=True)]
 
 
-def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | None:
-    """The same run, if it was stored."""
+def _stored(folder: Path, record: dict[str, Any], told: Progress, learners: str) -> Result | None:
+    """The same run, if it was stored, with the ``learners`` that are asked for."""
     stored = store.lookup(folder, record)
+    if stored is not None and not _has(stored, learners):
+        told.say(f"{record['title']}: there, but without the learners of keep_learners={learners}; run again")
+        return None
     if stored is not None:
         told.say(f"{record['title']}: already there, not run again (--again runs it)")
     elif (place := store.folder(folder, record)).exists():
@@ -130,6 +136,14 @@ def _stored(folder: Path, record: dict[str, Any], told: Progress) -> Result | No
         other = [name for name in sorted({*code, *before}) if code.get(name) is None or code[name] != before.get(name)]
         told.say(f"{record['title']}: there, but {', '.join(other)} may have changed since; run again")
     return stored
+
+
+def _has(stored: Result, learners: str) -> bool:
+    """Whether a run has the learners that ``keep_learners`` asks for, but for those of seeds that were stopped."""
+    tasks, lost = stored.accuracy.shape[2], {one["seed"] for one in stored.record.get("stopped", ())}
+    after = {"none": range(0), "last": range(tasks, tasks + 1), "all": range(1, tasks + 1)}[learners]
+    needed = [f"{seed}/{learnt}/theta" for seed in stored.seeds if seed not in lost for learnt in after]
+    return not needed or set(needed) <= set(stored.learners)
 
 
 def choose_device(name: str) -> torch.device:
@@ -206,4 +220,5 @@ def run_strategy(
         "time": {"began": began.isoformat(timespec="seconds"), "seconds": round(seconds, 3)},
         "stopped": stopped,
     }  # fmt: skip
-    return Result(full, join(parts, seeds))
+    learners = {name: value for part in parts for name, value in part.learners.items()}
+    return Result(full, join(parts, seeds), learners)

@@ -319,6 +319,14 @@ def test_the_command_is_that_of_the_runs(given: dict[str, Any]) -> None:
     assert [one.record for one in typed] == [one.record for one in results]
 
 
+def test_checksums_of_a_record_are_no_options() -> None:
+    given = {"benchmark": "split-cifar10", "model": "torchvision:weights=mine.pt,train=head"}
+    plain, found = repeat(results_of(given)), results_of(given)
+    for one in found:
+        one.record["protocol"]["model"]["weights_sha256"] = one.record["protocol"]["benchmark"]["sha256"] = "0" * 64
+    assert plain.command and repeat(found) == plain
+
+
 def test_the_page_has_the_command_word_for_word() -> None:
     """Each word is an element of its own, within which a line of the page does not end."""
     results = results_of({"benchmark": "split-digits:order=seed", "strategies": ["ewc:strength=3", "l2"], "epochs": 2})

@@ -76,6 +76,9 @@ class Theirs(Strategy):
         title = f"avalanche:{self.their_name}"
         if augmentation.active:
             raise BadChain(f"{title}: avalanche-lib's loop is given images as they are; run it with --augment none")
+        if training.keep_learners != "none":
+            raise BadChain(f"{title}: avalanche-lib's loop gives no learner that could be kept; leave keep_learners "
+                           "(--keep-learners) out")  # fmt: skip
         if training.precision == "bfloat16":
             raise BadChain(f"{title}: avalanche-lib's loop computes in the precision of its weights; give "
                            "--precision float32, tf32 or float64")  # fmt: skip

@@ -125,6 +125,7 @@ class Learners:
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
         self.replayed = False  # whether some step was a replay of a recorded one
+        self.kept: dict[str, Tensor] = {}  # what they had learnt, see :meth:`keep`
         self.unrecorded = Counter[str]()  # why steps could not be recorded, where that showed, and how many those were
         self.shared = all_equal([[*stream.samples.tables, *stream.test_samples.tables] for stream in streams])
         numbers = torch.tensor(seeds).to(self.device)
@@ -319,6 +320,17 @@ class Learners:
         self.alive[r] = False
         self._unstack(self.theta)[r].zero_()
 
+    def keep(self, learnt: int) -> None:
+        """Keep what each has when so many tasks were learnt, on the CPU: ``SEED/LEARNT/theta`` and ``.../memory/NAME``.
+
+        Of one that was given up there is nothing to keep.
+        """
+        thetas = self._unstack(self.theta)
+        for seed, alive, theta, memory in zip(self.seeds, self.alive, thetas, self.memories(), strict=True):
+            found = {"theta": theta} | under("memory/", memory) if alive else {}
+            whole = {name: on_cpu(value) for name, value in found.items()}
+            self.kept |= under(f"{seed}/{learnt}/", whole)
+
     # ---- what a checkpoint holds
 
     def state(self) -> dict[str, Tensor]:
@@ -350,6 +362,12 @@ def compact(memory: Memory) -> Memory:
         found[name] = value if lies_so else value.clone(memory_format=torch.contiguous_format)
         places.add(storage_of(value))
     return found
+
+
+def on_cpu(value: Tensor) -> Tensor:
+    """A copy on the CPU, its numbers in a row."""
+    # contiguous() lets a dimension of one have any stride
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def storage_of(value: Tensor) -> int:

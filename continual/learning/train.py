@@ -151,6 +151,8 @@ class Course:
         lost = _stop_lost(learners, self.loss, index)
         self.stopped += lost
         learners.end(index)
+        if self.training.keep_learners == "all" or (self.training.keep_learners == "last" and index + 1 == self.tasks):
+            learners.keep(index + 1)
         self.stored.append(learners.stored().cpu())
         self.losses.append(self._losses({one.seed: one.step for one in lost}))
         new = self.traced.collect() | self.measure(index)
@@ -191,6 +193,7 @@ class Course:
     def state(self) -> State:
         """All that is needed to go on from here."""
         tensors = under("learners/", self.learners.state()) | under("trace/", self.traced.state())
+        tensors |= under("kept/", self.learners.kept)
         tensors |= {f"measured/{name}": torch.stack(values, -2) for name, values in self.measured.items()}
         facts: dict[str, Any] = {"task": self.task, "done": self.done, "stopped": [vars(one) for one in self.stopped]}
         facts |= {"replayed": self.learners.replayed, "unrecorded": self.learners.unrecorded}
@@ -206,6 +209,7 @@ class Course:
         """Go on from a state of the same learners."""
         tensors, facts = state
         self.learners.restore(within("learners/", tensors))
+        self.learners.kept = within("kept/", tensors)
         self.traced.restore(within("trace/", tensors))
         self.measured = {name: list(values.unbind(-2)) for name, values in within("measured/", tensors).items()}
         self.task, self.done = facts["task"], facts["done"]

@@ -66,6 +66,10 @@ class Training(Configured):
         10.0, "keep a checkpoint every so many minutes and at each task's end; none, and no steps: never", ge=0
     )
 
+    keep_learners: Literal["none", "last", "all"] = option(
+        "none", "keep what seeds have learnt (θ and memory): after the last task, or after each; see continual.learner"
+    )
+
     def check(self) -> None:
         """There are seeds, none of them twice, and one measure of how long a task is."""
         if self.iterations and self.epochs != 1:

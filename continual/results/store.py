@@ -4,16 +4,19 @@ A folder of runs holds experiments, and an experiment the strategies that were r
 
     <out>/<benchmark>-<model>-<8 hex>/<strategy>-<8 hex>/run.json
                                                         /arrays.safetensors
+                                                        /learners.safetensors
 
 The digits are the start of a SHA-256 over what the name stands for, so the same run finds its folder again and two
 different ones never share it. A folder is written beside its place and renamed into it: it is there whole, or not at
-all. ``run.json`` holds checksums of the record and of the arrays, and reading verifies both.
+all. ``run.json`` holds checksums of the record and of the other files, and reading verifies them. The third is there
+where a run keeps what its seeds have learnt, and is read when it is asked for: tables can do without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import math
@@ -22,8 +25,8 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
-RECORD, ARRAYS = "run.json", "arrays.safetensors"
+RECORD, ARRAYS, LEARNERS = "run.json", "arrays.safetensors", "learners.safetensors"
 
 
 # ---- what a run gave
@@ -60,6 +63,9 @@ class Result:
         arrays: ``accuracy`` (R, T+1, T), and where they were measured ``training_accuracy`` and
             ``validation_accuracy`` of the same shape, ``trace`` (R, E, T) with ``trace_step`` and ``trace_task`` (E,),
             ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
+        learners: what was kept of the seeds (``keep_learners``), tensors under ``SEED/LEARNT/theta`` and
+            ``SEED/LEARNT/memory/NAME``, where so many tasks were learnt; of a stored run they are read, and verified,
+            as they are asked for. :func:`continual.trained.learner` makes a network of them that answers.
 
     Raises:
         ValueError: where a part is missing or has the wrong type or shape, or values that it cannot have.
@@ -67,6 +73,7 @@ class Result:
 
     record: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
+    learners: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_record(self.record)
@@ -304,7 +311,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _write(result: Result, temporary: Path) -> None:
-    """Both files of a run, on the disk when this returns."""
+    """The files of a run, on the disk when this returns."""
     from safetensors.numpy import save as packed
 
     arrays = packed({name: np.ascontiguousarray(array) for name, array in result.arrays.items()})
@@ -312,6 +319,12 @@ def _write(result: Result, temporary: Path) -> None:
     check_record(record)
     check_types(record)
     record["sha256"] = {"record": _record_digest(record), ARRAYS: digest(arrays)}
+    if result.learners:
+        from safetensors.torch import save as packed_tensors
+
+        learners = packed_tensors(dict(result.learners))
+        record["sha256"][LEARNERS] = digest(learners)
+        write_file(temporary / LEARNERS, learners)
     write_file(temporary / ARRAYS, arrays)
     write_file(temporary / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     sync(temporary)
@@ -431,12 +444,58 @@ def _load(path: Path) -> Result:
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpacked
 
+    learners = Learners(path / LEARNERS, str(sums[LEARNERS])) if LEARNERS in sums else {}
     try:
         check_record(record)
         check_types(record)
-        return Result(record, unpacked(content))
+        return Result(record, unpacked(content), learners)
     except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:  # a type that numpy has not
         raise BadFolder(f"{path} does not hold a run: {error}") from error
+
+
+class Learners(Mapping[str, Any]):
+    """The tensors in a file, each read when it is asked for; the file is verified before the first.
+
+    Raises :class:`~continual.errors.BadFolder` where it is missing or damaged.
+    """
+
+    def __init__(self, path: Path, sha256: str) -> None:
+        self.path, self.sha256, self.verified = path, sha256, False
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        with self._opened() as file:
+            return file.get_tensor(name).clone()  # it lies in the file otherwise, which may be replaced
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names of the tensors."""
+        with self._opened() as file:
+            return list(file.keys())
+
+    def _opened(self) -> Any:
+        from safetensors import safe_open
+
+        if not self.verified:
+            try:
+                files.check_ordinary(self.path)
+                with self.path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                raise BadFolder(f"there is no file {self.path}, which had what was learnt") from None
+            except OSError as error:
+                raise BadFolder(f"cannot read {self.path}: {error.strerror or error}") from error
+            if found != self.sha256:
+                raise BadFolder(f"{self.path} is damaged: its checksum is not the one in {RECORD}")
+            self.verified = True
+        return safe_open(self.path, "pt")
 
 
 def _read_file(path: Path) -> bytes:
