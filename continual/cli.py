@@ -191,7 +191,9 @@ def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
     """The part of a plan that positional arguments give."""
     asked: dict[str, Any] = {} if usual is None else {"benchmark": usual}
     if what and what[0].endswith((".yaml", ".yml")):
-        asked = config.read_file(Path(what.pop(0)))
+        path = Path(what.pop(0))
+        asked = config.read_file(path)
+        config.check_given(asked, path)
     elif what and usual is None:
         asked = {"benchmark": what.pop(0)}
     elif what and _is_options(what[0]):
@@ -491,7 +493,8 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
     """Run the cells of a published table again and hold them against what was published.
 
     TABLE is a name (continual list tables) or a YAML file. What is stored already is not run again, so an interrupted
-    reproduction goes on where it was. Exit status 1 where a cell that ran differs from what was published.
+    reproduction goes on where it was. Exit status 1 where a cell that ran differs from what was published, or
+    a seed of it was stopped.
     """
     if given["style"] not in ("table", "markdown", "json"):
         raise BadOption(f"--format {given['style']}: it takes table|markdown|json")
@@ -522,7 +525,7 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
         reproduction.run(chosen, asked, place, done)
     lines = reproduction.outcome(whole, asked, place)
     click.echo(tables.reproduction(whole.source, whole.metric, lines, given["style"]))
-    if any(line.comparison.verdict == "differs" for line in lines):
+    if any(line.comparison.verdict in ("differs", "stopped") for line in lines):
         raise SystemExit(1)
 
 

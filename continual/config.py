@@ -173,6 +173,12 @@ class Plan:
     training: Training
     trackers: tuple[Tracker, ...] = ()
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """How it is to be computed, where that was asked for: options that change no number beyond rounding."""
+        values, known = self.training.values(), options_of(type(self.training))
+        return {name: values[name] for name in EXECUTION if values[name] != known[name].default}
+
     def protocol(self, root: Path | None = None) -> dict[str, Any]:
         """What all strategies of the plan share, every default spelled out.
 
@@ -277,6 +283,16 @@ def _base(benchmark: Any, given: dict[str, Any]) -> dict[str, Any]:
     lengths = ("epochs", "iterations")
     replaced = ("benchmark", *lengths) if any(given.get(name) is not None for name in lengths) else ("benchmark",)
     return {name: value for name, value in found.items() if name not in replaced}
+
+
+def check_given(given: dict[str, Any], path: Path) -> None:
+    """BadOption where a run's file has a name with nothing behind it, and nothing is no value of it."""
+    from continual.learning.training import Training
+
+    known = options_of(Training)
+    for name, value in given.items():
+        if value is None and name != "track" and not (name in known and known[name].is_optional):
+            raise BadOption(f"{path}: there is nothing behind '{name}:'; give a value, or leave the name out")
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -31,6 +31,20 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _plain_number(loader: Loader, node: yaml.ScalarNode) -> Any:
+    """A number that everybody reads alike; YAML 1.1 takes 010 for eight, and 1:10 for seventy."""
+    digits = node.value.lstrip("+-")
+    if ":" in digits or (digits[:1] == "0" and digits.replace("_", "").isdigit() and len(digits) > 1):
+        raise BadOption(f"{node.value}: YAML reads a number with a zero in front, or a colon in it, in another base; "
+                        f"write it plainly, or as text: '{node.value}'")  # fmt: skip
+    kind = node.tag.rpartition(":")[2]
+    return getattr(loader, f"construct_yaml_{kind}")(node)
+
+
+for _kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _plain_number)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

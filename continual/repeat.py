@@ -37,11 +37,28 @@ def repeat(results: Sequence[Result]) -> Repeat:
             return Repeat("", _yaml(given), "these options make another run with the version that is installed here")
     except Mistake as mistake:
         return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
+    asked, known = _asked(results), options_of(type(plan.training))
+    asked = {name: value for name, value in asked.items() if name in known}
+    for name, value in asked.items() if words else ():
+        words += _words(name, config.written(known[name], value), known[name].hint is bool)
     device = results[0].record.get("device", {}).get("type")
-    words += ["--device", device] if device else []
+    words += ["--device", device] if words and device else []
     typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
     note = "" if typed else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
-    return Repeat(typed, _yaml(options_only(given)), note)
+    return Repeat(typed, _yaml(options_only(given) | asked), note)
+
+
+def _asked(results: Sequence[Result]) -> dict[str, Any]:
+    """How the runs were computed, which may move last bits: the options of it that were asked for, and ``seeds_as``.
+
+    How seeds were done is named also where it was chosen: a clock may choose otherwise the next time. Of runs side by
+    side those that cannot be done so are done one after the other anyway.
+    """
+    asked: dict[str, Any] = dict(results[0].record.get("asked", {}))
+    ways = [one.record["seeds_as"] for one in results if "seeds_as" in one.record]
+    if ways and len(results[0].seeds) > 1:
+        asked["seeds_as"] = "map" if "map" in ways else ways[0]
+    return asked
 
 
 def configuration(results: Sequence[Result]) -> dict[str, Any]:

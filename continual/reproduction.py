@@ -22,11 +22,17 @@ from continual.results.metrics import metric
 from continual.streams.sets import data_root
 
 if TYPE_CHECKING:
-    from continual.results.metrics import Array
+    from continual.results.metrics import Array, Metric
 
 ENTRIES = ("source", "metric", "spread", "seeds", "protocol", "columns", "rows")
 OWN = ("cells", "strategy", "note")
 """What a row says beside options of a run."""
+ELSEWHERE = {
+    "strategies": "a cell has one 'strategy'",
+    "seeds": "they are given to the command, and the table's own 'seeds' are how many runs a published mean is over",
+    "track": "runs of a table are not tracked",
+}
+"""Options of a run that no part of a table has, and why."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,11 @@ def read(name: str) -> Table:
         raise BadOption(f"{path}: spread '{given['spread']}': it takes sd or se")
     if not isinstance(given["seeds"], int) or given["seeds"] < 2:
         raise BadOption(f"{path}: seeds {given['seeds']!r}: give how many runs a published mean is over, at least 2")
-    metric(str(given["metric"]))
-    cells = tuple(_cells(path, given))
+    cells = tuple(_cells(path, given, metric(str(given["metric"]))))
     return Table(path.stem, str(given["source"]), given["metric"], given["seeds"], cells)
 
 
-def _cells(path: Path, given: dict[str, Any]) -> Iterator[Cell]:
+def _cells(path: Path, given: dict[str, Any], named: Metric) -> Iterator[Cell]:
     columns = _mapping(path, "columns", given["columns"])
     protocol = _mapping(path, "protocol", given["protocol"])
     for row, described in _mapping(path, "rows", given["rows"]).items():
@@ -116,11 +121,23 @@ def _cells(path: Path, given: dict[str, Any]) -> Iterator[Cell]:
             for part in (protocol, _mapping(path, column, columns[column]), options, own):
                 merged = _merged(merged, part)
             settings = {name: value for name, value in merged.items() if name not in (*OWN, "value")}
-            strategy = merged.get("strategy", "finetune")
-            made = Cell(row, column, published, settings | {"strategies": [strategy]}, str(merged.get("note", "")))
+            for name in ELSEWHERE.keys() & settings.keys():
+                raise BadOption(f"{where}: '{name}' is not for a table: {ELSEWHERE[name]}")
+            if "strategy" not in merged:
+                raise BadOption(f"{where}: there is no strategy; write one into the row, such as 'strategy: finetune'")
+            strategies = {"strategies": [merged["strategy"]]}
+            made = Cell(row, column, published, settings | strategies, str(merged.get("note", "")))
             with mistakes_of(where):
-                made.plan([0])
+                _check_measured(named, made.plan([0]))
             yield made
+
+
+def _check_measured(named: Metric, plan: config.Plan) -> None:
+    """Raise BadOption where runs of a plan do not have what the metric needs."""
+    if named.needs == "trace" and plan.training.evaluate_every is None:
+        raise BadOption(f"the metric {named.name} needs accuracies measured while learning; give evaluate_every")
+    if named.needs == "joint":
+        raise BadOption(f"the metric {named.name} needs a run of joint training beside each, and a cell is one run")
 
 
 def _mapping(path: Path, what: str, given: Any) -> dict[str, Any]:
@@ -160,10 +177,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Line:
-    """What became of a cell."""
+    """What became of a cell; ``stopped``: why seeds ended early, in words."""
 
     cell: Cell
     comparison: Comparison
+    stopped: tuple[str, ...] = ()
 
 
 def run(table: Table, seeds: Sequence[int], place: Place, done: Callable[[Cell], None] = lambda cell: None) -> None:
@@ -194,16 +212,23 @@ def run_cell(cell: Cell, seeds: list[int], place: Place) -> None:
 
 def outcome(table: Table, seeds: Sequence[int], place: Place) -> list[Line]:
     """Every cell held against what was published, by the seeds that are stored."""
-    return [Line(cell, compare(values(table.metric, cell, seeds, place), cell.published)) for cell in table.cells]
+    lines = []
+    for cell in table.cells:
+        found, stopped = values(table.metric, cell, seeds, place)
+        lines.append(Line(cell, compare(found, cell.published, len(stopped)), tuple(stopped)))
+    return lines
 
 
-def values(name: str, cell: Cell, seeds: Sequence[int], place: Place) -> Array:
-    """A metric of a cell's seeds (R,), in %; NaN for those that are not stored."""
+def values(name: str, cell: Cell, seeds: Sequence[int], place: Place) -> tuple[Array, list[str]]:
+    """A metric of a cell's seeds (R,), in its unit; NaN for those that are not stored, or were stopped, and these."""
     from continual.runner import choose_device, new_record
 
-    found, device, root = [], choose_device(place.device), data_root(place.data)
+    named, device, root = metric(name), choose_device(place.device), data_root(place.data)
+    found, stopped, scale = [], list[str](), 100 if named.unit == "%" else 1
     for group in place.groups(seeds):
         plan = cell.plan(group)
         stored = store.lookup(place.out, new_record(plan, plan.strategies[0], device, root))
-        found.append(np.full(len(group), np.nan) if stored is None else 100 * stored.metric(name))
-    return np.concatenate(found)
+        found.append(np.full(len(group), np.nan) if stored is None else scale * named(stored))
+        lost = stored.record.get("stopped", []) if stored else []
+        stopped += [f"seed {one['seed']} was stopped: {store.why_stopped(one)}" for one in lost]
+    return np.concatenate(found), stopped

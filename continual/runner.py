@@ -167,6 +167,7 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path)
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
         "protocol": plan.protocol(root),
+        "asked": plan.asked,
         "device": {"type": device.type, "name": device_name(device)},
         "versions": versions(*(name for part in strategy.parts for name in part.libraries)),
         "code": {

@@ -877,6 +877,11 @@ def test_runs_are_compared_over_their_seeds(tmp_path: Path) -> None:
     longer = cl.run("split-digits:limit=10", "finetune", **(small | {"epochs": 2}))
     said = succeeded(invoke("compare", folders[0], store.folder(tmp_path / "runs", longer.record))).stdout
     assert "also differ in training.epochs: 2, 1." in " ".join(said.split())
+    # what is given twice is not tested twice
+    twice = succeeded(invoke("compare", *folders, *folders, "--metrics", "forgetting,forgetting", "--format", "json"))
+    assert len(json.loads(twice.stdout)) == 2
+    refused = invoke("compare", folders[0], folders[0])
+    assert refused.exit_code == 2 and "two different runs at least, and one is given" in refused.stderr
     # each of three runs of two strategies has a name of its own, though no pair has the same strategy
     folders = [store.folder(tmp_path / "runs", one.record) for one in (results[1], results[0], longer)]
     lines = json.loads(succeeded(invoke("compare", *folders, "--format", "json")).stdout)
@@ -897,8 +902,30 @@ def test_a_comparison_says_what_was_made_with_other_code_or_images(tmp_path: Pat
     assert f"mine was not the same file for all (SHA-256): bbbbbbbb for {names[1]}; aaaaaaaa for {names[0]}." in said
 
 
+def test_a_comparisons_means_are_of_the_seeds_that_it_compares(tmp_path: Path) -> None:
+    """Of other seeds they would not differ by the difference beside them; seeds that were stopped are named."""
+    small = {"epochs": 2, "batch": 16}
+    one = cl.run("split-digits:limit=10", "finetune", seeds=5, **small)
+    other = cl.run("split-digits:limit=10", "l2", seeds=[4, 2], **small)
+    accuracy = one.accuracy.copy()
+    accuracy[0, 2:] = np.nan
+    stopped = [{"seed": 0, "task": 2, "step": 3, "why": "loss not finite"}]
+    one = store.Result(one.record | {"stopped": stopped}, one.arrays | {"accuracy": accuracy})
+    folders = [store.save(each, tmp_path) for each in (one, other)]
+    (line,) = json.loads(succeeded(invoke("compare", *folders, "--format", "json")).stdout)
+    assert (line["n"], line["paired"]) == (2, True)
+    assert line["mean"] == pytest.approx(other.average_accuracy.mean())
+    assert line["minus_mean"] == pytest.approx(one.average_accuracy[[4, 2]].mean())
+    assert line["mean"] - line["minus_mean"] == pytest.approx(line["difference"])
+    said = " ".join(succeeded(invoke("compare", *folders)).stdout.split())
+    assert "the n seeds that both have; the means are theirs" in said
+    assert "seed 0 of finetune was stopped: loss not finite at task 2, step 3." in said
+    unpaired = json.loads(succeeded(invoke("compare", *folders, "--unpaired", "--format", "json")).stdout)
+    assert unpaired[0]["minus_mean"] == pytest.approx(np.nanmean(one.average_accuracy))
+
+
 @pytest.mark.parametrize(("words", "message"), [
-    ([], "a comparison takes two runs at least, and 0 are given"),
+    ([], "a comparison takes two different runs at least, and none are given"),
     ([".", "--metrics", "forgeting"], "did you mean 'forgetting'"),
     ([".", "--format", "latex"], "it takes json, markdown, table"),
     ([".", "--metrics", "stability-gap"], "needs accuracies measured while learning"), (["gone"], "no folder gone"),

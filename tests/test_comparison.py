@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from continual.results.comparison import Published, compare, difference, holm
+from continual.results.comparison import Published, compare, difference, holm, sides
 
 OURS = np.array([97.1, 98.4, 96.2, 97.7, 98.0])
 
@@ -57,9 +57,24 @@ def test_the_rounding_of_the_published_mean_counts() -> None:
 def test_a_single_run_borrows_the_published_deviation() -> None:
     theirs = exact(97.0, 0.5, 10)
     got = compare([97.9], theirs)
-    reach = stats.t.ppf(0.975, (0.25 + 0.025) ** 2 / (0.25**2 / 9 + 0.025**2 / 9)) * math.sqrt(0.25 + 0.025)
+    reach = (
+        stats.t.ppf(0.975, 9) * 0.5 * math.sqrt(1 + 1 / 10)
+    )  # of a prediction: there is one estimate of the deviation
     assert (got.low, got.high) == pytest.approx((0.9 - reach, 0.9 + reach))
     assert math.isnan(got.sd) and got.n == 1
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_of_a_single_run_it_is_wrong_about_one_time_in_twenty_too(n: int) -> None:
+    rng = np.random.default_rng(2)
+    draws = rng.normal(50, 1, (4000, n + 1))
+    wrong = [compare(own[:1], _published(own[1:])).verdict for own in draws].count("differs") / len(draws)
+    assert 0.04 < wrong < 0.06
+
+
+def test_where_a_seed_was_stopped_nothing_is_reproduced() -> None:
+    assert compare([97.0, math.nan, 97.1], exact(97, 1, 10), 1).verdict == "stopped"
+    assert compare([math.nan], exact(97, 1, 10), 1).verdict == "stopped"
 
 
 def test_lost_seeds_are_left_out_and_nothing_is_not_run() -> None:
@@ -130,7 +145,17 @@ def test_too_few_seeds_have_a_difference_but_no_interval() -> None:
 
 def test_what_does_not_vary_is_the_same_or_not() -> None:
     same, other = (difference([1.0, 2, 3], [1 + by, 2 + by, 3 + by], range(3), range(3)) for by in (0, 1))
-    assert same.p == 1 and same.tied and other.p == 0 and not other.tied and other.low == other.high == -1
+    assert same.p == 1 and same.tied and not other.tied and other.low == other.high == -1
+    assert math.isnan(other.p)  # of a difference that does not vary there is no t
+    rounded = difference([0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2], [0, 1], [0, 1])
+    assert rounded.p == 1 and rounded.tied
+
+
+def test_the_sides_are_the_values_that_are_held_against_each_other() -> None:
+    ours, theirs, paired = sides([1, 2, 3, np.nan], [9, 1, 0, 0.5], [1, 2, 3, 4], [7, 3, 4, 1])
+    assert (ours.tolist(), theirs.tolist(), paired) == ([1, 3], [0.5, 1], True)
+    ours, theirs, paired = sides([1, np.nan], [9, 1], [1, 2], [1, 2])
+    assert (ours.tolist(), theirs.tolist(), paired) == ([1], [9, 1], False)
 
 
 def test_holms_correction() -> None:

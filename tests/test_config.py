@@ -305,6 +305,9 @@ def test_a_file_is_a_mapping(tmp_path: Path) -> None:
         (b"1: 5\n", "a run's file is a mapping"),
         (b"a: [1\n", "is not YAML: .*line 2"),
         (b"seeds: 3\nmodel: mlp\nseeds: 4\n", "'seeds' is given twice"),
+        (b"seeds: 010\n", "010: YAML reads a number with a zero in front, or a colon in it, in another base"),
+        (b"seeds: 1:10\n", "1:10: YAML reads"),
+        (b"optimizer: {lr: 1:10.5}\n", "1:10.5: YAML reads"),
         (b"x: !!python/object:os.system [ls]\n", "is not YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
@@ -315,6 +318,21 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, told: str) -> No
     with pytest.raises(Mistake, match=told) as caught:
         config.read_file(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: 0\nb: -3\nc: 0.5\nd: 1_000\ne: 1.5e+3\nf: '010'\ng: 0x1f\nh: .5\ni: 00.5\n")
+    found = config.read_file(file)
+    assert found == {"a": 0, "b": -3, "c": 0.5, "d": 1000, "e": 1500.0, "f": "010", "g": 31, "h": 0.5, "i": 0.5}
+
+
+def test_a_name_with_nothing_behind_it_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    config.check_given({"track": None, "iterations": None, "threads": None, "epochs": 3}, file)
+    for name in ("epochs", "benchmark", "model", "stategies"):
+        with pytest.raises(BadOption, match=f"there is nothing behind '{name}:'"):
+            config.check_given({name: None}, file)
 
 
 def test_a_file_that_is_not_there_and_one_that_is_a_folder(tmp_path: Path) -> None:

@@ -307,8 +307,9 @@ def test_summary_of_one_seed_and_of_none():
 
 
 class Measured:
-    def __init__(self, accuracy, trace=None, task=None, **record):
+    def __init__(self, accuracy, trace=None, task=None, stored=None, **record):
         self.accuracy, self.trace, self.trace_task, self.record = accuracy, trace, task, record
+        self.arrays = {} if stored is None else {"stored_samples": np.asarray(stored)}
 
 
 def test_metrics_by_name_are_the_functions():
@@ -342,6 +343,12 @@ def test_sizes_come_from_the_record():
     same(m.metric("model-size-efficiency")(Measured(two, size=size)), [1, 1])
     grown = size | {"parameters": [100, 200, 400]}
     same(m.metric("model-size-efficiency")(Measured(two, size=grown)), [1.75 / 3] * 2)
+    # each seed has stored its own; of one that was stopped nothing is known
+    lost = np.concatenate([A, A, A])
+    lost[1, 1:] = np.nan
+    three = Measured(lost, size=grown, stored=[[10, 20, 30], [10, 0, 0], [0, 0, 30]])
+    same(m.metric("samples-storage-efficiency")(three), [0.8, np.nan, 0.9])
+    same(m.metric("model-size-efficiency")(three), [1.75 / 3, np.nan, 1.75 / 3])
     frozen = size | {"parameters": [0, 100, 300], "frozen_parameters": 100}
     same(m.metric("model-size-efficiency")(Measured(two, size=frozen)), [1.75 / 3] * 2)
 

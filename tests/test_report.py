@@ -152,7 +152,7 @@ def test_a_stopped_run_spans_the_stream_and_its_seeds_share_a_line() -> None:
     stopped[0, 1:] = np.nan
     why = [{"seed": seed, "task": 2 - (not seed), "step": 4, "why": "loss not finite"} for seed in range(4)]
     one, other = made("a", stopped, stopped=why), made("b", some())
-    assert content.stopped([one, other]) == [
+    assert content.stopped([(each.name, each) for each in (one, other)]) == [
         "seed 0 of a was stopped: loss not finite at task 1, step 4.",
         "seeds 1, 2 and 3 of a were stopped: loss not finite at task 2, step 4.",
     ]
@@ -319,6 +319,21 @@ def test_the_command_is_that_of_the_runs(given: dict[str, Any]) -> None:
     assert [one.record for one in typed] == [one.record for one in results]
 
 
+def test_how_it_was_computed_is_repeated_too() -> None:
+    """Also where a clock has chosen how seeds are done; of what was asked for, what may move last bits."""
+    found = results_of({"benchmark": "split-digits", "strategies": ["finetune", "l2"], "seeds": 2})
+    asked = {"threads": 1, "program": "eager", "deterministic": True, "gone": 3}
+    for one, way in zip(found, ("loop", "map"), strict=True):
+        one.record.update(asked=asked, seeds_as=way, device={"type": "cpu", "name": "x86_64"})
+    words = repeat(found).command.partition(" --threads")[2]
+    assert words == " 1 --program eager --deterministic --seeds-as map --device cpu --out repeated"
+    one = results_of({"benchmark": "split-digits", "seeds": 1})
+    one[0].record.update(seeds_as="loop")
+    assert "--seeds-as" not in repeat(one).command
+    plan = config.plan({"threads": 3, "pixels": "mapped", "seeds_as": "auto", "checkpoint_steps": 5})
+    assert plan.asked == {"threads": 3, "pixels": "mapped"}
+
+
 def test_checksums_of_a_record_are_no_options() -> None:
     given = {"benchmark": "split-cifar10", "model": "torchvision:weights=mine.pt,train=head"}
     plain, found = repeat(results_of(given)), results_of(given)
@@ -337,16 +352,16 @@ def test_the_page_has_the_command_word_for_word() -> None:
 
 
 def test_the_command_and_the_file_give_the_same_bits(tmp_path: Path) -> None:
-    # how seeds are executed is not part of a record, and a busy machine may choose otherwise the second time
+    # how seeds are executed is no part of what a run is recognised by, and a busy machine may choose otherwise
     run = {"seeds": 2, "epochs": 2, "batch": 16, "model": "mlp:layers=8", "evaluate_every": 3, "seeds_as": "loop"}
     results = [
         cl.run("split-digits:limit=10", name, **run, out=tmp_path / "a") for name in ("finetune", "l2:strength=3")
     ]
     again = repeat(results)
+    assert "--seeds-as loop --device" in again.command and "seeds_as: loop" in again.file
     (tmp_path / "run.yaml").write_text(again.file)
     for words in (shlex.split(again.command)[2:-1], [str(tmp_path / "run.yaml"), "--out"]):
-        said = CliRunner().invoke(main, ["run", *words, str(tmp_path / words[0].replace("/", "-")), "--quiet",
-                                         "--seeds-as", "loop"])  # fmt: skip
+        said = CliRunner().invoke(main, ["run", *words, str(tmp_path / words[0].replace("/", "-")), "--quiet"])
         assert said.exit_code == 0, said.output
         found = store.find(tmp_path / words[0].replace("/", "-"))
         for one, other in zip(results, found, strict=True):

@@ -134,9 +134,25 @@ def test_jobs_give_the_same_numbers(tmp_path: Path) -> None:
         told: list[reproduction.Cell] = []
         reproduction.run(table.select(["fine-tuning"], ["task"]), seeds, place, told.append)
         assert told == [cell, cell]
-        found.append(reproduction.values(table.metric, cell, seeds, place))
+        found.append(reproduction.values(table.metric, cell, seeds, place)[0])
     assert np.isfinite(found[0]).all()
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+
+
+def test_seeds_that_were_stopped_are_told_and_are_no_success(tmp_path: Path) -> None:
+    rows = {"A": {"strategy": "finetune", "optimizer": "sgd:lr=1e30", "cells": {"task": "50 ± 50"}}}
+    given = [written(tmp_path, rows=rows), "--out", str(tmp_path / "out")]
+    done = typed(*given)
+    assert done.exit_code == 1 and "Of 1 cell: stopped 1." in done.stdout
+    assert done.stdout.count("A, task: seed") == 3 and "was stopped: loss or parameters not finite" in done.stdout
+    (cell,) = json.loads(typed(*given, "--format", "json").stdout)["cells"]
+    assert cell["verdict"] == "stopped" and cell["ours"]["stopped"] == len(cell["stopped"]) == 3
+
+
+def test_a_metric_that_is_no_percentage_is_held_against_its_own_unit(tmp_path: Path) -> None:
+    rows = {"A": {"strategy": "finetune", "cells": {"task": "1.00 ± 0.00"}}}
+    done = typed(written(tmp_path, rows=rows, metric="samples-storage-efficiency"), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0 and "reproduced 1" in done.stdout and "in %" not in done.stdout
 
 
 def test_a_mistake_in_a_job_is_told(tmp_path: Path) -> None:
@@ -169,6 +185,15 @@ def _rows(**cell: Any) -> dict[str, Any]:
             "fine-tuning, task: a sequence has no option 'foo'",
         ),
         (_rows(value="9 ± 1", strategy="ewcc"), "A, task: no strategy is named 'ewcc'"),
+        (_rows(value="9 ± -1"), "A, task: '9 ± -1' has a spread below 0"),
+        (
+            _rows(value="9 ± 1", strategies=["ewc"]),
+            "A, task: 'strategies' is not for a table: a cell has one 'strategy'",
+        ),
+        ({"protocol": TABLE["protocol"] | {"seeds": 7}}, "fine-tuning, task: 'seeds' is not for a table"),
+        ({"rows": {"A": {"cells": {"task": "9 ± 1"}}}}, "A, task: there is no strategy; write one into the row"),
+        ({"metric": "intransigence"}, "needs a run of joint training beside each"),
+        ({"metric": "stability-gap"}, "needs accuracies measured while learning; give evaluate_every"),
     ],
 )
 def test_mistakes_in_a_table_are_told_with_their_place(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

@@ -326,6 +326,12 @@ def test_bold_is_by_the_interval_of_the_paired_difference_and_not_by_the_mean():
     assert "Nothing is in bold" in tables.table([finals("one", [0.9]), finals("two", [0.1])], format="latex")
 
 
+def test_what_is_better_in_the_seeds_that_both_have_is_bold_too():
+    some = finals("some", [0.90, 0.91, *[np.nan] * 4])
+    every = finals("every", [0.95, 0.96, 0.30, 0.31, 0.32, 0.30])
+    assert best([some, every]) == {"some", "every"}
+
+
 def test_what_is_lower_is_better_where_it_is_and_bounds_do_not_compete():
     A2 = np.repeat(A, 2, axis=0) + np.array([0, 0.001, 0.002, 0.003])[:, None, None]
     worse = A2.copy()

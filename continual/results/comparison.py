@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 
 from continual.results.metrics import Array
 
-Verdict = Literal["reproduced", "differs", "not run"]
+Verdict = Literal["reproduced", "differs", "stopped", "not run"]
 LEVEL = 0.95
+TINY = 1e-12
+"""Differences of fractions below this are rounding."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Published:
         if not found:
             raise ValueError(f"'{text}' is not of the form '97.70 ± 0.81'")
         sd = float(found[3]) * (math.sqrt(n) if spread == "se" else 1.0)
+        if sd < 0:
+            raise ValueError(f"'{text}' has a spread below 0")
         return cls(float(found[1]), sd, n, 10.0 ** -len(found[2] or ""))
 
 
@@ -41,7 +45,7 @@ class Published:
 class Comparison:
     """Ours (``mean``, ``sd`` with n-1, ``n``) minus a published mean, with the 95 % interval of that difference.
 
-    All NaN where there is nothing of ours.
+    All NaN where there is nothing of ours. So many seeds of ours were ``stopped``.
     """
 
     mean: float
@@ -51,36 +55,44 @@ class Comparison:
     low: float
     high: float
     p: float
+    stopped: int = 0
 
     @property
     def verdict(self) -> Verdict:
-        """``reproduced`` where the interval has zero in it, which is where p is at least 0.05."""
+        """``reproduced`` where the interval has zero in it, which is where p is at least 0.05, and no seed was stopped.
+
+        A mean over the seeds that were lucky is not the published one.
+        """
+        if self.stopped:
+            return "stopped"
         if not self.n:
             return "not run"
         return "reproduced" if self.low <= 0 <= self.high else "differs"
 
 
-def compare(ours: ArrayLike, published: Published) -> Comparison:
+def compare(ours: ArrayLike, published: Published, stopped: int = 0) -> Comparison:
     """Welch's two-sided t-test of equal means (Welch 1947) between values (R,) and a published mean.
 
     The two variances may differ. The published mean was rounded: the variance of that rounding, digit²/12, is added to
     the variance of the difference. A single value of ours has no variance of its own, so the published one stands for
-    it. Values that are not finite are left out.
+    it, and the interval is that of a prediction (Student's, with the published mean's degrees of freedom). Values that
+    are not finite are left out; ``stopped`` of them were stopped.
     """
     values = np.asarray(ours, np.float64)
     values = values[np.isfinite(values)]
     n = len(values)
     if not n:
-        return Comparison(math.nan, math.nan, 0, *[math.nan] * 4)
+        return Comparison(math.nan, math.nan, 0, math.nan, math.nan, math.nan, math.nan, stopped)
     mean, sd = float(values.mean()), float(values.std(ddof=1)) if n > 1 else math.nan
     theirs = published.sd**2 / published.n
     own = sd**2 / n if n > 1 else published.sd**2
-    freedom = [n - 1 if n > 1 else published.n - 1, published.n - 1]
+    # of one value both variances are one estimate
+    each = [(own, n - 1), (theirs, published.n - 1)] if n > 1 else [(theirs, published.n - 1)]
     # Satterthwaite's degrees of freedom; where neither varies only the rounding is left, which has no freedom to lose
-    df = _satterthwaite((own, theirs), freedom)
+    df = _satterthwaite(*zip(*each, strict=True))
     error = math.sqrt(own + theirs + published.digit**2 / 12)
     difference = mean - published.mean
-    return Comparison(mean, sd, n, difference, *_tested(difference, error, df))
+    return Comparison(mean, sd, n, difference, *_tested(difference, error, df), stopped)
 
 
 # ---- two runs
@@ -116,15 +128,25 @@ def difference(
     are shared, or without ``pairs``, it is Welch's test of equal means, whose variances may differ. Values that are not
     finite are left out.
     """
+    one, other, paired = sides(ours, theirs, seeds, their_seeds, pairs)
+    if not paired:
+        return _welch(one, other)
+    each, n = one - other, len(one)
+    mean = float(each.mean())
+    return Difference(mean, *_tested(mean, float(each.std(ddof=1)) / math.sqrt(n), n - 1), n, True)
+
+
+def sides(
+    ours: ArrayLike, theirs: ArrayLike, seeds: Sequence[int], their_seeds: Sequence[int], pairs: bool = True
+) -> tuple[Array, Array, bool]:
+    """The values that :func:`difference` holds against each other, and whether they are pairs, of the same seeds."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     shared = [seed for seed in seeds if seed in their_seeds] if pairs else []
-    each = [ours[seeds.index(seed)] - theirs[their_seeds.index(seed)] for seed in shared]
-    differences = np.asarray([value for value in each if math.isfinite(value)])
-    n = len(differences)
-    if n < 2:
-        return _welch(ours[np.isfinite(ours)], theirs[np.isfinite(theirs)])
-    mean = float(differences.mean())
-    return Difference(mean, *_tested(mean, float(differences.std(ddof=1)) / math.sqrt(n), n - 1), n, True)
+    each = [(ours[seeds.index(seed)], theirs[their_seeds.index(seed)]) for seed in shared]
+    both = np.asarray([pair for pair in each if np.isfinite(pair).all()]).reshape(-1, 2)
+    if len(both) < 2:
+        return ours[np.isfinite(ours)], theirs[np.isfinite(theirs)], False
+    return both[:, 0], both[:, 1], True
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -159,13 +181,16 @@ def _satterthwaite(variances: Sequence[float], freedom: Sequence[int]) -> float:
 
 
 def _tested(difference: float, error: float, df: float) -> tuple[float, float, float]:
-    """The interval of a difference with this standard error, and the p-value of Student's two-sided t-test."""
+    """The interval of a difference with this standard error, and the p-value of Student's two-sided t-test.
+
+    Where nothing varies there is no test: then p is 1 where there is no difference, and else NaN.
+    """
     from scipy.special import ndtr, ndtri, stdtr, stdtrit  # takes half as long to import as scipy.stats
 
     finite = math.isfinite(df)
+    if error < TINY:
+        return (0.0, 0.0, 1.0) if abs(difference) < TINY else (difference, difference, math.nan)
     reach = float(stdtrit(df, (1 + LEVEL) / 2) if finite else ndtri((1 + LEVEL) / 2)) * error
-    if not error:
-        return difference, difference, float(difference == 0)
     t = -abs(difference) / error
     p = 2 * float(stdtr(df, t) if finite else ndtr(t))
     return difference - reach, difference + reach, p

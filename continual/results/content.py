@@ -134,7 +134,9 @@ def _best(table: Content, column: int) -> set[int]:
     if up is None or len(lines) < 2:
         return set()
     first = max(lines, key=lambda n: table.cells[n][column].mean * (1 if up else -1))
-    return {n for n in lines if n == first or _difference(table, column, n, first).tied}
+    found = {n: _difference(table, column, n, first) for n in lines if n != first}
+    # of seeds that were stopped the first has no value, so another may be better on those that both have
+    return {first} | {n for n, one in found.items() if one.tied or (one.low > 0) == up}
 
 
 def _difference(table: Content, column: int, one: int, other: int) -> Difference:
@@ -320,19 +322,20 @@ def source(one: Metric) -> str:
 
 def remarks(results: Sequence[Result]) -> list[str]:
     """What has to be known of a table's results: seeds that ended early, and files that changed between two runs."""
-    return [*stopped(results), *rewritten((one.name, one) for one in results)]
+    named = [(one.name, one) for one in results]
+    return [*stopped(named), *rewritten(named)]
 
 
-def stopped(results: Iterable[Result]) -> list[str]:
-    """A line for the seeds that ended early, of each run and each place where they did."""
+def stopped(named: Iterable[tuple[str, Result]]) -> list[str]:
+    """A line for the seeds that ended early, of each run, which goes by its name, and each place where they did."""
     lines = []
-    for result in results:
+    for name, result in named:
         seeds: dict[str, list[str]] = {}
         for one in result.record.get("stopped", []):
             seeds.setdefault(why_stopped(one), []).append(str(one["seed"]))
         for why, those in seeds.items():
             who = f"seed {those[0]}" if len(those) == 1 else f"seeds {', '.join(those[:-1])} and {those[-1]}"
-            lines.append(f"{who} of {result.name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")
+            lines.append(f"{who} of {name} {'was' if len(those) == 1 else 'were'} stopped: {why}.")
     return lines
 
 

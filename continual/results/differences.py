@@ -12,17 +12,20 @@ from typing import Any
 
 from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
-from continual.results.comparison import Difference, difference, holm
+from continual.results.comparison import Difference, difference, holm, sides
 from continual.results.content import WIDTH, signed
 from continual.results.metrics import Metric, Summary, metric, number, summarise
-from continual.results.store import Result, experiment, plain
+from continual.results.store import Result, canonical, experiment, plain
 
 FORMATS = ("table", "markdown", "json")
 
 
 @dataclass(frozen=True)
 class Line:
-    """``one`` minus ``other``, and the two in words; ``corrected`` is p after Holm's correction over all lines."""
+    """``one`` minus ``other``, and the two in words; ``corrected`` is p after Holm's correction over all lines.
+
+    ``values`` are of the seeds that the difference is of: where they are paired, those that both have.
+    """
 
     metric: Metric
     one: Result
@@ -38,14 +41,19 @@ def differences(
 ) -> list[Line]:
     """Every further result minus the first, or every pair, in each metric; see :func:`comparison.difference`.
 
+    A result or a metric that is given twice counts once: the same test once more would only be corrected for.
+
     Raises:
         BadOption: fewer than two results, or a metric that needs what one of them does not have.
         UnknownName: an unknown metric.
     """
+    results = list({canonical(one.record): one for one in results}.values())
     if len(results) < 2:
-        raise BadOption(f"a comparison takes two runs at least, and {len(results)} are given")
+        given = "one is" if results else "none are"
+        raise BadOption(f"a comparison takes two different runs at least, and {given} given")
     chosen = [(other, one) for other, one in itertools.combinations(results, 2) if every_pair or other is results[0]]
-    made = [_difference(metric(name), one, other, results, pairs) for name in metrics for other, one in chosen]
+    made = [_difference(metric(name), one, other, results, pairs) for name in dict.fromkeys(metrics)
+            for other, one in chosen]  # fmt: skip
     corrected = holm([found.p for *_, found in made])
     return [Line(*parts, p) for parts, p in zip(made, corrected, strict=True)]
 
@@ -59,8 +67,9 @@ def _difference(
         for each in (one, other)
     )
     found = difference(ours, theirs, one.seeds, other.seeds, pairs)
+    left, right, _ = sides(ours, theirs, one.seeds, other.seeds, pairs)
     names = _named(one, results), _named(other, results)
-    return named, one, other, names, (summarise(ours), summarise(theirs)), found
+    return named, one, other, names, (summarise(left), summarise(right)), found
 
 
 def _named(result: Result, results: Sequence[Result]) -> str:
@@ -94,8 +103,9 @@ def table(lines: Sequence[Line], format: str = "table") -> str:
 def _row(line: Line) -> list[str]:
     scale = 100 if line.metric.unit == "%" else 1
     found = line.difference
-    interval = f"{signed(scale * found.low)} to {signed(scale * found.high)}" if math.isfinite(found.low) else "–"
-    test = "–" if math.isnan(found.p) else f"paired, n = {found.n}" if found.paired else f"Welch, n = {found.n}"
+    interval = f"{signed(scale * found.low)} to {signed(scale * found.high)}" if math.isfinite(found.p) else "–"
+    none = math.isnan(found.p) and not found.paired
+    test = "–" if none else f"paired, n = {found.n}" if found.paired else f"Welch, n = {found.n}"
     means = [number(scale * each.mean, 2) for each in line.values]
     return [*line.names, *means, signed(scale * found.difference), interval, _p(found.p), _p(line.corrected), test]
 
@@ -114,17 +124,22 @@ def _notes(lines: Sequence[Line]) -> list[str]:
     notes = [
         f"{'; '.join(content.source(one) for one in metrics)}.{percent}",
         "The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "
-        f"{counted(len(lines), 'comparison')} above.",
+        f"{counted(sum(math.isfinite(line.difference.p) for line in lines), 'comparison')} above that have one.",
     ]
     if any(line.difference.paired for line in lines):
-        notes.append("Paired: Student's t-test over the differences of the seeds that both have.")
+        notes.append(
+            "Paired: Student's t-test over the differences of the n seeds that both have; the means are theirs."
+        )
     if any(not line.difference.paired and math.isfinite(line.difference.p) for line in lines):
         notes.append("Welch: t-test of means whose variances may differ, without pairs; n counts both sides.")
-    if any(math.isnan(line.difference.p) for line in lines):
+    if any(math.isnan(line.difference.low) for line in lines):
         notes.append("No interval where a run has fewer than two seeds with a value.")
+    if any(math.isnan(line.difference.p) and math.isfinite(line.difference.low) for line in lines):
+        notes.append("No test where all seeds have the same difference: it goes by how they vary.")
     named = {id(one): (name, one) for line in lines
              for name, one in zip(line.names, (line.one, line.other), strict=True)}  # fmt: skip
-    return [*notes, *dict.fromkeys(filter(None, map(_protocols, lines))), *content.rewritten(named.values())]
+    protocols = dict.fromkeys(filter(None, map(_protocols, lines)))
+    return [*notes, *protocols, *content.stopped(named.values()), *content.rewritten(named.values())]
 
 
 def _protocols(line: Line) -> str:

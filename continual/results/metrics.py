@@ -46,6 +46,10 @@ class Measured(Protocol):
         """What was run."""
 
     @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """All that was measured."""
+
+    @property
     def accuracy(self) -> Array:
         """(R, T+1, T)."""
 
@@ -88,7 +92,8 @@ class Metric:
         elif self.needs == "joint" and joint is not None:
             values = self.function(result.accuracy, _learnt(_matrix(joint.accuracy)))
         elif self.needs == "size":
-            values = np.full(len(result.accuracy), self.function(result.record["size"], result.accuracy.shape[2]))
+            reached = np.isfinite(result.accuracy[:, -1]).any(axis=1)  # of a seed that was stopped nothing is known
+            values = np.where(reached, self.function(result), np.nan)
         else:
             values = self.function(result.accuracy)
         return np.asarray(values, np.float64)
@@ -108,7 +113,7 @@ class Metric:
 SIZES = ("parameters", "stored_samples_per_task", "train_samples_per_task")
 _LACKING = {
     "trace": "accuracies measured while learning, and the run was evaluated only between tasks",
-    "joint": "a run of the strategy 'joint' in the same experiment, and there is none",
+    "joint": "a run of the strategy 'joint' of the same experiment among those that are shown, and there is none",
     "size": f"a record of the sizes {', '.join(SIZES)}, and this run has none",
 }
 
@@ -356,13 +361,16 @@ def cl_stability(criteria: Mapping[str, ArrayLike], weights: Mapping[str, float]
 
 
 @_named("model-size-efficiency", "parameters at first over now, mean over tasks", DIAZ, needs="size", unit="")
-def _model_size(size: dict[str, Any], T: int) -> float:
+def _model_size(result: Measured) -> float:
+    size, T = result.record["size"], result.accuracy.shape[2]
     return model_size_efficiency(np.broadcast_to(np.add(size["parameters"], size.get("frozen_parameters", 0)), T))
 
 
 @_named("samples-storage-efficiency", "1 - stored over all samples, mean over tasks", DIAZ, needs="size", unit="")
-def _samples_storage(size: dict[str, Any], _: int) -> float:
-    return samples_storage_efficiency(size["stored_samples_per_task"], sum(size["train_samples_per_task"]))
+def _samples_storage(result: Measured) -> Array:
+    size, R = result.record["size"], len(result.accuracy)
+    each = result.arrays.get("stored_samples", [size["stored_samples_per_task"]] * R)
+    return np.asarray([samples_storage_efficiency(stored, sum(size["train_samples_per_task"])) for stored in each])
 
 
 def _triangle(A: Array, indices: Callable[[int, int], Any], offset: int) -> Array:

@@ -80,7 +80,7 @@ def held(result: Measured) -> float | None:
     size = result.record.get("size", {})
     if not all(name in size for name in ("parameters", "memory_bytes", "stored_samples_per_task")):
         return None
-    stored = max(size["stored_samples_per_task"], default=0)
+    stored = int(np.max(result.arrays.get("stored_samples", size["stored_samples_per_task"]), initial=0))
     if stored and "sample_bytes" not in size:
         return None
     training = result.record["protocol"]["training"]

@@ -56,7 +56,10 @@ def matrix(result: Result) -> str:
     names = ["untrained", *head[1:]]
     rows = [[name, *(number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
     those = "" if (there == len(accuracy)).all() else ", of those not stopped before"
-    notes = [f"test accuracy in %, mean over {counted(len(accuracy), 'seed')}{those}", *content.stopped([result])]
+    notes = [
+        f"test accuracy in %, mean over {counted(len(accuracy), 'seed')}{those}",
+        *content.stopped([(result.name, result)]),
+    ]
     return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", *notes])
 
 
@@ -81,7 +84,9 @@ def trace(result: Result) -> str:
         for line, (when, task) in enumerate(zip(time, result.trace_task, strict=True))
     ]
     note = f"accuracy in %, mean over {counted(len(result.trace), 'seed')}"
-    return "\n".join([result.name, "", tabulated(head, rows, "simple"), "", note, *content.stopped([result])])
+    return "\n".join(
+        [result.name, "", tabulated(head, rows, "simple"), "", note, *content.stopped([(result.name, result)])]
+    )
 
 
 def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "table") -> str:
@@ -92,7 +97,7 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
     if format == "json":
         cells = [
             {"row": line.cell.row, "column": line.cell.column, "published": asdict(line.cell.published)}
-            | {"ours": plain(asdict(line.comparison)), "verdict": line.comparison.verdict}
+            | {"ours": plain(asdict(line.comparison)), "verdict": line.comparison.verdict, "stopped": line.stopped}
             for line in lines
         ]
         return json.dumps({"source": source, "metric": metric, "cells": cells}, indent=2, ensure_ascii=False)
@@ -101,10 +106,16 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
     verdicts = [line.comparison.verdict for line in lines]
     count = ", ".join(f"{each} {verdicts.count(each)}" for each in sorted(set(verdicts), reverse=True))
     notes = [
-        f"{METRICS[metric].title} in %, mean ± standard deviation (n-1). Published: {source}.",
+        f"{METRICS[metric].title}{' in %' if METRICS[metric].unit == '%' else ''}, mean ± standard deviation (n-1). "
+        f"Published: {source}.",
         "Verdict: Welch's two-sided t-test at 5 %; reproduced where the interval of the difference has 0 in it.",
         f"Of {counted(len(lines), 'cell')}: {count}.",
-        *(f"{line.cell.row}, {line.cell.column}: {line.cell.note}" for line in lines if line.cell.note),
+        *(
+            f"{line.cell.row}, {line.cell.column}: {note}"
+            for line in lines
+            for note in (*line.stopped, line.cell.note)
+            if note
+        ),
     ]
     if format == "markdown":
         escaped = [[paper.escaped_markdown(value) for value in row] for row in rows]

@@ -33,6 +33,7 @@ class SoFar:
     trace: Array | None
     trace_task: NDArray[np.int64] | None
     record: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
 
 
 def known(pieces: Sequence[dict[int, Arrays]]) -> Arrays:
