@@ -237,6 +237,31 @@ def test_what_would_be_lost_is_refused(middle: Any, kind: Any) -> None:
         learners_of(lambda: body(*middle()), Projecting(much=0.0, kind=kind))
 
 
+@dataclass(frozen=True)
+class Wrapping(Strategy):
+    """Fine-tuning that puts the network into another one before every hook."""
+
+    kind: Any = Extended
+    extra: Any = None
+
+    def network(self, net: Net, memory: Any) -> Net:
+        wrapped: Net = self.kind(net, self.extra or {})
+        return wrapped
+
+
+@each_middle
+def test_what_the_network_hook_gives_is_asked_the_same(middle: Any) -> None:
+    plain, wrapped = (learners_of(lambda: body(*middle()), one) for one in (Finetune(), Wrapping()))
+    for group in (plain, wrapped):
+        train(group, TRAINING, Watch())
+    assert torch.equal(plain.theta, wrapped.theta)
+    with pytest.raises(BadChain, match="network gives a Projected with other parameters than θ has"):
+        learners_of(lambda: body(*middle()), Wrapping(Projected, EXTRA))
+    if plain.net.mixes:
+        with pytest.raises(BadChain, match="network gives a Naive around a network that .* in silence"):
+            learners_of(lambda: body(*middle()), Wrapping(Naive))
+
+
 class Twice(Net):
     """Two networks, the second of which takes no part; with the statistics of both at the end of θ."""
 

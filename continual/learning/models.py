@@ -379,15 +379,21 @@ class Gated(Extended):
         return key.normal(name, math.prod(shape))
 
 
-def check_extended(net: Net, inner: Net) -> None:
-    """:class:`~continual.errors.BadChain` where a network in place of another one would not learn as that does."""
+def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
+    """:class:`~continual.errors.BadChain` where a network that a hook gives for another one does not learn as that does.
+
+    Only ``extend`` may give parameters, as θ is made afterwards.
+    """
+    if hook != "extend" and net.shapes != inner.shapes:
+        raise BadChain(f"{hook} gives a {type(net).__name__} with other parameters than θ has; those of a strategy's own "
+                       "are made by extend")  # fmt: skip
     kept = ("fixed", "hand_on") if inner.statistics else ()
     unsaid = [name for name in kept if getattr(type(net), name) is getattr(Net, name) is not getattr(type(inner), name)]
     moved = any(name in net.shapes and name not in _last(net) for name in _last(inner))
     if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved and not unsaid:
         return
     lost = "normalises by the batch, with running statistics" if inner.statistics else "drops units"
-    raise BadChain(f"extend gives a {type(net).__name__} around a network that {lost}, and would lose that in silence"
+    raise BadChain(f"{hook} gives a {type(net).__name__} around a network that {lost}, and would lose that in silence"
                    f"{f' (it does not say {listed(unsaid, 2)})' if unsaid else ''}; derive it from "
                    "continual.learning.models.Extended, which keeps it")  # fmt: skip
 

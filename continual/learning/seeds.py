@@ -135,6 +135,8 @@ class Learners:
         self.memory = self._stack_memory(
             [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
         )
+        if self.strategy.has("network"):
+            check_extended(self.network(self.memories()[0]), self.net, "network")
         self._take_storage(self._stack(starts).clone())  # a strategy may keep what it was given
 
     def _take_storage(self, theta: Tensor) -> None:
