@@ -58,6 +58,16 @@ def waited(items: Iterable[T], total: int, what: str, shown: bool = True) -> Ite
             yield item
 
 
+def is_quiet() -> bool:
+    """Whether it is within :func:`quietly`."""
+    return _quiet.get()
+
+
+def stay_quiet(quiet: bool) -> None:
+    """As :func:`quietly`, to the end of this process."""
+    _quiet.set(quiet)
+
+
 @contextlib.contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
     """Within it, if ``quiet``, nothing shows how far it is with what is :func:`waited` for."""

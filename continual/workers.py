@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from continual.errors import Mistake, OutOfMemory
+from continual.progress import is_quiet, stay_quiet
 
 
 def each(
@@ -33,7 +34,7 @@ def each(
     """
     context, waiting = _Spawn(), iter(enumerate(calls))
     # a pool for each process: one of several may not see that one of them dies while it begins another (Python 3.11)
-    pools = [ProcessPoolExecutor(1, context, _begin, (share(count),)) for _ in range(min(count, len(calls)))]
+    pools = [ProcessPoolExecutor(1, context, _begin, (share(count), is_quiet())) for _ in range(min(count, len(calls)))]
     at_work: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
 
     def give(pool: ProcessPoolExecutor) -> None:
@@ -105,8 +106,9 @@ def share(count: int, among: int | None = None) -> int:
     return max(1, (among or cores()) // count)
 
 
-def _begin(threads: int) -> None:
-    """Begin a process: it ends when the one that started it is no more, and has so many threads."""
+def _begin(threads: int, quiet: bool) -> None:
+    """Begin a process: it ends when the one that started it is no more, has so many threads, and is as ``quiet``."""
+    stay_quiet(quiet)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -258,7 +258,7 @@ def test_what_the_network_hook_gives_is_asked_the_same(middle: Any) -> None:
     with pytest.raises(BadChain, match="network gives a Projected with other parameters than θ has"):
         learners_of(lambda: body(*middle()), Wrapping(Projected, EXTRA))
     if plain.net.mixes:
-        with pytest.raises(BadChain, match="network gives a Naive around a network that .* in silence"):
+        with pytest.raises(BadChain, match=r"network gives a Naive around a network that .* in silence"):
             learners_of(lambda: body(*middle()), Wrapping(Naive))
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from continual import failures, parts, workers
+from continual import failures, parts, progress, workers
 from continual.cli import main
 from continual.errors import Mistake, OutOfMemory
 from continual.results import store
@@ -308,6 +308,14 @@ def test_work_in_processes(tmp_path: Path) -> None:
     assert done == {0: 16, 1: 25}
 
 
+def test_processes_are_as_quiet(tmp_path: Path) -> None:
+    for quiet in (True, False):
+        done: dict[int, bool] = {}
+        with progress.quietly(quiet):
+            workers.each(1, progress.is_quiet, [()], done.__setitem__, "")
+        assert done == {0: quiet}
+
+
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that are more than cores wait for each other: four jobs on sixteen cores hardly moved."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -360,7 +368,7 @@ def test_what_goes_wrong_in_a_process_ends_the_others(
     gone(tmp_path, 1)
 
 
-def _dies(threads: int) -> None:
+def _dies(threads: int, quiet: bool) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

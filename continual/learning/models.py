@@ -380,13 +380,13 @@ class Gated(Extended):
 
 
 def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
-    """:class:`~continual.errors.BadChain` where a network that a hook gives for another one does not learn as that does.
+    """:class:`~continual.errors.BadChain` where a network that a hook gives does not learn as the given one does.
 
     Only ``extend`` may give parameters, as θ is made afterwards.
     """
     if hook != "extend" and net.shapes != inner.shapes:
-        raise BadChain(f"{hook} gives a {type(net).__name__} with other parameters than θ has; those of a strategy's own "
-                       "are made by extend")  # fmt: skip
+        raise BadChain(f"{hook} gives a {type(net).__name__} with other parameters than θ has; a strategy's own are "
+                       "made by extend")  # fmt: skip
     kept = ("fixed", "hand_on") if inner.statistics else ()
     unsaid = [name for name in kept if getattr(type(net), name) is getattr(Net, name) is not getattr(type(inner), name)]
     moved = any(name in net.shapes and name not in _last(net) for name in _last(inner))
