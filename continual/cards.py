@@ -124,8 +124,13 @@ def _strategy(cls: Any) -> Card:
 
 
 def _keeps(cls: Any) -> str:
-    """What lies in memory, as the docstrings of the ``init`` of the class and its bases say it."""
-    said = [vars(base)["init"].__doc__ for base in cls.__mro__ if "init" in vars(base) and base is not Strategy]
+    """What lies in memory, as the docstrings of the ``init`` of the class say it, and of its bases that it calls."""
+    said = []
+    for base in cls.__mro__:
+        if "init" in vars(base) and base is not Strategy:
+            said.append(vars(base)["init"].__doc__)
+            if "super" not in vars(base)["init"].__code__.co_names:
+                break
     return " ".join(dict.fromkeys(" ".join((text or "").replace("``", "").split()) for text in said))
 
 

@@ -125,7 +125,7 @@ def run(what: tuple[str, ...], **given: Any) -> None:
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
-    continual run configs/runs/split-digits.yaml --limit 50
+    continual run mine.yaml --limit 50
     """
     execute(what, given)
 

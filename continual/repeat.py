@@ -9,7 +9,7 @@ from typing import Any
 
 from continual import config, plugins
 from continual.config import NAMED, Plan
-from continual.errors import Mistake
+from continual.errors import Mistake, choices
 from continual.options import Configured, options_of
 from continual.results.store import Result
 
@@ -38,6 +38,7 @@ def repeat(results: Sequence[Result]) -> Repeat:
     except Mistake as mistake:
         return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
     asked, known = _asked(results), options_of(type(plan.training))
+    some = {name for one in results for name in one.record.get("asked", {}) if name not in asked}
     asked = {name: value for name, value in asked.items() if name in known}
     for name, value in asked.items() if words else ():
         words += _words(name, config.written(known[name], value), known[name].hint is bool)
@@ -45,6 +46,9 @@ def repeat(results: Sequence[Result]) -> Repeat:
     words += ["--device", device] if words and device else []
     typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
     note = "" if typed else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
+    if some:
+        said = f"not all runs were asked for the same {choices(some)}, which may move last bits"
+        note = "; ".join(filter(None, [note, said]))
     return Repeat(typed, _yaml(options_only(given) | asked), note)
 
 
@@ -52,9 +56,12 @@ def _asked(results: Sequence[Result]) -> dict[str, Any]:
     """How the runs were computed, which may move last bits: the options of it that were asked for, and ``seeds_as``.
 
     How seeds were done is named also where it was chosen: a clock may choose otherwise the next time. Of runs side by
-    side those that cannot be done so are done one after the other anyway.
+    side those that cannot be done so are done one after the other anyway. What only some were asked for is left out.
     """
-    asked: dict[str, Any] = dict(results[0].record.get("asked", {}))
+    first, *others = [one.record.get("asked", {}) for one in results]
+    asked: dict[str, Any] = {
+        name: value for name, value in first.items() if all(one.get(name) == value for one in others)
+    }
     ways = [one.record["seeds_as"] for one in results if "seeds_as" in one.record]
     if ways and len(results[0].seeds) > 1:
         asked["seeds_as"] = "map" if "map" in ways else ways[0]

@@ -100,6 +100,9 @@ def run_plan(
                 place = None
                 if folder is not None:
                     anew = again or bool(record["code"]) or learners != "none"
+                    if learners == "none" and store.has_learners(store.folder(folder, record)):
+                        told.say(f"{record['title']}: what its seeds had learnt was kept before, and now is not "
+                                 "(--keep-learners)")  # fmt: skip
                     place = store.save(done[number], folder, replace=anew)
                 follow.end(done[number], place)
             if found:
@@ -162,7 +165,6 @@ def choose_device(name: str) -> torch.device:
 def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path) -> dict[str, Any]:
     """What is known of a run before it begins: everything that it will be recognised by, and the versions."""
     names = plan.benchmark.task_names() if hasattr(plan.benchmark, "task_names") else []
-    streams = (plan.benchmark, *getattr(plan.benchmark, "members", ()))
     return ({"tasks": names} if names else {}) | {
         "title": config.strategy_title(strategy),
         "strategy": [config.describe("strategies", part) for part in strategy.parts],
@@ -170,11 +172,17 @@ def new_record(plan: Plan, strategy: Strategy, device: torch.device, root: Path)
         "asked": plan.asked,
         "device": {"type": device.type, "name": device_name(device)},
         "versions": versions(*(name for part in strategy.parts for name in part.libraries)),
-        "code": {
-            module: digest
-            for made in (*strategy.parts, *streams, plan.model, plan.optimizer, plan.schedule, plan.augment)
-            for module, digest in plugins.code_of(type(made)).items()
-        },
+        "code": code_of(plan, strategy),
+    }
+
+
+def code_of(plan: Plan, strategy: Strategy) -> dict[str, str | None]:
+    """The digests of the files that what is not the framework's own is written in."""
+    streams = (plan.benchmark, *getattr(plan.benchmark, "members", ()))
+    return {
+        module: digest
+        for made in (*strategy.parts, *streams, plan.model, plan.optimizer, plan.schedule, plan.augment)
+        for module, digest in plugins.code_of(type(made)).items()
     }
 
 

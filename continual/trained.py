@@ -6,6 +6,8 @@ with ``keep_learners``. So it does not matter whether the run has just ended or 
 
 from __future__ import annotations
 
+import copy
+import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual import config, plugins
+from continual import config
 from continual.errors import BadFolder, BadOption, Mistake, Notice, counted, listed
 from continual.execution import at_speed
 from continual.learning.evaluate import Evaluation
 from continual.learning.plain import Plain, plain
-from continual.learning.seeds import Learners, dtype_of, within
+from continual.learning.seeds import Learners, within
 from continual.ready import network, recipe_of
 from continual.repeat import configuration, options_only
 from continual.results import store
 from continual.results.store import Result
-from continual.runner import choose_device
+from continual.runner import choose_device, code_of
 from continual.streams.benchmark import look_again
 from continual.streams.placement import choose, place
 from continual.streams.rng import pytorch_left_alone
@@ -57,14 +59,14 @@ def learner(
         BadOption: for a learner that was not kept, or where what is given, or the data, is not what the run was of.
         BadFolder: where the folder is not that of a run, or is damaged.
     """
-    result = result if isinstance(result, Result) else store.load(Path(result))
+    result = result if isinstance(result, Result) else _stored(Path(result))
     names = list(result.learners)
     seed, learnt = _which(result, names, seed, learnt)
     target, root = choose_device(device), data_root(data)
     plan = _plan(result, {"benchmark": benchmark, "strategies": strategy and [strategy], "model": model}, seed)
     look_again()
     stream = plan.benchmark.stream(seed, root)
-    _check(result, plan, root)
+    _check(result, plan, stream, root)
     net = network(plan.model, stream)
     (stream,) = place([stream], target, choose([stream], target, plan.training.pixels))
     with pytorch_left_alone(target):
@@ -75,8 +77,16 @@ def learner(
         raise BadFolder(f"what seed {seed} has learnt are {len(kept['theta']):,} parameters, and the network that is "
                         f"made of the run's record has {len(learners.theta):,}")  # fmt: skip
     learners.theta.copy_(kept["theta"])
-    learners.memory = {name: value.to(target) for name, value in within("memory/", kept).items()}
+    learners.memory = {name: value.to(target, copy=True) for name, value in within("memory/", kept).items()}
     return Learner(learners, plan, learnt)
+
+
+def _stored(folder: Path) -> Result:
+    """The one run in a folder."""
+    found = store.find(folder)
+    if len(found) > 1:
+        raise BadOption(f"{folder} holds {len(found)} runs; give the folder of one, as in {folder}/EXPERIMENT/STRATEGY")
+    return found[0]
 
 
 def _which(result: Result, names: Sequence[str], seed: int | None, learnt: int | None) -> tuple[int, int]:
@@ -88,10 +98,14 @@ def _which(result: Result, names: Sequence[str], seed: int | None, learnt: int |
             kept[int(of)].append(int(count))
     stopped = {one["seed"]: store.why_stopped(one) for one in result.record.get("stopped", ())}
     if not any(kept.values()) and len(stopped) < len(kept):
-        raise BadOption(f"{result.name}: the run kept no learners; run it with keep_learners=last (--keep-learners "
-                        "last), or all for after each task")  # fmt: skip
-    if seed is None:
-        seed = next((one for one in kept if one not in stopped), result.seeds[0])
+        raise BadOption(f"{result.name}: no learners of the run are there; run it with keep_learners=last "
+                        "(--keep-learners last), or all for after each task")  # fmt: skip
+    first = next((one for one in kept if one not in stopped), result.seeds[0])
+    try:
+        seed = operator.index(first if seed is None else seed)
+        learnt = None if learnt is None else operator.index(learnt)
+    except TypeError:
+        raise BadOption(f"seed {seed!r}, learnt {learnt!r}: these are whole numbers") from None
     if seed not in kept:
         raise BadOption(f"{result.name}: there is no seed {seed}; there are {listed(kept, 10)}")
     there = sorted(kept[seed])
@@ -116,23 +130,26 @@ def _plan(result: Result, given: dict[str, Any], seed: int) -> Plan:
                         "given: learner(result, benchmark=..., strategy=..., model=...))") from mistake  # fmt: skip
 
 
-def _check(result: Result, plan: Plan, root: Path) -> None:
+def _check(result: Result, plan: Plan, stream: Stream, root: Path) -> None:
     """Raise BadOption where the plan is of other data, or another network, than the run; say where code is other."""
     (made,), record = plan.strategies, result.record
-    now = {"strategy": [config.describe("strategies", part) for part in made.parts], "protocol": plan.protocol(root)}
+    parts = [config.describe("strategies", part) for part in made.parts]
+    now = {"strategy": parts, "protocol": plan.protocol(root), "data": {"sha256": stream.data.sha256}}
     both: tuple[dict[str, Any], ...] = (record, now)
     was, here = (
-        store.leaves(store.plain({"strategy": one["strategy"], "protocol": one["protocol"] | {"seeds": []}}))
+        store.leaves(store.plain({
+            "strategies": len(one["strategy"]), "strategy": one["strategy"],
+            "protocol": one["protocol"] | {"seeds": []}, "data": {"sha256": one["data"]["sha256"]},
+        }))
         for one in both
-    )
-    other = [name for name in was if here.get(name, was[name]) != was[name]]
+    )  # fmt: skip
+    # a later version may have options more
+    other = [name for name in was if name not in here or here[name] != was[name]]
     if other:
-        told = "; ".join(f"{name} is {here[name]} and was {was[name]}" for name in other[:FEW])
+        told = "; ".join(f"{name} is {here.get(name, 'not there')} and was {was[name]}" for name in other[:FEW])
         raise BadOption(f"{result.name}: this is not what the run was of: {told}")
-    code: dict[str, str | None] = {}
-    for one in (*made.parts, plan.model):
-        code |= plugins.code_of(type(one))
-    changed = sorted(name for name in code if code[name] != record.get("code", {}).get(name, code[name]))
+    code = code_of(plan, made)
+    changed = sorted(name for name in code if code[name] != record["code"].get(name))
     if changed:
         told = f"{result.name}: {listed(changed, 10)} may have changed since the run; the code of today is asked"
         warnings.warn(Notice(told), stacklevel=3)
@@ -146,9 +163,6 @@ class Learner:
         learnt: how many tasks it has learnt.
         stream: the :class:`~continual.streams.stream.Stream`, with its tasks and samples, on the learner's device.
         strategy: the strategy.
-        net: the network, a function of θ.
-        theta: θ (P,).
-        memory: what the strategy keeps, tensors by name.
     """
 
     def __init__(self, learners: Learners, plan: Plan, learnt: int) -> None:
@@ -156,25 +170,48 @@ class Learner:
         self.seed, self.learnt = learners.seeds[0], learnt
         self.stream: Stream = learners.streams[0]
         self.strategy: Strategy = learners.strategy
-        self.theta: Tensor = learners.theta
-        self.memory: Memory = learners.memory
-        self.net: Net = learners.network(self.memory)
 
     def __repr__(self) -> str:
         return (f"<Learner: seed {self.seed}, {config.strategy_title(self.strategy)}, after {self.learnt} of "
                 f"{len(self.stream.tasks)} tasks, {len(self.theta):,} parameters>")  # fmt: skip
 
     @property
+    def theta(self) -> Tensor:
+        """θ (P,)."""
+        return self._learners.theta
+
+    @property
+    def memory(self) -> Memory:
+        """What the strategy keeps, tensors by name."""
+        return self._learners.memory
+
+    @property
+    def net(self) -> Net:
+        """The network, a function of θ, as memory makes it."""
+        return self._learners.network(self.memory)
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name, and the running statistics of BatchNorm, as views of θ; and what was not trained."""
         return {**getattr(self.net, "kept", {}), **self.net.parameters(self.theta)}
+
+    def changed(self, theta: Tensor | None = None, memory: Memory | None = None) -> Learner:
+        """The same with another θ (P,), or another memory, of which it has copies: to mix and prune, and to measure."""
+        learners = copy.copy(self._learners)
+        given = self.theta if theta is None else theta
+        if given.shape != self.theta.shape:
+            raise BadOption(f"θ {tuple(given.shape)}: it has {len(self.theta):,} parameters here")
+        learners.theta = given.detach().to(self.theta.device, self.theta.dtype, copy=True)
+        kept = self.memory if memory is None else memory
+        learners.memory = {name: value.detach().clone() for name, value in kept.items()}
+        return Learner(learners, self._plan, self.learnt)
 
     def module(self) -> Plain:
         """The network as an ordinary module of PyTorch with weights of its own, in evaluation mode; it gives logits.
 
         Of what a strategy does beside the network to answer (nearest means, corrected outputs) it knows nothing; see
-        :meth:`scores`. Raises :class:`~continual.errors.BadChain` for a network whose units or running statistics
-        differ by task.
+        :meth:`scores`. Its BatchNorm is PyTorch's, whose statistics move where it is trained further, frozen or not.
+        Raises :class:`~continual.errors.BadChain` for a network whose units or running statistics differ by task.
         """
         return plain(self.net, self.theta).eval()
 
@@ -183,26 +220,26 @@ class Learner:
 
         ``part``: ``test``, ``train`` or ``validation``. Raises :class:`~continual.errors.BadOption`.
         """
-        if part not in ("test", "train", "validation") or not 0 <= task < len(self.stream.tasks):
-            raise BadOption(f"samples of task {task}, part '{part}': tasks are 0 to {len(self.stream.tasks) - 1}, "
-                            "parts are test, train and validation")  # fmt: skip
+        if part not in ("test", "train", "validation"):
+            raise BadOption(f"samples: part was given {part!r}; it takes test, train or validation")
         samples = self.stream.test_samples if part == "test" else self.stream.samples
-        rows = getattr(self.stream.tasks[task], part)
+        rows = getattr(self.stream.tasks[self._numbered(task)], part)
         return samples.images(rows, self._dtype), samples.y[rows]
 
-    def show(self, pixels: Tensor, task: int = 0) -> Tensor:
-        """Images of one's own (B, C, H, W), as the data set has them, as the network is shown them in a task.
+    def show(self, pixels: Tensor, task: int) -> Tensor:
+        """Images of one's own (B, C, H, W), as the data set has them, as task ``task`` (from 0) shows them.
 
-        ``pixels`` have the type and the form of the stream's own: ``uint8`` where it was read from images. Raises
+        ``pixels`` have the type and the form of the data's own: ``uint8`` where it was read from images. Raises
         :class:`~continual.errors.BadOption`.
         """
-        own = self.stream.samples
-        if pixels.shape[1:] != own.pixels.shape[1:] or pixels.dtype != own.pixels.dtype:
-            raise BadOption(f"images {tuple(pixels.shape)} of {pixels.dtype}: the stream's are "
-                            f"{('B', *self.stream.shape)} of {own.pixels.dtype}")  # fmt: skip
+        own, pad, shape = self.stream.samples, self.stream.options.pad, tuple(self.stream.data.x.shape[1:])
+        if tuple(pixels.shape[1:]) != shape or pixels.dtype != own.pixels.dtype:
+            raise BadOption(f"images {tuple(pixels.shape)} of {pixels.dtype}: the data's are "
+                            f"(B, {', '.join(map(str, shape))}) of {own.pixels.dtype}")  # fmt: skip
         every = torch.arange(len(pixels), device=own.image.device)
-        tasks = torch.full_like(every, task)
-        shown = Samples(pixels.to(own.image.device), every, every, tasks, own.scale, own.shift, own.top, own.channel,
+        tasks = torch.full_like(every, self._numbered(task))
+        padded = torch.nn.functional.pad(pixels, [pad] * 4) if pad else pixels
+        shown = Samples(padded.to(every.device), every, every, tasks, own.scale, own.shift, own.top, own.channel,
                         own.transforms)  # fmt: skip
         return shown.images(every, self._dtype)
 
@@ -218,14 +255,18 @@ class Learner:
         return self.net.features(self.theta, x, self._told(x, tasks))
 
     def scores(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """What the strategy answers by (B, K): the answer is the highest; outputs that are not active are the lowest.
+        """What was answered by (B, K): the answer is the highest; outputs that are not active have the lowest there is.
 
-        ``tasks`` (B,) are the images' own, which have to be told in the task scenario, and which nobody asks for
-        elsewhere. Raises :class:`~continual.errors.BadOption` where they are missing.
+        They are those of the evaluation: what the strategy says, the mean over the views that a run with test-time
+        augmentation takes of an image, in the precision that was measured in. ``tasks`` (B,) are the images' own, which
+        have to be told in the task scenario, and which nobody asks for elsewhere. Raises
+        :class:`~continual.errors.BadOption` where they are missing.
         """
-        told = self._told(x, tasks)
-        scores = self.strategy.predict(self.net, self.theta, self.memory, x, told)
-        return self.stream.test_outputs.apply(scores, self.learnt - 1, told)
+        told, net, learners = self._told(x, tasks), self.net, self._learners
+        with learners.measuring():
+            views = learners.recipe.augmentation.views(x)
+            scores = [self.strategy.predict(net, self.theta, self.memory, view, told) for view in views]
+        return self.stream.test_outputs.apply(torch.stack(scores).mean(0), self.learnt - 1, told)
 
     def accuracy(self) -> Tensor:
         """The accuracy (T,) on the test samples of every task: the row ``learnt`` of the run's accuracy matrix."""
@@ -237,7 +278,13 @@ class Learner:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return dtype_of(self._plan.training.precision)
+        return self._learners.recipe.dtype
+
+    def _numbered(self, task: int) -> int:
+        """The number of a task."""
+        if not hasattr(task, "__index__") or task not in range(len(self.stream.tasks)):
+            raise BadOption(f"task {task!r}: there are 0 to {len(self.stream.tasks) - 1}")
+        return operator.index(task)
 
     def _told(self, x: Tensor, tasks: Tensor | None) -> Tensor:
         """The tasks that are told of images."""

@@ -82,7 +82,7 @@ class GDumb(Restarted):
         exemplars.check_room(self.capacity, classes, f"{classes} classes")
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
-        """``rows``: the stored rows (k,), -1 where there is none yet; ``start``: the untrained θ."""
+        """``rows``: the stored rows (k,), -1 where there is none yet."""
         return super().init(net, theta, stream) | {"rows": exemplars.empty(self.capacity, theta)}
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_every_benchmark_has_a_whole_card(name: str) -> None:
         assert data["train"] > data["test"] > 0
     for known in one["options"]:
         assert known["meaning"] and known["type"]
+
+
+def test_what_a_strategy_keeps_is_said_of_it_alone() -> None:
+    """A base's words count where its ``init`` is called: GSS has its own memory in place of that of online replay."""
+    for name in ("gss", "gdumb", "er-ace", "icarl"):
+        memory = learners_of(strategy_of(name), [0], [stream(3, "class")]).memory
+        said = card("strategies", name)["keeps"]
+        assert all(len(re.findall(rf"\b{one}\b", said)) >= 1 for one in memory)
+        assert ("seen" in said) == ("seen" in memory) and said.count("untrained") <= 1
 
 
 def test_two_papers_of_the_same_authors_and_year_are_told_apart() -> None:

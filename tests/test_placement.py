@@ -152,6 +152,25 @@ def test_images_are_the_same_with_their_channels_last(
         assert other.is_contiguous(memory_format=torch.channels_last) and not other.is_contiguous()
 
 
+def test_one_channel_lies_as_it_is_asked_for() -> None:
+    """Both forms are the same numbers in a row, but kernels go by the strides, which are to be those of the form."""
+    x = torch.randint(0, 256, (4, 6, 5), dtype=torch.uint8)
+    data = Data.from_arrays(x[:, None], torch.arange(4), x[:, None], torch.arange(4))
+    rows = torch.tensor([2, 0, 1])
+    for pixels in (x[:, None], x[..., None].movedim(-1, 1)):  # as they are given, and as they are read
+        made = split(replace(data, x=pixels, x_test=pixels), tasks=2)
+        assert made.samples.pixels.stride() == pixels.stride()
+        for last, strides in ((False, (30, 30, 5, 1)), (True, (30, 1, 5, 1))):
+            (laid,) = placement.laid_out([made], last)
+            for samples in (
+                laid.samples,
+                replace(laid.samples, shown=Shown(Images(crop=1), key(0), number=torch.tensor(0))),
+            ):
+                found = samples.images(rows, torch.float32)
+                assert found.stride() == strides
+            torch.testing.assert_close(laid.samples.images(rows, torch.float32), x[rows, None] / 255)
+
+
 @pytest.mark.parametrize(
     ("model", "device", "precision", "last"),
     [

@@ -327,6 +327,11 @@ def test_how_it_was_computed_is_repeated_too() -> None:
         one.record.update(asked=asked, seeds_as=way, device={"type": "cpu", "name": "x86_64"})
     words = repeat(found).command.partition(" --threads")[2]
     assert words == " 1 --program eager --deterministic --seeds-as map --device cpu --out repeated"
+    found[1].record["asked"] = {"threads": 1, "program": "captured"}
+    again = repeat(found)
+    assert " --threads 1 --seeds-as map " in again.command
+    assert again.note == ("not all runs were asked for the same deterministic, gone, program, which may move last bits")
+    assert again.note in page(*found)
     one = results_of({"benchmark": "split-digits", "seeds": 1})
     one[0].record.update(seeds_as="loop")
     assert "--seeds-as" not in repeat(one).command

@@ -104,10 +104,18 @@ def test_images_of_ones_own_are_shown_as_the_streams_are() -> None:
             rows = one.stream.tasks[task].test
             pixels = one.stream.test_samples.pixels[one.stream.test_samples.image[rows]]
             assert torch.equal(one.show(pixels, task), one.samples(task)[0])
-    with pytest.raises(BadOption, match=r"images \(2, 3, 9, 9\)"):
-        one.show(torch.zeros(2, 3, 9, 9, dtype=torch.uint8))
-    with pytest.raises(BadOption, match="samples of task 2"):
-        one.samples(2)
+    with pytest.raises(BadOption, match=r"images \(2, 3, 9, 9\).*the data's are \(B, 1, 8, 8\)"):
+        one.show(torch.zeros(2, 3, 9, 9, dtype=torch.uint8), 0)
+    for wrong in (2, -1, 0.0, "0"):
+        with pytest.raises(BadOption, match="there are 0 to 1"):
+            one.samples(wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadOption, match="it takes test, train or validation"):
+        one.samples(0, "tests")
+    padded = cl.learner(cl.run("split-digits:tasks=2,limit=4,pad=2", seeds=1, keep_learners="last", **SHORT))
+    rows = padded.stream.tasks[1].test
+    pixels = padded.stream.data.x_test[padded.stream.test_samples.image[rows]]
+    assert pixels.shape[1:] == (1, 8, 8)
+    assert torch.equal(padded.show(pixels, 1), padded.samples(1)[0])
 
 
 @pytest.mark.parametrize("options", [
@@ -223,7 +231,73 @@ def test_a_stored_run_without_them_is_run_again(tmp_path: Path) -> None:
     assert {name.split("/")[1] for name in again.learners} == {"1", "2"}
 
 
-@pytest.mark.parametrize("how", ["cut", "changed", "gone", "pipe"])
+def test_where_they_were_deleted_the_run_is_run_again(tmp_path: Path) -> None:
+    told = Lines()
+    asked: dict[str, Any] = {"seeds": 1, "out": tmp_path, "progress": told, **SHORT}
+    first = cl.run(benchmark("ewc"), "ewc", keep_learners="last", **asked)
+    (file,) = tmp_path.rglob("learners.safetensors")
+    stored = store.load(file.parent)
+    cl.learner(stored)
+    file.unlink()
+    with pytest.raises(BadFolder, match=r"there is no file .*, which had what was learnt"):
+        cl.learner(stored)  # which was read before
+    with pytest.raises(BadOption, match="no learners of the run are there"):
+        cl.learner(file.parent)
+    cl.run(benchmark("ewc"), "ewc", **asked)
+    assert "not run again" in told.lines[-1]
+    again = cl.run(benchmark("ewc"), "ewc", keep_learners="last", **asked)
+    assert "without the learners of keep_learners=last; run again" in told.lines[-1]
+    assert torch.equal(again.learners["0/2/theta"], first.learners["0/2/theta"])
+    told.lines.clear()
+    cl.run(benchmark("ewc"), "ewc", again=True, **asked)
+    assert told.lines == ["ewc: what its seeds had learnt was kept before, and now is not (--keep-learners)"]
+    assert not file.exists()
+
+
+def test_a_folder_of_several_runs_is_none(tmp_path: Path) -> None:
+    for strategy in ("ewc", "l2"):
+        cl.run(benchmark("ewc"), strategy, seeds=1, keep_learners="last", out=tmp_path, **SHORT)
+    with pytest.raises(BadOption, match="holds 2 runs; give the folder of one"):
+        cl.learner(tmp_path)
+
+
+def test_a_learners_tensors_are_its_own() -> None:
+    """What is changed in one is not in the result, nor in the next one."""
+    result = cl.run(benchmark("ncm"), "ncm", seeds=1, keep_learners="all", **SHORT)
+    one = cl.learner(result)
+    for value in (one.theta, *one.memory.values()):
+        value.zero_()
+    answers(result)
+    one = cl.learner(result)
+    with pytest.raises(AttributeError):
+        one.theta = one.theta * 0  # type: ignore[misc]
+    first = cl.learner(result, learnt=1)
+    mixed = one.changed(theta=first.theta, memory=first.memory)
+    assert mixed.learnt == 2
+    x, y = mixed.samples(0)
+    assert torch.equal(mixed.features(x), first.features(x))
+    assert float(mixed.accuracy()[0]) == float((mixed.scores(x).argmax(1) == y).double().mean())
+    assert np.array_equal(one.accuracy().numpy(), result.accuracy[0, 2])
+    mixed.theta.zero_()
+    assert first.theta.any()
+    with pytest.raises(BadOption, match=r"θ \(3,\)"):
+        one.changed(theta=torch.zeros(3))
+
+
+@pytest.mark.parametrize("options", [
+    {"augment": "images:crop=1,flip=true,flip_tests=true"},
+    {"precision": "bfloat16", "evaluate_precision": "training"},
+], ids=str)  # fmt: skip
+def test_scores_are_those_that_were_measured(options: dict[str, Any]) -> None:
+    result = cl.run(images(), "ewc", **SHORT | {"model": "cnn:channels=4,units=9"} | options, seeds=1,
+                    keep_learners="last")  # fmt: skip
+    one = cl.learner(result, benchmark=images())
+    for task in range(2):
+        x, y = one.samples(task)
+        assert float((one.scores(x).argmax(1) == y).double().mean()) == result.accuracy[0, 2, task]
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "pipe"])
 def test_what_is_damaged_is_refused_and_tables_do_without(tmp_path: Path, how: str) -> None:
     cl.run(benchmark("ewc"), "ewc", seeds=1, keep_learners="last", out=tmp_path, **SHORT)
     (file,) = tmp_path.rglob("learners.safetensors")
@@ -235,8 +309,7 @@ def test_what_is_damaged_is_refused_and_tables_do_without(tmp_path: Path, how: s
         file.write_bytes(content)
     else:
         file.unlink()
-        if how == "pipe":
-            file.mkdir()
+        file.mkdir()
     with pytest.raises(BadFolder, match=r"learners\.safetensors"):
         cl.learner(file.parent)
     assert CliRunner().invoke(cli.main, ["show", str(tmp_path)]).exit_code == 0
@@ -298,11 +371,15 @@ def test_a_seed_that_was_stopped() -> None:
 
 def test_what_was_not_kept_is_said() -> None:
     result = cl.run(benchmark("ewc"), "ewc", seeds=[4, 7], **SHORT)
-    with pytest.raises(BadOption, match="kept no learners; run it with keep_learners=last"):
+    with pytest.raises(BadOption, match="no learners of the run are there; run it with keep_learners=last"):
         cl.learner(result)
     result = cl.run(benchmark("ewc"), "ewc", seeds=[4, 7], keep_learners="last", **SHORT)
     assert cl.learner(result).seed == 4
     assert cl.learner(result, 7).learnt == 2
+    assert cl.learner(result, np.int64(7), np.int64(2)).seed == 7  # type: ignore[arg-type]
+    for wrong in (7.0, "7"):
+        with pytest.raises(BadOption, match="these are whole numbers"):
+            cl.learner(result, wrong)  # type: ignore[arg-type]
     with pytest.raises(BadOption, match="no seed 0; there are 4, 7"):
         cl.learner(result, 0)
     with pytest.raises(BadOption, match="seed 7 after 1 task: kept is what it had learnt after 2; keep_learners=all"):
@@ -354,6 +431,27 @@ def test_objects_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     named.record["code"]["mine"] = "one"
     with pytest.warns(Notice, match="mine may have changed since the run"):
         cl.learner(named)
+
+
+def test_the_chain_has_to_be_whole() -> None:
+    result = cl.run(benchmark("ncm"), "replay:capacity=9+ncm", seeds=1, keep_learners="last", **SHORT)
+    for other in ("replay:capacity=9", "replay:capacity=9+ncm+l2"):
+        with pytest.raises(BadOption, match=r"this is not what the run was of: strategies is . and was 2"):
+            cl.learner(result, strategy=other)
+
+
+def test_other_data_is_refused_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that has a registered benchmark's name, and images that have changed in the data root."""
+    own = images(channels=1)
+    own = Stream.from_arrays(own.data.x, own.data.y, own.data.x, own.data.y, tasks=2, name="split-digits")
+    result = cl.run(own, "replay:capacity=8", seeds=1, keep_learners="last", **SHORT)
+    with pytest.raises(BadOption, match=r"not what the run was of: protocol.benchmark.sha256 is not there"):
+        cl.learner(result)
+    answers(result, benchmark=own)
+    result = cl.run(benchmark("ewc"), "ewc", seeds=1, keep_learners="last", **SHORT)
+    result.record["data"]["sha256"] = "0" * 64
+    with pytest.raises(BadOption, match=r"not what the run was of: data.sha256 is [0-9a-f]* and was 000"):
+        cl.learner(result)
 
 
 def test_another_stream_is_refused() -> None:

@@ -121,11 +121,10 @@ def _notes(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, and what makes the runs differ beside their strategies."""
     metrics = {line.metric.name: line.metric for line in lines}.values()
     percent = " In %; differences in points." if any(one.unit == "%" for one in metrics) else ""
-    notes = [
-        f"{'; '.join(content.source(one) for one in metrics)}.{percent}",
-        "The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "
-        f"{counted(sum(math.isfinite(line.difference.p) for line in lines), 'comparison')} above that have one.",
-    ]
+    notes = [f"{'; '.join(content.source(one) for one in metrics)}.{percent}"]
+    if tested := sum(math.isfinite(line.difference.p) for line in lines):
+        notes.append("The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "
+                     f"{counted(tested, 'comparison')} above with a p.")  # fmt: skip
     if any(line.difference.paired for line in lines):
         notes.append(
             "Paired: Student's t-test over the differences of the n seeds that both have; the means are theirs."

@@ -444,7 +444,8 @@ def _load(path: Path) -> Result:
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpacked
 
-    learners = Learners(path / LEARNERS, str(sums[LEARNERS])) if LEARNERS in sums else {}
+    kept = LEARNERS in sums and has_learners(path)  # they may be deleted
+    learners = Learners(path.absolute() / LEARNERS, str(sums[LEARNERS])) if kept else {}
     try:
         check_record(record)
         check_types(record)
@@ -453,14 +454,20 @@ def _load(path: Path) -> Result:
         raise BadFolder(f"{path} does not hold a run: {error}") from error
 
 
+def has_learners(path: Path) -> bool:
+    """Whether there is a file of what seeds have learnt in the folder of a run."""
+    return (path / LEARNERS).exists()
+
+
 class Learners(Mapping[str, Any]):
-    """The tensors in a file, each read when it is asked for; the file is verified before the first.
+    """The tensors in a file, each read when it is asked for; the file is verified before the first, and if it changed.
 
     Raises :class:`~continual.errors.BadFolder` where it is missing or damaged.
     """
 
     def __init__(self, path: Path, sha256: str) -> None:
-        self.path, self.sha256, self.verified = path, sha256, False
+        self.path, self.sha256 = path, sha256
+        self.verified: tuple[int, ...] | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
@@ -483,9 +490,10 @@ class Learners(Mapping[str, Any]):
     def _opened(self) -> Any:
         from safetensors import safe_open
 
-        if not self.verified:
+        if self.verified is None or _identity(self.path) != self.verified:
             try:
                 files.check_ordinary(self.path)
+                identity = _identity(self.path)
                 with self.path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:
@@ -493,8 +501,9 @@ class Learners(Mapping[str, Any]):
             except OSError as error:
                 raise BadFolder(f"cannot read {self.path}: {error.strerror or error}") from error
             if found != self.sha256:
-                raise BadFolder(f"{self.path} is damaged: its checksum is not the one in {RECORD}")
-            self.verified = True
+                raise BadFolder(f"{self.path} is damaged: its checksum is not the one in {RECORD}; delete it, or run "
+                                "it again (--again)")  # fmt: skip
+            self.verified = identity
         return safe_open(self.path, "pt")
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether images (N, C, H, W) lie in memory with the values of a pixel side by side."""
-    return x.ndim == 4 and x.stride(1) == 1
+    """Whether images (N, C, H, W) lie in memory with the values of a pixel side by side; of one channel none do."""
+    return x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1
 
 
 def taken(memory: Tensor, index: Tensor, size: int = 0, step: int = 1) -> Tensor:

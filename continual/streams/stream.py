@@ -96,6 +96,9 @@ class Samples:
         return found.movedim(-1, 1) if last else found
 
     def _laid_out(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.shape[1] == 1:
+            # kernels go by the strides, which contiguous() leaves alone where there is one channel
+            return x.contiguous().squeeze(1).unsqueeze(-1).movedim(-1, 1)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x.contiguous()
 
     def labels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
