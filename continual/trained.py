@@ -65,8 +65,8 @@ def learner(
     target, root = choose_device(device), data_root(data)
     plan = _plan(result, {"benchmark": benchmark, "strategies": strategy and [strategy], "model": model}, seed)
     look_again()
+    _check(result, plan, root)
     stream = plan.benchmark.stream(seed, root)
-    _check(result, plan, stream, root)
     net = network(plan.model, stream)
     (stream,) = place([stream], target, choose([stream], target, plan.training.pixels))
     with pytorch_left_alone(target):
@@ -130,11 +130,12 @@ def _plan(result: Result, given: dict[str, Any], seed: int) -> Plan:
                         "given: learner(result, benchmark=..., strategy=..., model=...))") from mistake  # fmt: skip
 
 
-def _check(result: Result, plan: Plan, stream: Stream, root: Path) -> None:
+def _check(result: Result, plan: Plan, root: Path) -> None:
     """Raise BadOption where the plan is of other data, or another network, than the run; say where code is other."""
     (made,), record = plan.strategies, result.record
     parts = [config.describe("strategies", part) for part in made.parts]
-    now = {"strategy": parts, "protocol": plan.protocol(root), "data": {"sha256": stream.data.sha256}}
+    first = plan.benchmark.stream(result.seeds[0], root).data  # whose checksum the record has
+    now = {"strategy": parts, "protocol": plan.protocol(root), "data": {"sha256": first.sha256}}
     both: tuple[dict[str, Any], ...] = (record, now)
     was, here = (
         store.leaves(store.plain({

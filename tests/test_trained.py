@@ -454,6 +454,24 @@ def test_other_data_is_refused_whatever_its_name(monkeypatch: pytest.MonkeyPatch
         cl.learner(result)
 
 
+@dataclass(frozen=True)
+class Drawn(Configured):
+    """Images that are drawn by the seed."""
+
+    scenario: str = "class"
+
+    def stream(self, seed: int, root: Path | None = None) -> Stream:
+        found = images(channels=1).data
+        return Stream.from_arrays(found.x + seed, found.y, found.x, found.y, tasks=2, seed=seed)
+
+
+def test_each_seed_has_its_own_data() -> None:
+    result = cl.run(Drawn(), "icarl:capacity=8", seeds=[1, 5], seeds_as="loop", keep_learners="last", **SHORT)
+    answers(result)
+    one, other = (cl.learner(result, seed).samples(0, "train")[0] for seed in (1, 5))
+    assert not torch.equal(one, other)
+
+
 def test_another_stream_is_refused() -> None:
     result = cl.run(images(), "replay:capacity=8", seeds=1, keep_learners="last", **SHORT)
     with pytest.raises(Mistake, match="cannot be made here from its record"):
