@@ -134,13 +134,15 @@ def _untexted(hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     if isinstance(value, str) and float in members and int not in members and re.fullmatch(NUMBER, value):
         return float(value)
-    if not isinstance(value, str) or not any(typing.get_origin(member) is tuple for member in members):
+    lists = [member for member in members if typing.get_origin(member) is tuple]
+    if not isinstance(value, str) or not lists:
         return value
     # where a number alone is something else, a list is told by its dash
     alone = len(members) == 1
     form = r"-|{0}(-{0})*-?" if alone else r"{0}(-{0})+|{0}(-{0})*-"
-    is_list = re.fullmatch(form.format(r"\d[^-]*"), value)
-    return [part for part in value.split("-") if part] if is_list else value
+    is_list = re.fullmatch(form.format(r"\.?\d(?:[^-]|(?<=\d[eE])-)*"), value)
+    parts = [part for part in re.split(r"(?<!\d[eE])-", value) if part]  # not within 1e-5
+    return [_untexted(typing.get_args(lists[0])[0], part) for part in parts] if is_list else value
 
 
 def typed(value: Any) -> str:

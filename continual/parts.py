@@ -16,7 +16,7 @@ import torch
 
 from continual import execution, resume, workers
 from continual.config import Plan
-from continual.errors import Mistake, Notice, mistakes_of
+from continual.errors import BadOption, Mistake, Notice, mistakes_of
 from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float, under, within
 from continual.learning.train import Watch, steps_done, train
@@ -201,6 +201,11 @@ def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
     except Mistake:
         raise
     except Exception as error:
+        if mapped and "randomness" in str(error):
+            raise BadOption(
+                f"{record['title']}: seeds_as=map: the network, or a hook, draws by PyTorch's generator in a step "
+                "(dropout), which seeds side by side cannot; use seeds_as=loop or auto"
+            ) from error
         if record["code"]:
             error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
         if record["code"] and mapped:

@@ -72,7 +72,7 @@ class Ready:
 
 
 def network(model: Any, stream: Stream) -> Net:
-    """The network of a stream's images; one of a user's is tried with two, so that its mistakes are told here.
+    """The network of a stream's images; one of a user's is tried with some, so that its mistakes are told here.
 
     Raises :class:`~continual.errors.BadOption`.
     """
@@ -86,8 +86,12 @@ def network(model: Any, stream: Stream) -> Net:
     if not isinstance(net, Net):
         raise BadOption(f"{name}: build gives a {type(net).__name__}; it gives a network, such as "
                         "continual.learning.modules.ModuleNet(make)")  # fmt: skip
-    with _told(f"{name}: its network, given two images of shape {shape},"), torch.no_grad():
-        out = net.forward(torch.zeros(net.size), torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
+    outs = []
+    for words, count in (("two images", 2), ("a single image", 1)):  # as an epoch's last batch may be
+        with _told(f"{name}: its network, given {words} of shape {shape},"), torch.no_grad():
+            first = torch.zeros(count, dtype=torch.int64)
+            outs.append(net.forward(torch.zeros(net.size), torch.zeros(count, *shape), first))
+    out = outs[0]
     found = [getattr(getattr(out, part, None), "shape", ()) for part in ("logits", "features")]
     if found[0] != (2, units) or len(found[1]) != 2:
         shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"

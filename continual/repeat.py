@@ -45,7 +45,7 @@ def repeat(results: Sequence[Result]) -> Repeat:
     device = results[0].record.get("device", {}).get("type")
     words += ["--device", device] if words and device else []
     typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
-    note = "" if typed else "a sequence of benchmarks is run from a file: continual run FILE.yaml"
+    note = "" if typed else "what it is made of cannot be typed; it is run from a file: continual run FILE.yaml"
     if some:
         said = f"not all runs were asked for the same {choices(some)}, which may move last bits"
         note = "; ".join(filter(None, [note, said]))
@@ -126,7 +126,10 @@ def command(plan: Plan) -> list[str]:
         return []
     benchmark = config.title("benchmarks", plan.benchmark)
     strategies = [config.strategy_title(strategy) for strategy in plan.strategies]
-    usual = config.plan({"benchmark": benchmark, **_length(plan)})
+    try:
+        usual = config.plan({"benchmark": benchmark, **_length(plan)})
+    except Mistake:  # it has text with the grammar's own signs in it
+        return []
     flags = [
         (name, config.written(options_of(type(plan.training))[name], value))
         for name, value in plan.training.values().items()
@@ -159,7 +162,10 @@ def _length(plan: Plan) -> dict[str, int]:
 
 def _typed(benchmark: str, strategies: list[str], options: list[tuple[str, str]], plan: Plan) -> bool:
     """Whether these words, typed, make the plan: text that has the grammar's own signs in it does not."""
-    made = config.plan({"benchmark": benchmark, "strategies": strategies, **dict(options)})
+    try:
+        made = config.plan({"benchmark": benchmark, "strategies": strategies, **dict(options)})
+    except Mistake:
+        return False
     return made.protocol() == plan.protocol() and made.strategies == plan.strategies
 
 

@@ -60,7 +60,7 @@ class SLDA(OnTrunk):
             covariance = self.covered(memory, covariance, features, y)
         means = after["means"]
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * torch.eye(len(covariance)).to(covariance)
-        weight = torch.linalg.solve(shrunk, means.T).T
+        weight = torch.linalg.solve_ex(shrunk, means.T)[0].T  # which does not raise where features have run away
         after |= {"covariance": covariance, "weight": weight, "bias": -0.5 * (means * weight).sum(1)}
         return theta, {name: value.to(theta.dtype) for name, value in after.items()}
 

@@ -97,6 +97,30 @@ def test_what_is_proposed_next_can_be_typed(copy: Path, more: tuple[str, ...], m
     assert done[0].training == done[1].training and done[1].training.deterministic == bool(more)
 
 
+COMMAS = """
+from dataclasses import dataclass
+import continual as cl
+
+@dataclass(frozen=True)
+class Commas(cl.Strategy):
+    'Nothing.'
+    word: str = cl.option("", "a text")
+"""
+
+
+def test_what_cannot_be_typed_is_not_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text with the grammar's own signs in it: it was run and stored, and that it cannot be typed is no mistake."""
+    (tmp_path / "commas.py").write_text(COMMAS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "benchmark: split-digits:limit=5\nstrategies: {name: 'commas:Commas', word: 'a,b'}"
+    )
+    said = succeeded(invoke("run", tmp_path / "run.yaml", *TINY, "--out", tmp_path / "runs")).stdout
+    assert "\n  continual show" in said
+    succeeded(invoke("report", tmp_path / "runs"))
+    assert "cannot be typed; it is run from a file" in (tmp_path / "runs" / "report.html").read_text()
+
+
 def test_of_one_task_no_other_strategy_is_proposed(tmp_path: Path) -> None:
     said = succeeded(invoke("run", "split-digits:tasks=1", "finetune", *TINY, "--out", tmp_path)).stdout
     assert "\n  continual show" in said and "\n  continual run" not in said

@@ -198,6 +198,12 @@ def test_the_title_of_a_chain_makes_the_chain() -> None:
     assert title == "ewc:strength=1e+20+replay:capacity=7" and config.make_strategy(title) == chain
 
 
+def test_a_small_number_in_a_list_is_read_back() -> None:
+    for alpha in ((1e-5,), (1e-5, 0.1), (0.1, 2e-20)):
+        made = cl.strategies.OWM(alpha=alpha)
+        assert config.make_strategy(config.strategy_title(made)) == made
+
+
 def test_a_network_without_hidden_layers_can_be_asked_for_by_its_title() -> None:
     linear = MLP(layers=())
     assert config.make("models", config.describe("models", linear)) == linear

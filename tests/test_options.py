@@ -56,6 +56,7 @@ READ = [
     ("seeds", "3", 3), ("seeds", 3, 3), ("seeds", "3-5-7", (3, 5, 7)), ("seeds", "7-", (7,)), ("seeds", [7], (7,)),
     ("seeds", (1, 2), (1, 2)), ("layers", "5", (5,)), ("layers", "400-400", (400, 400)), ("layers", "5-", (5,)),
     ("layers", "-", ()), ("layers", [], ()), ("layers", ["5", "6"], (5, 6)), ("scales", "0.5-2", (0.5, 2.0)),
+    ("scales", "1e-05", (1e-5,)), ("scales", "1e-5-0.1-2E+3", (1e-5, 0.1, 2000.0)), ("scales", ".5-3e-2-", (0.5, 0.03)),
     ("order", "seed", "seed"), ("order", "3-1-0", (3, 1, 0)), ("order", "0-", (0,)), ("order", (2, 1), (2, 1)),
 ]  # fmt: skip
 
@@ -78,7 +79,8 @@ REFUSED = [
     ("share", "nan"), ("seeds", "-1"), ("seeds", -1), ("seeds", "3-x"), ("seeds", "a-3"), ("seeds", [1, -1]),
     ("seeds", "3.5"),
     ("seeds", "none"), ("layers", "5-0"), ("layers", 5), ("layers", "a"), ("layers", "5,6"), ("layers", "-5"),
-    ("layers", "5--6"), ("layers", None), ("scales", "nan"), ("scales", [math.nan]), ("scales", [math.inf]),
+    ("layers", "5--6"), ("layers", None), ("scales", "nan"),
+    ("scales", "1e--5"), ("layers", "3e-5"), ("scales", [math.nan]), ("scales", [math.inf]),
     ("order", "natrual"), ("order", "3"), ("order", ""), ("order", [0, "a"]), ("order", None),
 ]  # fmt: skip
 

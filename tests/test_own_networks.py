@@ -242,6 +242,11 @@ def test_a_run_drops_the_same_units_however_its_seeds_are_done(how: Any) -> None
     assert not np.allclose(loop.arrays["loss"][0], loop.arrays["loss"][1])
 
 
+def test_side_by_side_units_cannot_be_dropped() -> None:
+    with pytest.raises(BadOption, match=r"seeds_as=map: the network, or a hook, draws .*; use seeds_as=loop or auto"):
+        cl.run("split-digits:limit=10", "finetune", seeds_as="map", model=Own(), seeds=2, epochs=1)
+
+
 def test_what_is_not_trained_is_the_same_in_every_run() -> None:
     first, second = (learners_of(body, trained=lambda name: name.startswith("head.")) for _ in range(2))
     for name, value in first.net.kept.items():  # type: ignore[attr-defined]
@@ -518,6 +523,8 @@ class Wrong(Configured):
 
         def make() -> modules.Headed:
             front = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
+            if self.mistake == "single":
+                front.append(nn.Unflatten(1, (10, 1, 1))).append(nn.GroupNorm(10, 10)).append(nn.Flatten())
             made = modules.Headed(front, features, outputs)
             if self.mistake == "logits":
                 made.forward = lambda x: made.head(made.body(x))  # type: ignore[method-assign]
@@ -532,6 +539,7 @@ class Wrong(Configured):
     ("headless", r"make gives a Sequential; it gives a module with a body and a linear head"),
     ("inputs", r"given two images of shape \(1, 8, 8\), raises RuntimeError: mat1 and mat2 .* \(2x64 and 3x10\)"),
     ("features", r"raises RuntimeError: mat1 and mat2"),
+    ("single", r"given a single image of shape \(1, 8, 8\), raises ValueError: Expected more than 1 value per channel"),
     ("units", r"gives \(2, 11\) and \(2, 10\) for two images; it gives logits \(2, 10\) and features \(2, D\)"),
     ("logits", r"gives a Tensor for two images; it gives logits \(2, 10\)"),
 ])  # fmt: skip

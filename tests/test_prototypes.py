@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+import continual as cl
 from continual.conformance import check, small_stream
 from continual.errors import BadChain
 from continual.learning.models import MLP
@@ -221,6 +222,13 @@ def test_slda_is_its_recursion_and_the_closed_form(scenario: str, exact: bool) -
     wanted = np.array([[m @ inverse @ x - 0.5 * m @ inverse @ m for m in mu] for x in z])
     got = alone.strategy.predict(alone.net, alone.theta, alone.memory, stream.samples.images(EVERY, torch.float64), y)
     np.testing.assert_allclose(got, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_slda_ends_no_run_where_features_have_run_away() -> None:
+    """They are finite still, and so large that what is added to the covariance is lost in rounding."""
+    short: dict[str, Any] = {"model": "cnn:channels=4-8,units=16", "optimizer": "sgd:lr=1e6", "precision": "float64"}
+    result = cl.run("split-digits:limit=5,tasks=2", "slda", seeds=2, epochs=2, seeds_as="loop", threads=1, **short)
+    assert result.accuracy.shape == (2, 3, 2)
 
 
 def test_slda_may_keep_the_covariance_of_the_first_task() -> None:
