@@ -55,14 +55,18 @@ class Lines(Progress):
         self.lines.append(line)
 
 
-def answers(result: store.Result, **given: Any) -> None:
-    """Every learner that was kept has the accuracies that were measured when it had learnt so much."""
+def answers(result: store.Result, but: int = 0, **given: Any) -> None:
+    """Every learner that was kept has the accuracies that were measured when it had learnt so much.
+
+    ``but`` for so many samples of a task, where it is asked in another way than it was measured, which may round.
+    """
     places = {tuple(map(int, name.split("/")[:2])) for name in result.learners}
     assert places
     for seed, learnt in places:
         one = cl.learner(result, seed, learnt, **given)
         measured = result.accuracy[result.seeds.index(seed), learnt]
-        assert np.array_equal(one.accuracy().numpy(), measured), (seed, learnt)
+        counts = np.asarray([len(task.test) for task in one.stream.tasks])
+        assert (np.abs(one.accuracy().numpy() - measured) * counts <= but + 1e-6).all(), (seed, learnt)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -72,7 +76,7 @@ def test_it_answers_as_it_did(strategy: str) -> None:
         assert {name.rpartition("/theta")[0] for name in result.learners if name.endswith("/theta")} == {
             "0/1", "0/2", "1/1", "1/2"
         }  # fmt: skip
-        answers(result)
+        answers(result, but=seeds_as == "map")
 
 
 def test_scores_give_the_accuracy() -> None:
@@ -129,7 +133,7 @@ def test_images_of_ones_own_are_shown_as_the_streams_are() -> None:
 def test_networks_of_images(options: dict[str, Any]) -> None:
     given = {"strategy": "replay:capacity=8"} | options
     result = cl.run(images(), **{**SHORT, **given}, seeds=1, keep_learners="all")
-    answers(result, benchmark=images())
+    answers(result, benchmark=images(), but=2 * (options.get("precision") == "bfloat16"))
     assert {"head.weight", "head.bias"} <= set(cl.learner(result, benchmark=images()).parameters)
 
 
@@ -148,7 +152,7 @@ class HeadAlone(Configured):
 def test_features_that_were_computed_once_are_images_again(strategy: str) -> None:
     result = cl.run(images(), strategy, **SHORT | {"model": HeadAlone()}, seeds=2, keep_learners="all")
     assert result.record["features_once"]
-    answers(result, benchmark=images())
+    answers(result, but=1, benchmark=images())
     one = cl.learner(result, benchmark=images())
     x, _ = one.samples(0)
     assert x.shape == (20, 3, 8, 8)
@@ -294,7 +298,8 @@ def test_scores_are_those_that_were_measured(options: dict[str, Any]) -> None:
     one = cl.learner(result, benchmark=images())
     for task in range(2):
         x, y = one.samples(task)
-        assert float((one.scores(x).argmax(1) == y).double().mean()) == result.accuracy[0, 2, task]
+        right = int((one.scores(x).argmax(1) == y).sum())
+        assert abs(right - len(y) * result.accuracy[0, 2, task]) <= 1 + 1e-6  # in another batch, which may round
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "pipe"])
