@@ -18,7 +18,7 @@ from continual.config import Plan
 from continual.errors import BadOption, Mistake
 from continual.execution import Choice, Way
 from continual.learning.frozen import features_once
-from continual.learning.models import Net
+from continual.learning.models import Net, Out
 from continual.learning.seeds import Recipe, dtype_of, tensor_float
 from continual.progress import Progress
 from continual.streams.placement import SHARE, Where, choose, free_memory, image_bytes, laid_out, place
@@ -86,12 +86,14 @@ def network(model: Any, stream: Stream) -> Net:
     if not isinstance(net, Net):
         raise BadOption(f"{name}: build gives a {type(net).__name__}; it gives a network, such as "
                         "continual.learning.modules.ModuleNet(make)")  # fmt: skip
-    outs = []
-    for words, count in (("two images", 2), ("a single image", 1)):  # as an epoch's last batch may be
+
+    def given(words: str, count: int) -> Out:
         with _told(f"{name}: its network, given {words} of shape {shape},"), torch.no_grad():
-            first = torch.zeros(count, dtype=torch.int64)
-            outs.append(net.forward(torch.zeros(net.size), torch.zeros(count, *shape), first))
-    out = outs[0]
+            images, first = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
+            return net.forward(torch.zeros(net.size), images, first)
+
+    out = given("two images", 2)
+    given("a single image", 1)  # as an epoch's last batch may be
     found = [getattr(getattr(out, part, None), "shape", ()) for part in ("logits", "features")]
     if found[0] != (2, units) or len(found[1]) != 2:
         shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"

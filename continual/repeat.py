@@ -126,10 +126,7 @@ def command(plan: Plan) -> list[str]:
         return []
     benchmark = config.title("benchmarks", plan.benchmark)
     strategies = [config.strategy_title(strategy) for strategy in plan.strategies]
-    try:
-        usual = config.plan({"benchmark": benchmark, **_length(plan)})
-    except Mistake:  # it has text with the grammar's own signs in it
-        return []
+    usual = config.plan({"benchmark": plan.benchmark, **_length(plan)})
     flags = [
         (name, config.written(options_of(type(plan.training))[name], value))
         for name, value in plan.training.values().items()

@@ -220,7 +220,10 @@ def outcome(table: Table, seeds: Sequence[int], place: Place) -> list[Line]:
 
 
 def values(name: str, cell: Cell, seeds: Sequence[int], place: Place) -> tuple[Array, list[str]]:
-    """A metric of a cell's seeds (R,), in its unit; NaN for those that are not stored, or were stopped, and these."""
+    """A metric of a cell's seeds (R,), in its unit, and in words which were stopped.
+
+    Those, and seeds that are not stored, have NaN.
+    """
     from continual.runner import choose_device, new_record
 
     named, device, root = metric(name), choose_device(place.device), data_root(place.data)

@@ -65,8 +65,9 @@ def learner(
     target, root = choose_device(device), data_root(data)
     plan = _plan(result, {"benchmark": benchmark, "strategies": strategy and [strategy], "model": model}, seed)
     look_again()
-    _check(result, plan, root)
-    stream = plan.benchmark.stream(seed, root)
+    first = plan.benchmark.stream(result.seeds[0], root)  # the checksum of whose data the record has
+    _check(result, plan, first, root)
+    stream = first if seed == result.seeds[0] else plan.benchmark.stream(seed, root)
     net = network(plan.model, stream)
     # images lie as the run had them, by which kernels round
     last = result.record["seeds_as"] != "map" and helps(net, target, plan.training.precision) and len(stream.shape) == 3
@@ -132,12 +133,14 @@ def _plan(result: Result, given: dict[str, Any], seed: int) -> Plan:
                         "given: learner(result, benchmark=..., strategy=..., model=...))") from mistake  # fmt: skip
 
 
-def _check(result: Result, plan: Plan, root: Path) -> None:
-    """Raise BadOption where the plan is of other data, or another network, than the run; say where code is other."""
+def _check(result: Result, plan: Plan, first: Stream, root: Path) -> None:
+    """Raise BadOption where the plan is of other data, or another network, than the run; say where code is other.
+
+    ``first``: the stream of the run's first seed.
+    """
     (made,), record = plan.strategies, result.record
     parts = [config.describe("strategies", part) for part in made.parts]
-    first = plan.benchmark.stream(result.seeds[0], root).data  # whose checksum the record has
-    now = {"strategy": parts, "protocol": plan.protocol(root), "data": {"sha256": first.sha256}}
+    now = {"strategy": parts, "protocol": plan.protocol(root), "data": {"sha256": first.data.sha256}}
     both: tuple[dict[str, Any], ...] = (record, now)
     was, here = (
         store.leaves(store.plain({

@@ -34,15 +34,16 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """The network as an ordinary module of PyTorch's layers with the weights θ (P,), as it is trained further.
 
     Its BatchNorm is PyTorch's. Raises :class:`~continual.errors.BadChain` for a network that no such module does the
-    work of: one whose units are gated by task, or which has running statistics for each task.
+    work of: one whose units are gated by task, which has running statistics for each task, or which is made of no
+    module.
     """
     if isinstance(net, Extended) and type(net).forward is Extended.forward:
         return plain(net.inner, net.inside(theta))
     if isinstance(net, LinearNet):
         return _linear(net, theta)
     if not isinstance(net, ModuleNet) or any(one.count for one in net.norms.values()):
-        raise BadChain(f"no ordinary module does the work of a {type(net).__name__} whose units or statistics differ "
-                       "by task; give another model, or statistics=running")  # fmt: skip
+        raise BadChain(f"no ordinary module does the work of a {type(net).__name__} that is made of none, or whose "
+                       "units or statistics differ by task; give another model, or statistics=running")  # fmt: skip
     whole = copy.deepcopy(net.module)
     values = {**net.kept, **net.parameters(theta.detach())}
     with torch.no_grad():

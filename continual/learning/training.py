@@ -65,7 +65,6 @@ class Training(Configured):
     checkpoint_minutes: float | None = option(
         10.0, "keep a checkpoint every so many minutes and at each task's end; none, and no steps: never", ge=0
     )
-
     keep_learners: Literal["none", "last", "all"] = option(
         "none", "keep what seeds have learnt (θ and memory): after the last task, or after each; see continual.learner"
     )

@@ -445,7 +445,7 @@ def _load(path: Path) -> Result:
     from safetensors.numpy import load as unpacked
 
     kept = LEARNERS in sums and has_learners(path)  # they may be deleted
-    learners = Learners(path.absolute() / LEARNERS, str(sums[LEARNERS])) if kept else {}
+    learners = LearnersFile(path.absolute() / LEARNERS, str(sums[LEARNERS])) if kept else {}
     try:
         check_record(record)
         check_types(record)
@@ -459,7 +459,7 @@ def has_learners(path: Path) -> bool:
     return (path / LEARNERS).exists()
 
 
-class Learners(Mapping[str, Any]):
+class LearnersFile(Mapping[str, Any]):
     """The tensors in a file, each read when it is asked for; the file is verified before the first, and if it changed.
 
     Raises :class:`~continual.errors.BadFolder` where it is missing or damaged.
