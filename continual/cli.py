@@ -1,4 +1,4 @@
-"""The command line: ``continual run``, ``list``, ``show``, ``report``, ``compare``, ``check``, ``reproduce``."""
+"""The command line: a function for each command that ``continual --help`` lists, and what scripts of benchmarks do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,18 @@ HELP = {"help_option_names": ["-h", "--help"]}
 USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 FEWER = ("table", "markdown", "json")  # of compare and reproduce
-ERRORS = ("sd", "se", "ci95")
+DEVICE = click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
+DATA = click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
+QUIET = click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
+PICTURE = click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
+METRICS = click.option("--metrics", "names", shell_complete=completion.metrics,
+                       help="names joined by commas, or all (continual list metrics)")  # fmt: skip
+ERROR = click.option("--error", default="sd", type=click.Choice(("sd", "se", "ci95")),
+                     help="what follows the ± [default: sd]")  # fmt: skip
+
+
+def _format(styles: Sequence[str]) -> Callable[[Any], Any]:
+    return click.option("--format", "style", default="table", type=click.Choice(styles), help="[default: table]")
 
 
 class Told(click.Command):
@@ -106,14 +117,14 @@ def _at_home() -> None:
               help="how a step shows its images [default: none]")  # fmt: skip
 @click.option("--track", metavar="NAME[:OPTIONS]", multiple=True, shell_complete=completion.chain("trackers"),
               help="follow it in tensorboard, wandb or mlflow; may be repeated (continual list trackers)")  # fmt: skip
-@click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
-@click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
+@DEVICE
+@DATA
 @click.option("--out", metavar="DIR", default="runs", help="where runs are stored [default: runs]")
 @click.option("--again", is_flag=True, help="run again what is stored already")
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON")
 @click.option("--matrix", is_flag=True, help="also print the accuracy matrix of each strategy")
-@click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
-@click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
+@PICTURE
+@QUIET
 def run(what: tuple[str, ...], **given: Any) -> None:
     """Run strategies on a benchmark and print the forgetting table.
 
@@ -136,11 +147,10 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     places = {name: given.pop(name) for name in kept}
     if not places["out"]:
         raise BadOption("--out is empty; give a folder")
-    picture = Path(places["picture"]) if places["picture"] else None
-    if picture is not None:
+    if places["picture"]:
         from continual.results import canvas
 
-        canvas.check(picture)
+        canvas.check(Path(places["picture"]))
     said = {name: value for name, value in given.items() if value not in (None, ())}
     with flags.named(said), quietly(places["quiet"]):
         plan = config.plan(flags.added(_asked(list(what), usual), said))
@@ -157,15 +167,14 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
             bar.stop()
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
-        _draw(results, picture)
+        _draw(results, places["picture"], told=False)
         return
     if all(result.accuracy.shape[2] == 1 and result.trace is not None for result in results):
         click.echo("\n\n".join(map(tables.trace, results)) + "\n")  # of one task there is more to see than its end
     click.echo(tables.table(results))
     for result in results if places["matrix"] else ():
         click.echo(f"\n{tables.matrix(result)}")
-    if _draw(results, picture):
-        click.echo(f"\nDrawn in {picture}.")
+    _draw(results, places["picture"])
     folder = store.folder(Path(places["out"]), results[0].record).parent
     again = [word for name in ("data", "out") if places[name] not in USUAL for word in (f"--{name}", places[name])]
     other = _suggestion(plan) if results[0].accuracy.shape[2] > 1 else []  # of one task nothing is forgotten
@@ -177,14 +186,14 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
         click.echo(f"  {shlex.join(['continual', *words])}")
 
 
-def _draw(results: Sequence[Result], file: Path | None) -> bool:
+def _draw(results: Sequence[Result], file: str | None, told: bool = True) -> None:
     """Draw the results, where there is a file for it."""
-    if file is None:
-        return False
-    from continual.results import plots
+    if file:
+        from continual.results import plots
 
-    plots.picture(results, file)
-    return True
+        plots.picture(results, Path(file))
+        if told:
+            click.echo(f"\nDrawn in {file}.")
 
 
 def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
@@ -196,14 +205,9 @@ def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
         config.check_given(asked, path)
     elif what and usual is None:
         asked = {"benchmark": what.pop(0)}
-    elif what and _is_options(what[0]):
+    elif what and what[0].startswith(":"):  # options, which a benchmark's script takes for its own benchmark
         asked = {"benchmark": f"{usual}{what.pop(0)}"}
     return asked | ({"strategies": what} if what else {})
-
-
-def _is_options(text: str) -> bool:
-    """``:option=value,...``, which a benchmark's script takes for its own benchmark."""
-    return text.startswith(":")
 
 
 def _suggestion(plan: config.Plan) -> list[str]:
@@ -338,9 +342,7 @@ def _entry(name: str, meaning: str, width: int) -> str:
 
 
 @main.command(name="completion")
-@click.argument(
-    "shell", metavar="|".join(completion.SHELLS), shell_complete=completion.one_of(lambda: completion.SHELLS)
-)
+@click.argument("shell", type=click.Choice(completion.SHELLS))
 def completion_(shell: str) -> None:
     """Print what a shell evaluates to complete command lines: names, their options, and the words these take.
 
@@ -349,8 +351,6 @@ def completion_(shell: str) -> None:
     zsh:  echo 'eval "$(continual completion zsh)"' >> ~/.zshrc
     fish: continual completion fish > ~/.config/fish/completions/continual.fish
     """
-    if shell not in completion.SHELLS:
-        raise unknown("shell", shell, completion.SHELLS)
     click.echo(completion.script(main, shell))
 
 
@@ -370,44 +370,33 @@ def schema() -> None:
 
 @main.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--format", "style", default="table", metavar="|".join(FORMATS),
-              shell_complete=completion.one_of(lambda: FORMATS), help="[default: table]")  # fmt: skip
-@click.option("--metrics", "names", shell_complete=completion.metrics,
-              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
-@click.option("--error", default="sd", metavar="sd|se|ci95", shell_complete=completion.one_of(lambda: ERRORS),
-              help="what follows the ± [default: sd]")  # fmt: skip
+@_format(FORMATS)
+@METRICS
+@ERROR
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
-@click.option("--picture", metavar="FILE", help="also draw accuracies over time, as .png, .svg or .pdf")
+@PICTURE
 def show(
     folder: str, style: str, names: str | None, error: str, matrix: bool, trace: bool, picture: str | None
 ) -> None:  # fmt: skip
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
     from continual.results import store, tables
 
-    if style not in FORMATS:
-        raise BadOption(f"--format {style}: it takes {choices(FORMATS)}")
     results = store.find(Path(folder))
     click.echo(tables.table(results, metrics=_names(names), format=style, interval=error))
     for result in results if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
     for result in results if trace else ():
         click.echo(f"\n{tables.trace(result)}")
-    if picture:
-        from continual.results import plots
-
-        plots.picture(results, Path(picture))
-        click.echo(f"\nDrawn in {picture}.")
+    _draw(results, picture)
 
 
 @main.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--out", metavar="FILE", help="where the report is written [default: DIR/report.html]")
 @click.option("--title", help="of the report [default: the folder's name]")
-@click.option("--metrics", "names", shell_complete=completion.metrics,
-              help="names joined by commas, or all (continual list metrics)")  # fmt: skip
-@click.option("--error", default="sd", metavar="sd|se|ci95", shell_complete=completion.one_of(lambda: ERRORS),
-              help="what follows the ± [default: sd]")  # fmt: skip
+@METRICS
+@ERROR
 @click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
 def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
     """Write the runs in DIR as one HTML file: tables, figures, configuration, and the command that repeats them.
@@ -417,7 +406,6 @@ def report(folder: str, out: str | None, title: str | None, names: str | None, e
     from continual.repeat import repeat
     from continual.results import content, figures, report, store
 
-    content.check_interval(error)
     groups = content.experiments(store.find(Path(folder)))
     found = [figures.sections(group) for group in groups]
     file = Path(out or Path(folder) / "report.html")
@@ -445,8 +433,7 @@ def _names(given: str | None) -> list[str] | None:
               help="joined by commas (continual list metrics) [default: average-accuracy]")  # fmt: skip
 @click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
 @click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
-@click.option("--format", "style", default="table", metavar="table|markdown|json",
-              shell_complete=completion.one_of(lambda: FEWER), help="[default: table]")  # fmt: skip
+@_format(FEWER)
 def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bool, style: str) -> None:
     """Test whether stored runs differ: the difference, its 95 % interval, p, and p corrected for all comparisons.
 
@@ -455,8 +442,6 @@ def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bo
     """
     from continual.results import differences, store
 
-    if style not in differences.FORMATS:
-        raise BadOption(f"--format {style}: it takes {choices(differences.FORMATS)}")
     results = [result for folder in folders for result in store.find(Path(folder))]
     lines = differences.differences(results, _names(names) or [], every_pair, not unpaired)
     click.echo(differences.table(lines, style))
@@ -482,13 +467,13 @@ def check(strategy: str) -> None:
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="only this row; may be repeated")
 @click.option("--column", "columns", multiple=True, metavar="NAME", help="only this column; may be repeated")
 @click.option("--seeds", metavar="INT|INTS JOINED BY '-'", help="how many, or which [default: as many as published]")
-@click.option("--jobs", default=1, metavar="INT", help="runs at a time, each in a process of its own [default: 1]")
-@click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
-@click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
+@click.option("--jobs", default=1, type=click.IntRange(1), metavar="INT",
+              help="runs at a time, each in a process of its own [default: 1]")  # fmt: skip
+@DEVICE
+@DATA
 @click.option("--out", metavar="DIR", help="where runs are stored, and looked for [default: reproductions/TABLE]")
-@click.option("--format", "style", default="table", metavar="table|markdown|json",
-              shell_complete=completion.one_of(lambda: FEWER), help="[default: table]")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="no progress, and not how it is done")
+@_format(FEWER)
+@QUIET
 def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs: int, **given: Any) -> None:
     """Run the cells of a published table again and hold them against what was published.
 
@@ -496,10 +481,6 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
     reproduction goes on where it was. Exit status 1 where a cell that ran differs from what was published, or
     a seed of it was stopped.
     """
-    if given["style"] not in ("table", "markdown", "json"):
-        raise BadOption(f"--format {given['style']}: it takes table|markdown|json")
-    if jobs < 1:
-        raise BadOption(f"--jobs {jobs}: give at least 1")
     if given["out"] == "":
         raise BadOption("--out is empty; give a folder")
     from continual import reproduction
@@ -515,8 +496,8 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
     place = reproduction.Place(
         Path(given["out"] or f"reproductions/{whole.name}"), given["data"], given["device"], jobs
     )
-    hidden = given["quiet"] or not sys.stderr.isatty()
-    with quietly(given["quiet"]), tqdm(total=chosen.runs(asked, place), disable=hidden, leave=False) as bar:
+    hidden, runs = given["quiet"] or not sys.stderr.isatty(), len(chosen.cells) * len(place.groups(asked))
+    with quietly(given["quiet"]), tqdm(total=runs, disable=hidden, leave=False) as bar:
 
         def done(cell: reproduction.Cell) -> None:
             bar.set_description(f"{cell.row}, {cell.column}", refresh=False)

@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
         BadFolder: a file that cannot be read or is no text.
         BadOption: a file that is not YAML, is no mapping of names, gives a name twice, lies in itself, has text in it
             that cannot be written, or is deeper or larger (through names for parts of it that are used again and again)
-            than a run's file can be.
+            than a file of a run or a table can be.
     """
     text = plugins.read_text(path)
     try:
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
         # PyYAML lets through what Python says of a number, date or tag that it cannot make
         raise BadOption(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise BadOption(f"{path}: a run's file is a mapping of options, such as 'benchmark: split-mnist'")
+        raise BadOption(f"{path}: it takes a mapping of names, such as 'benchmark: split-mnist'")
     return found
 
 
@@ -90,5 +90,5 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     if not known[id(node)]:
         raise BadOption("a part of it lies in itself")
     if known[id(node)] > MOST:
-        raise BadOption(f"it has more than {MOST} values; a run's file has a few")
+        raise BadOption(f"it has more than {MOST} values; such a file has a few")
     return known[id(node)]

@@ -103,8 +103,8 @@ def is_text(given: str) -> bool:
 def nearest(given: str, names: Iterable[str], most: int = 1) -> str:
     """``"; did you mean 'ewc'?"``, or nothing where no name is near; of several that are near, ``most`` are named."""
     close = [f"'{name}'" for name in difflib.get_close_matches(given[:LONGEST], list(names), n=most)]
-    listed = " or ".join([", ".join(close[:-1]), close[-1]] if len(close) > 1 else close)
-    return f"; did you mean {listed}?" if close else ""
+    meant = " or ".join([", ".join(close[:-1]), close[-1]] if len(close) > 1 else close)
+    return f"; did you mean {meant}?" if close else ""
 
 
 def unknown(kind: str, given: str, names: Iterable[str], hint: str = "") -> UnknownName:

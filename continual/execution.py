@@ -192,7 +192,7 @@ def step_seconds(
     """The seconds of a step of some seeds together, of the first task, as it will be done; ``usual`` threads."""
     recipe = replace(recipe, compiled=False)
     device = streams[0].samples.image.device
-    last = len(streams) == 1 and helps(recipe.net, device, recipe.precision)
+    last = len(streams) == 1 and helps(recipe.net, streams[0].shape, device, recipe.precision)
     with at_speed(training, recipe.net, streams, usual), pytorch_left_alone(device):
         learners = Learners(recipe, laid_out(streams, last), list(range(len(streams))))
         rows = learners.begin(0)
@@ -206,14 +206,14 @@ def step_seconds(
         return spent(steps[len(warm) :], learners.device)
 
 
-def helps(net: Net, device: torch.device, precision: str) -> bool:
-    """Whether images are better shown with their channels last, as the kernels of convolutions like them.
+def helps(net: Net, shape: tuple[int, ...], device: torch.device, precision: str) -> bool:
+    """Whether images of a shape are better shown with their channels last, as the kernels of convolutions like them.
 
-    A CPU's do, but for one that is wrong; a GPU's where its tensor cores are used. Mapped seeds have no such form.
+    A CPU's do, but for one that is wrong; a GPU's where its tensor cores are used. Mapped seeds have no such form, nor
+    have vectors.
     """
-    if device.type == "cpu":
-        return net.convolves and not net.skips
-    return net.convolves and precision in ("tf32", "bfloat16")
+    kernels_do = not net.skips if device.type == "cpu" else precision in ("tf32", "bfloat16")
+    return net.convolves and len(shape) == 3 and kernels_do
 
 
 @contextlib.contextmanager

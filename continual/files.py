@@ -1,17 +1,21 @@
-"""Files that are read: those that have an end. Files that are written: whole, or not at all."""
+"""Files that are read: those that have an end. Files that are written: whole, or not at all, and what writers leave."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST_TEXT = 10_000_000
 """Bytes; what people write is smaller."""
+AGE = 24 * 3600.0
+"""Seconds after which nobody can be at work any more on what a writer has hidden beside its place: it takes seconds."""
 
 
 def check_ordinary(path: Path) -> None:
@@ -53,3 +57,25 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def clear(folder: Path, *patterns: str) -> None:
+    """Delete what writers that were killed have left under these names in a folder."""
+    for path in old(folder, *patterns):
+        remove(path)
+
+
+def old(folder: Path, *patterns: str) -> list[Path]:
+    """The old ones of these names in a folder."""
+    found = []
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with contextlib.suppress(OSError):  # its writer has just taken it away
+            if time.time() - path.stat().st_mtime > AGE:
+                found.append(path)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; what cannot be deleted stays, as it does no harm."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import operator
 import re
 import types
 import typing
@@ -93,23 +94,23 @@ def _fault(value: Any) -> str:
     return ""
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types in a union; another type is the only one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _words(hint: Any) -> list[str]:
     """The words that a type takes."""
-    if _is_union(hint):
-        return [word for member in typing.get_args(hint) for word in _words(member)]
-    return [str(word) for word in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+    literals = (member for member in members(hint) if typing.get_origin(member) is Literal)
+    return [str(word) for literal in literals for word in typing.get_args(literal)]
 
 
 def _kind(hint: Any) -> str:
     """A type as a person reads it."""
+    if len(members(hint)) > 1:
+        return "|".join(map(_kind, members(hint)))
     if typing.get_origin(hint) is Literal:
-        return "|".join(str(choice) for choice in typing.get_args(hint))
-    if _is_union(hint):
-        return "|".join(_kind(member) for member in typing.get_args(hint))
+        return "|".join(_words(hint))
     if typing.get_origin(hint) is tuple:
         return f"{_kind(typing.get_args(hint)[0])}s joined by '-'"
     return "none" if hint is type(None) else str(getattr(hint, "__name__", hint))
@@ -117,8 +118,8 @@ def _kind(hint: Any) -> str:
 
 def _limited(hint: Any, limits: dict[str, float]) -> Any:
     """The type with the limits on its numbers, as msgspec takes it."""
-    if _is_union(hint):
-        return functools.reduce(lambda a, b: a | b, (_limited(member, limits) for member in typing.get_args(hint)))
+    if len(members(hint)) > 1:
+        return functools.reduce(operator.or_, (_limited(member, limits) for member in members(hint)))
     if typing.get_origin(hint) is tuple:
         return tuple[_limited(typing.get_args(hint)[0], limits), ...]  # type: ignore[misc]
     meta: Any = msgspec.Meta
@@ -127,18 +128,18 @@ def _limited(hint: Any, limits: dict[str, float]) -> Any:
 
 def _untexted(hint: Any, value: Any) -> Any:
     """What a command line writes for a list or for nothing, as the list or the nothing; other values as they are."""
-    if _is_union(hint) and value == "none":
+    kinds = members(hint)
+    if len(kinds) > 1 and value == "none":
         return None
     if isinstance(value, bool) and str(value).lower() in _words(hint):
         return str(value).lower()  # YAML reads the word true as a truth value
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if isinstance(value, str) and float in members and int not in members and re.fullmatch(NUMBER, value):
+    if isinstance(value, str) and float in kinds and int not in kinds and re.fullmatch(NUMBER, value):
         return float(value)
-    lists = [member for member in members if typing.get_origin(member) is tuple]
+    lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
     if not isinstance(value, str) or not lists:
         return value
     # where a number alone is something else, a list is told by its dash
-    alone = len(members) == 1
+    alone = len(kinds) == 1
     form = r"-|{0}(-{0})*-?" if alone else r"{0}(-{0})+|{0}(-{0})*-"
     is_list = re.fullmatch(form.format(r"\.?\d(?:[^-]|(?<=\d[eE])-)*"), value)
     parts = [part for part in re.split(r"(?<!\d[eE])-", value) if part]  # not within 1e-5

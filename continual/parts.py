@@ -21,7 +21,7 @@ from continual.execution import Way
 from continual.learning.seeds import Learners, tensor_float, under, within
 from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress, quietly
-from continual.ready import Ready, prepare
+from continual.ready import Ready, prepare, recipe_of
 from continual.streams.stream import Stream
 from continual.tracking.follow import SHARED as SHARED_BY_SEEDS
 from continual.tracking.follow import Follow
@@ -109,7 +109,8 @@ def _trained(
 ) -> Part:  # fmt: skip
     """Train the seeds of a group, which are known by their places in the list of all."""
     training, seeds = ready.plan.training, ready.plan.training.seed_list
-    learners = Learners(ready.recipe(strategy), [ready.streams[r] for r in group], [seeds[r] for r in group])
+    recipe = recipe_of(ready.plan, strategy, ready.net)
+    learners = Learners(recipe, [ready.streams[r] for r in group], [seeds[r] for r in group])
     watch = Watch(told.step, functools.partial(_fed, follow, learners))
     if kept:
         watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())

@@ -1,4 +1,4 @@
-"""Where named things are found: benchmarks, strategies, models, optimisers and schedules.
+"""Where named things are found: whatever is of one of the :data:`KINDS`, a benchmark or a strategy or a model.
 
 Built-in and foreign ones come in through the same door, the entry-point group ``continual.<kind>``; whatever is not
 registered can be named by its path, ``package.module:Class``. Strategies of a whole library that has a loop of its own

@@ -38,12 +38,12 @@ class Progress:
         """How it is done, for those who wonder."""
 
 
-def waited(items: Iterable[T], total: int, what: str, shown: bool = True) -> Iterator[T]:
+def waited(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items, which are waited for; where that takes long it is shown on standard error how far it is.
 
-    On a terminal a bar shows it, elsewhere a line once a minute; nothing does unless ``shown``, nor :func:`quietly`.
+    On a terminal a bar shows it, elsewhere a line once a minute; nothing does within :func:`quietly`.
     """
-    if not shown or _quiet.get() or sys.stderr is None:
+    if _quiet.get() or sys.stderr is None:
         yield from items
     elif sys.stderr.isatty():
         from tqdm import tqdm

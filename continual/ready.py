@@ -62,13 +62,9 @@ class Ready:
 
     def done(self, way: Way) -> Ready:
         """The same, done in a way; images lie where they do."""
-        helps = execution.helps(self.net, self.device, self.plan.training.precision)
-        last = way.how != "map" and helps and len(self.streams[0].shape) == 3  # images, or what lies as they do
+        helps = execution.helps(self.net, self.streams[0].shape, self.device, self.plan.training.precision)
+        last = way.how != "map" and helps
         return replace(self, way=replace(way, where=self.way.where), streams=laid_out(self.streams, last))
-
-    def recipe(self, strategy: Strategy) -> Recipe:
-        """What the learners of a strategy share."""
-        return recipe_of(self.plan, strategy, self.net)
 
 
 def network(model: Any, stream: Stream) -> Net:

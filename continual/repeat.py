@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from continual import config, plugins
 from continual.config import NAMED, Plan
@@ -13,14 +12,8 @@ from continual.errors import Mistake, choices
 from continual.options import Configured, options_of
 from continual.results.store import Result
 
-
-@dataclass(frozen=True)
-class Repeat:
-    """``command`` repeats runs; ``file``, as YAML, is their whole configuration; ``note`` says where one is lacking."""
-
-    command: str
-    file: str
-    note: str
+if TYPE_CHECKING:
+    from continual.results.report import Repeat
 
 
 def repeat(results: Sequence[Result]) -> Repeat:
@@ -29,6 +22,8 @@ def repeat(results: Sequence[Result]) -> Repeat:
     A command is given only where it was found to make the very protocol and strategies of the records; where what they
     name cannot be loaded here, or was made in Python, ``note`` says so.
     """
+    from continual.results.report import Repeat
+
     given = configuration(results)
     try:
         plan = config.plan(options_only(given))

@@ -72,10 +72,6 @@ class Table:
         kept = tuple(cell for cell in self.cells if cell.row in wanted["row"] and cell.column in wanted["column"])
         return replace(self, cells=kept)
 
-    def runs(self, seeds: Sequence[int], place: Place) -> int:
-        """How many runs there are in it."""
-        return len(self.cells) * len(place.groups(seeds))
-
 
 # ---- the file
 

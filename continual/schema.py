@@ -16,7 +16,7 @@ from continual.cards import first_paragraph
 from continual.config import NAMED
 from continual.errors import Mistake
 from continual.learning.training import Training
-from continual.options import LARGEST, Option, options_of
+from continual.options import LARGEST, Option, members, options_of
 from continual.streams.benchmark import Sequence as Benchmarks
 from continual.streams.benchmark import SplitBenchmark
 
@@ -87,9 +87,8 @@ def value(option: Option) -> Schema:
 
 
 def _value(hint: Any, limits: dict[str, float], alone: bool = True) -> Schema:
-    members = _members(hint)
-    if len(members) > 1:
-        return {"anyOf": [_value(member, limits, alone=False) for member in members]}
+    if len(members(hint)) > 1:
+        return {"anyOf": [_value(member, limits, alone=False) for member in members(hint)]}
     if hint is type(None):
         return {"enum": [None, "none"]}
     if typing.get_origin(hint) is typing.Literal:
@@ -107,11 +106,6 @@ def _value(hint: Any, limits: dict[str, float], alone: bool = True) -> Schema:
     whole = {"minimum": -LARGEST, "maximum": LARGEST} if hint is int else {}
     bounds = {LIMITS[name]: bound for name, bound in limits.items() if hint in (int, float)}
     return {"type": types[hint], **whole, **bounds}
-
-
-def _members(hint: Any) -> list[Any]:
-    union = typing.get_args(hint) and typing.get_origin(hint) not in (typing.Literal, tuple)
-    return list(typing.get_args(hint)) if union else [hint]
 
 
 def _joined(item: Any, alone: bool) -> str:
@@ -163,9 +157,8 @@ def _spelled(name: str, cls: type) -> str:
 
 def _written(hint: Any, limits: dict[str, float], alone: bool = True) -> str:
     """A value as text."""
-    members = _members(hint)
-    if len(members) > 1:
-        return "|".join(_written(member, limits, alone=False) for member in members)
+    if len(members(hint)) > 1:
+        return "|".join(_written(member, limits, alone=False) for member in members(hint))
     if hint is type(None):
         return "none"
     if typing.get_origin(hint) is typing.Literal:

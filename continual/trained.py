@@ -70,7 +70,7 @@ def learner(
     stream = first if seed == result.seeds[0] else plan.benchmark.stream(seed, root)
     net = network(plan.model, stream)
     # images lie as the run had them, by which kernels round
-    last = result.record["seeds_as"] != "map" and helps(net, target, plan.training.precision) and len(stream.shape) == 3
+    last = result.record["seeds_as"] != "map" and helps(net, stream.shape, target, plan.training.precision)
     (stream,) = laid_out(place([stream], target, choose([stream], target, plan.training.pixels)), last)
     with pytorch_left_alone(target):
         learners = Learners(recipe_of(plan, plan.strategies[0], net), [stream], [seed])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from continual.errors import Mistake, OutOfMemory
@@ -28,19 +31,22 @@ def each(
     Where a call raises, or this process is interrupted, the others are ended at once.
 
     Raises:
-        Mistake: where a process could not begin.
+        Mistake: where no process could begin, or one was ended by what it did.
         OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
             ``help`` says what to do then.
     """
     context, waiting = _Spawn(), iter(enumerate(calls))
+    begun, threads = context.Event(), share(count)
     # a pool for each process: one of several may not see that one of them dies while it begins another (Python 3.11)
-    pools = [ProcessPoolExecutor(1, context, _begin, (share(count), is_quiet())) for _ in range(min(count, len(calls)))]
+    pools = [
+        ProcessPoolExecutor(1, context, _begin, (begun, threads, is_quiet())) for _ in range(min(count, len(calls)))
+    ]
     at_work: dict[Future[Any], tuple[int, ProcessPoolExecutor]] = {}
 
     def give(pool: ProcessPoolExecutor) -> None:
         if (following := next(waiting, None)) is not None:
             number, call = following
-            at_work[pool.submit(function, *call)] = number, pool
+            at_work[pool.submit(_called, function, *call)] = number, pool
 
     try:
         with _unsignalled():
@@ -60,8 +66,11 @@ def each(
             pool.shutdown()  # waits for its process: how each ended is known
         if not isinstance(error, BrokenProcessPool):
             raise
-        # each begins by reading the script that was started, and ends with a status of its own if that fails
-        if any((process.exitcode or 0) > 0 for process in context.started):
+        statuses = [process.exitcode for process in context.started if process.exitcode and process.exitcode > 0]
+        if statuses and begun.is_set():
+            raise Mistake(f"one of {count} processes was ended by what it did, with status {statuses[0]} (os._exit in "
+                          "a hook, or a library's)") from error  # fmt: skip
+        if statuses:  # each begins by reading the script that was started
             raise Mistake("no process could begin; in a script, what starts them is written under "
                           "if __name__ == '__main__':, as each of them reads the script again") from error  # fmt: skip
         raise OutOfMemory(f"one of {count} processes was killed from outside, as the system does when its memory is "
@@ -106,8 +115,29 @@ def share(count: int, among: int | None = None) -> int:
     return max(1, (among or cores()) // count)
 
 
-def _begin(threads: int, quiet: bool) -> None:
+def _called(function: Callable[..., Any], *given: Any) -> Any:
+    """What the function gives; what it raises, in words where it would not come out of the process as it is."""
+    try:
+        return function(*given)
+    except BaseException as error:
+        if _passes(error):
+            raise
+        told = RuntimeError("".join(traceback.format_exception(error)).strip())
+        raise told from None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether another process can raise an error, and does not end by it in silence."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class does when it is copied
+        return False
+    return not isinstance(error, SystemExit)
+
+
+def _begin(begun: Event, threads: int, quiet: bool) -> None:
     """Begin a process: it ends when the one that started it is no more, has so many threads, and is as ``quiet``."""
+    begun.set()
     stay_quiet(quiet)
     parent = multiprocessing.parent_process()
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Attention(Gated):
     """A network whose gates are learnt: a_l = σ(s e_l), with an embedding e_l (T, H) for each hidden layer."""
 
+    inner: LinearNet
+
     def __init__(self, inner: LinearNet, tasks: int, s: float | Tensor) -> None:
         super().__init__(inner, {f"embedding{n}": (tasks, units) for n, units in enumerate(inner.hidden, start=1)})
         self.tasks, self.s = tasks, s
@@ -30,12 +32,7 @@ class Attention(Gated):
 
     def at(self, s: float | Tensor) -> Attention:
         """The same network at another s."""
-        return Attention(self.layers, self.tasks, s)
-
-    @property
-    def layers(self) -> LinearNet:
-        """The network without gates."""
-        return cast(LinearNet, self.inner)
+        return Attention(self.inner, self.tasks, s)
 
     def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
         """See :meth:`Gated.gates`: (B, H) each."""
@@ -106,8 +103,8 @@ class HAT(Gating):
         own, factor = cast(Attention, net), torch.ones_like(theta)
         factor[net.head_rows(theta, ~task.own_units)] = 0.0
         parts, used = net.parameters(factor), self.used(net, memory)
-        inputs = [torch.ones_like(parts[f"{own.layers.names[0]}.weight"][0]), *used]
-        for name, before, after in zip(own.layers.names, inputs, used, strict=False):
+        inputs = [torch.ones_like(parts[f"{own.inner.names[0]}.weight"][0]), *used]
+        for name, before, after in zip(own.inner.names, inputs, used, strict=False):
             parts[f"{name}.weight"].copy_(1 - torch.minimum(after[:, None], before))
             parts[f"{name}.bias"].copy_(1 - after)
         for name in own.extra:

@@ -10,9 +10,8 @@ import torch
 
 from continual.errors import BadChain
 from continual.learning.optimizers import Adam
-from continual.learning.strategy import Growth, Memory, Step, cross_entropy, either, gradient_of
+from continual.learning.strategy import Growth, Memory, Step, Strategy, cross_entropy, either, gradient_of
 from continual.options import option
-from continual.strategies.xdg import Isolated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PackNet(Isolated):
+class PackNet(Strategy):
     """PackNet (Mallya & Lazebnik 2018, "PackNet: Adding multiple tasks to a single network by iterative pruning").
 
     A task is learnt with all weights, of which those of earlier tasks are fixed. Then, in each layer, the share
@@ -41,6 +40,7 @@ class PackNet(Isolated):
     moves it.
     """
 
+    scenarios: ClassVar[tuple[str, ...]] = ("task",)
     memory_grows_with: ClassVar[Growth] = "tasks"
     restarts_optimizer: ClassVar[bool] = True
     answers_by_task: ClassVar[bool] = True

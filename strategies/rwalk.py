@@ -95,7 +95,7 @@ class RWalk(Strategy):
 
         mapped = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))
         squares = mapped(step.before, batch.images, batch.y, batch.task).square()
-        weight = torch.ones_like(squares[:, 0]) if batch.weight is None else batch.weight
+        weight = batch.weights(squares)
         mean: Tensor = weight @ squares / weight.sum()
         return mean
 

@@ -19,16 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Isolated(Strategy):
-    """What methods share that keep a part of the network for each task, and so have to be told a test sample's."""
-
-    scenarios: ClassVar[tuple[str, ...]] = ("task",)
-
-
-@dataclass(frozen=True)
-class Gating(Isolated):
+class Gating(Strategy):
     """What methods share that gate the hidden units by task."""
 
+    scenarios: ClassVar[tuple[str, ...]] = ("task",)
     first_task_like_finetuning: ClassVar[bool] = False
 
     def suits(self, stream: Stream, net: Net) -> None:

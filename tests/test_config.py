@@ -305,10 +305,10 @@ def test_a_file_is_a_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"- a\n- b\n", "a run's file is a mapping"),
-        (b"", "a run's file is a mapping"),
-        (b"3\n", "a run's file is a mapping"),
-        (b"1: 5\n", "a run's file is a mapping"),
+        (b"- a\n- b\n", "it takes a mapping of names"),
+        (b"", "it takes a mapping of names"),
+        (b"3\n", "it takes a mapping of names"),
+        (b"1: 5\n", "it takes a mapping of names"),
         (b"a: [1\n", "is not YAML: .*line 2"),
         (b"seeds: 3\nmodel: mlp\nseeds: 4\n", "'seeds' is given twice"),
         (b"seeds: 010\n", "010: YAML reads a number with a zero in front, or a colon in it, in another base"),

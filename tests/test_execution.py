@@ -252,13 +252,20 @@ def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
-def test_compiled_steps_give_the_same_numbers() -> None:
+def test_compiled_steps_of_seeds_side_by_side_give_the_same_numbers() -> None:
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
     found = [
         cl.run("split-digits:limit=20,tasks=2", "ewc+replay:capacity=20", compile=compiled, seeds_as="map",
                **SETTINGS)
         for compiled in (True, False)
     ]  # fmt: skip
     same(*found)
+    # whole steps, of the first task and of the second
+    assert counters["frames"]["ok"] == counters["frames"]["total"] >= 2 and not counters["graph_break"]
+    assert counters["stats"]["calls_captured"] > 30 * counters["frames"]["ok"]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
@@ -268,10 +275,11 @@ def test_tasks_with_the_same_steps_are_compiled_once() -> None:
 
     torch.compiler.reset()
     counters.clear()
-    cl.run(
-        "split-digits:limit=20", "replay:capacity=20", compile=True, seeds=1, epochs=3, batch=16, precision="float64"
-    )
+    asked: dict[str, Any] = {"seeds": 1, "epochs": 3, "batch": 16, "precision": "float64"}
+    found = [cl.run("split-digits:limit=20", "replay:capacity=20", compile=compiled, **asked)
+             for compiled in (True, False)]  # fmt: skip
     assert counters["stats"]["unique_graphs"] == 2 * 2 and not counters["graph_break"]
+    same(*found)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")

@@ -12,17 +12,20 @@ import torch
 from test_own_networks import CPU, SIZE, body, learners_of
 from torch import nn
 
-from continual.conformance import TRAINING, small_stream
+from continual.conformance import TRAINING, Failed, not_inert, small_stream
 from continual.errors import BadChain
 from continual.learning import modules
-from continual.learning.models import Extended, LinearNet, Net, Out
+from continual.learning.models import Extended, Gated, LinearNet, Net, Out
 from continual.learning.modules import ModuleNet
 from continual.learning.norms import BatchNorm
 from continual.learning.optimizers import SGD, Constant
+from continual.learning.plain import plain
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Batch, Chain, Strategy, cross_entropy
 from continual.learning.train import Watch, schedule, train
 from continual.strategies import HAT, L2, Finetune, XdG
+from continual.strategies.hat import Attention
+from continual.strategies.xdg import ContextGates
 from continual.streams.rng import key, seed_pytorch
 from continual.streams.stream import Stream, Task
 
@@ -214,6 +217,136 @@ class Behind(Naive):
 
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         return self.inner.learn(theta[..., : self.inner.size], x, tasks, fixed)
+
+
+class Cosine(Extended):
+    """A head of its own, said once."""
+
+    def answer(self, p: dict[str, Tensor], out: Out) -> Out:
+        normal = nn.functional.normalize
+        return out._replace(logits=p["scale"] * normal(out.features) @ normal(p["head.weight"]).T)
+
+    def start(self, key: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, 5.0)
+
+
+class CosineTwice(Extended):
+    """The same, written into both ways through the network."""
+
+    def cosine(self, theta: Tensor, out: Out) -> Out:
+        return Cosine.answer(cast(Cosine, self), self.parameters(theta), out)
+
+    start = Cosine.start
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return self.cosine(theta, self.inner.forward(self.inside(theta), x, tasks))
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        out, statistics = self.inner.learn(self.inside(theta), x, tasks, fixed)
+        return self.cosine(theta, out), statistics
+
+
+@dataclass(frozen=True)
+class Headed(Strategy):
+    """Fine-tuning with another head."""
+
+    first_task_like_finetuning: ClassVar[bool] = False
+
+    kind: Any = Cosine
+
+    def extend(self, net: Net, stream: Stream) -> Net:
+        made: Net = self.kind(net, {"scale": (1,)})
+        return made
+
+
+@each_middle
+def test_a_head_of_its_own_is_that_of_a_step_and_of_a_test(middle: Any) -> None:
+    one, other, usual = (
+        learners_of(lambda: body(*middle()), strategy) for strategy in (Headed(), Headed(CosineTwice), Finetune())
+    )
+    measured = [train(group, TRAINING, Watch())[0] for group in (one, other, usual)]
+    assert torch.equal(one.theta, other.theta)
+    for name, values in measured[0].items():
+        assert torch.equal(values.nan_to_num(-1), measured[1][name].nan_to_num(-1)), name
+    assert not torch.equal(measured[0]["loss"], measured[2]["loss"])
+    p = one.net.parameters(one.theta)
+    assert abs(float(p["scale"]) - 5) > 1e-3, "it was not trained"
+    x = torch.randn(3, *SIZE, dtype=one.theta.dtype)
+    with torch.no_grad():
+        out = one.net.forward(one.theta, x, torch.zeros(3, dtype=torch.int64))
+        wanted = [[float(p["scale"]) * float(f @ w / (f.norm() * w.norm())) for w in p["head.weight"]]
+                  for f in out.features]  # fmt: skip
+    torch.testing.assert_close(out.logits, torch.tensor(wanted, dtype=x.dtype))
+    with pytest.raises(BadChain, match=r"the strategy's Cosine, .* whose head is its own"):
+        plain(one.net, one.theta)
+
+
+def test_gates_around_a_head_of_its_own_leave_it() -> None:
+    inner = Cosine(LinearNet((4, 3, 2)), {"scale": (1,)})
+    net = GatedForward(inner)
+    theta, x = net.initial(key(0), torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    tasks = torch.zeros(5, dtype=torch.int64)
+    assert torch.equal(net.logits(theta, x, tasks), inner.logits(inner.initial(key(0), torch.float64), x))
+
+
+class ForwardAlone(Extended):
+    """What a test asks, and a step does not."""
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return super().forward(theta, x, tasks)
+
+
+class ApplyAlone(Extended):
+    """What neither asks."""
+
+    def apply(self, p: dict[str, Tensor], x: Tensor, gates: Any = None) -> Out:
+        return super().apply(p, x, gates)
+
+
+class Both(ForwardAlone, ApplyAlone):
+    """Neither is that of a step."""
+
+
+class GatedApply(Gated):
+    """Gates that go by way of what the network inside applies."""
+
+    def gates(self, p: dict[str, Tensor], tasks: Tensor) -> list[Tensor]:
+        return [torch.ones(len(tasks), units, dtype=p["head.weight"].dtype) for units in self.inner.hidden]
+
+    apply = ApplyAlone.apply
+
+
+class LearnAlone(Extended):
+    """Noise in a step, and none in a test: what a step does is said."""
+
+    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
+        return super().learn(theta, x, tasks, fixed)
+
+
+class GatedForward(GatedApply):
+    """A forward pass of its own, which that of a step is as well."""
+
+    def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
+        return super().forward(theta, x, tasks)
+
+
+@pytest.mark.parametrize(("kind", "unheard"), [
+    (ForwardAlone, ["forward"]), (ApplyAlone, ["apply"]), (Both, ["forward"]), (GatedApply, ["apply"]),
+    (Extended, []), (Cosine, []), (CosineTwice, []), (LearnAlone, []), (GatedForward, []), (Attention, []),
+    (ContextGates, []),
+])  # fmt: skip
+def test_a_way_through_the_network_that_a_step_does_not_take_is_refused(kind: Any, unheard: list[str]) -> None:
+    net = kind.__new__(kind)
+    assert net.unheard() == unheard
+    if unheard and not issubclass(kind, Gated):
+        with pytest.raises(BadChain, match=rf"extend gives a {kind.__name__} with {unheard[0]} of its own, .*answer"):
+            learners_of(body, Headed(kind))
+
+
+def test_parameters_that_nothing_is_made_of_are_fine_tuning() -> None:
+    with pytest.raises(Failed, match="the strategy does nothing"):
+        not_inert(Headed(Extended))
+    not_inert(Headed())
 
 
 class Forgetful(Extended):

@@ -368,7 +368,32 @@ def test_what_goes_wrong_in_a_process_ends_the_others(
     gone(tmp_path, 1)
 
 
-def _dies(threads: int, quiet: bool) -> None:
+def _unlike(number: int) -> int:
+    """A square; or what does not come out of a process as it is."""
+
+    class Own(Exception):
+        pass
+
+    if number == 1:
+        raise Own("of a class that no other process has")
+    if number == 2:
+        raise SystemExit(5)
+    if number == 3:
+        os._exit(7)
+    return number**2
+
+
+@pytest.mark.parametrize(("number", "error", "said"), [
+    (1, RuntimeError, r"_unlike(.|\n)*Own: of a class that no other process has$"),
+    (2, RuntimeError, r"_unlike(.|\n)*SystemExit: 5$"),
+    (3, Mistake, r"one of 2 processes was ended by what it did, with status 7"),
+])  # fmt: skip
+def test_what_does_not_come_out_of_a_process_is_told(number: int, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        workers.each(2, _unlike, [(4,), (number,)], lambda *_: None, "do less")
+
+
+def _dies(begun: Any, threads: int, quiet: bool) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

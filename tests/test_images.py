@@ -28,7 +28,7 @@ from continual.benchmarks import CIFAR10ImageNet, SplitCIFAR10, SplitImageNet
 from continual.cli import main
 from continual.errors import BadData, BadFolder, BadOption, Mistake, Notice, UnknownName
 from continual.learning.strategy import Strategy
-from continual.progress import Progress
+from continual.progress import Progress, quietly
 from continual.results import store
 from continual.streams import benchmark, images, sets
 from continual.streams.benchmark import Sequence, class_list, look_again
@@ -86,7 +86,8 @@ def test_it_is_shown_how_far_decoding_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
 ) -> None:
     monkeypatch.setattr("continual.progress.BETWEEN", 0.0)
-    load("animals", folders(tmp_path), progress=shown)
+    with quietly(not shown):
+        load("animals", folders(tmp_path))
     told = capsys.readouterr().err
     assert (f"decoding {tmp_path}/animals/train: 11 of 12 after 0 s\n" in told) == bool(told) == shown
 

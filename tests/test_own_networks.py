@@ -20,7 +20,9 @@ from continual.conformance import TRAINING, small_stream, suited_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import modules, norms
 from continual.learning.importance import fisher
+from continual.learning.models import Net
 from continual.learning.optimizers import SGD, Constant
+from continual.learning.plain import plain as ordinary
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Strategy
 from continual.learning.train import State, Watch, program_of, schedule, steps_done, train
@@ -28,6 +30,7 @@ from continual.learning.training import Training
 from continual.options import Configured, option
 from continual.strategies import DERPlusPlus, Finetune, Replay
 from continual.streams.rng import key, pytorch_left_alone, seed_pytorch
+from continual.streams.stream import Stream
 
 CPU = torch.device("cpu")
 SIZE = small_stream(0).shape
@@ -550,3 +553,39 @@ def test_a_mistake_in_a_network_is_told_before_the_run(mistake: str, said: str) 
 
 def test_a_network_without_a_mistake_is_run() -> None:
     assert cl.run("split-digits:limit=5", "finetune", model=Wrong(), seeds=1, iterations=2).accuracy.any()
+
+
+def test_a_layer_that_is_there_twice_is_so_in_the_ordinary_module() -> None:
+    def twice() -> modules.Headed:
+        norm = nn.BatchNorm1d(10)
+        return body(norm, nn.ReLU(), norm)
+
+    net = modules.ModuleNet(twice)
+    theta = net.initial(key(0), torch.float64)
+    theta[-2 * 10 :] = torch.rand(20, dtype=torch.float64) + 0.5  # means and variances
+    made, x = ordinary(net, theta), torch.randn(7, *SIZE, dtype=torch.float64)
+    norms = [one for one in made.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 1 and type(norms[0]).__mro__[1] is nn.BatchNorm2d
+    assert sum(one.numel() for one in made.parameters()) == net.size - net.statistics
+    with torch.no_grad():
+        torch.testing.assert_close(made.eval()(x), net.logits(theta, x))
+
+
+@dataclass(frozen=True)
+class OfSignals(Configured):
+    """Convolutions of what comes as a vector."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """See :class:`continual.learning.models.MLP`."""
+        length = int(np.prod(shape))
+        return modules.ModuleNet(lambda: modules.Headed(
+            nn.Sequential(nn.Unflatten(1, (1, 1, length)), nn.Conv2d(1, 3, 1), nn.Flatten()), 3 * length, units
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_vectors_have_no_channels_that_could_be_last(seeds: int) -> None:
+    x, y = torch.rand(40, 16), torch.arange(40) % 4
+    stream = Stream.from_arrays(x, y, x, y, tasks=2, scenario="class")
+    found = cl.run(stream, "finetune", model=OfSignals(), seeds=seeds, batch=10, epochs=1)
+    assert np.isfinite(found.arrays["loss"]).all()

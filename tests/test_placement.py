@@ -187,7 +187,8 @@ def test_channels_are_last_where_convolutions_like_it(
     model: str, device: torch.device, precision: str, last: bool
 ) -> None:
     net = config.make("models", model).build((3, 8, 8), 4)
-    assert execution.helps(net, device, precision) == last
+    assert execution.helps(net, (3, 8, 8), device, precision) == last
+    assert not execution.helps(net, (64,), device, precision)
 
 
 class Watched(Samples):

@@ -401,7 +401,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert len([*(tmp_path / "figures").rglob("*.svg")]) == len([*(tmp_path / "figures").rglob("*.csv")]) == 6
     assert len(store.find(tmp_path / "runs")) == 1  # the report beside them is not taken for a run
     for more, message in (
-        (["--error", "std"], "no interval is named 'std'"),
+        (["--error", "std"], "'std' is not one of"),
         (["--metrics", "forgeting"], "did you mean 'forgetting'"),
         (["--out", tmp_path / "nowhere" / "a.html"], "nowhere/a.html cannot be written"),
     ):

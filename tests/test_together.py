@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from continual import leftovers
+from continual import files
 from continual.results import store
 from continual.streams import sets
 
@@ -101,7 +101,7 @@ def test_a_folder_that_goes_away_is_passed_over(tmp_path: Path, writers: Any, mo
 
 
 def aged(path: Path) -> Path:
-    past = time.time() - leftovers.AGE - 10
+    past = time.time() - files.AGE - 10
     os.utime(path, (past, past))
     return path
 

@@ -83,7 +83,7 @@ def read(out: Path, begin: Any, end: Event, counts: Any) -> None:
 def pack(root: Path, begin: Any, sums: Any) -> None:
     """Load a data set that nobody has packed yet."""
     begin.wait()
-    sums.put(sets.load("digits", root, progress=False).sha256)
+    sums.put(sets.load("digits", root).sha256)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Steps:
         made = config.make_benchmark(benchmark)
         streams = placed_on([made.stream(seed, Path(place.root)) for seed in range(seeds)], self.device)
         net = config.make("models", model).build(streams[0].shape, streams[0].units, len(streams[0].tasks))
-        streams = laid_out(streams, seeds == 1 and helps(net, self.device, precision))
+        streams = laid_out(streams, seeds == 1 and helps(net, streams[0].shape, self.device, precision))
         streams = [still(stream, batch) for stream in streams] if images == "still" else streams
         recipe = Recipe(
             net, config.make_strategy(method), config.make("optimizers", "adam"),

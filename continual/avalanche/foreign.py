@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from continual.avalanche import library
 from continual.errors import BadChain, BadOption, UnknownName, choices, unknown
 from continual.learning.strategy import Strategy
-from continual.options import option
+from continual.options import members, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,12 +147,12 @@ def _hint(given: Any, default: Any) -> Any:
     """The type of an argument that text can give: a number, a word, or one of these or none; else nothing."""
     if given is inspect.Parameter.empty:
         given = type(default)
-    members = typing.get_args(given) if typing.get_origin(given) in (typing.Union, types.UnionType) else (given,)
-    plain = [one for one in members if one in (bool, int, float, str)]
+    kinds = members(given)
+    plain = [one for one in kinds if one in (bool, int, float, str)]
     if not plain or (default is not None and type(default) not in (bool, int, float, str, type)):
         return None
     first = float if isinstance(default, float) else plain[0]  # some are said to be integers and are not
-    return first | None if type(None) in members or default is None else first
+    return first | None if type(None) in kinds or default is None else first
 
 
 def _empty(hint: Any) -> Any:

@@ -35,9 +35,5 @@ def quiet() -> Iterator[None]:
     """Within it, what avalanche-lib prints goes to standard error, and what it and its imports warn of goes nowhere."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        warnings.showwarning = _unsaid  # it sets a filter of its own before it warns of itself
+        warnings.showwarning = lambda *_, **__: None  # it sets a filter of its own before it warns of itself
         yield
-
-
-def _unsaid(*_: Any, **__: Any) -> None:
-    """Say nothing."""

@@ -152,7 +152,8 @@ class Loop:
         parts = {"feature_extractor": self.model.body, "classifier": self.model.head, "cwr_layer_name": "head",
                  "last_layer_name": "head", "buffer_transform": None, "n_classes": self.stream.units,
                  "num_classes": self.stream.units}  # fmt: skip
-        passed_on = set(common) - {"model"} if _open(accepted) else set()
+        further = any(one.kind is one.VAR_KEYWORD for one in accepted.values())  # which is passed on to the template
+        passed_on = set(common) - {"model"} if further else set()
         given = {name: value for name, value in {**common, **parts}.items() if name in {*accepted, *passed_on}}
         self.theirs = cls(**given, **options)
         self.theirs.plugins.append(self.counter)  # behind those that change what is answered
@@ -251,11 +252,6 @@ def tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from tensors(one, depth - 1)
     elif depth and type(value).__module__.startswith("avalanche.") and type(value).__name__ in ("ParamData", "_LwF"):
         yield from tensors(dict(vars(value)), depth - 1)
-
-
-def _open(accepted: Any) -> bool:
-    """Whether further arguments are passed on to the template."""
-    return any(one.kind is one.VAR_KEYWORD for one in accepted.values())
 
 
 def plugins(loop: Loop) -> tuple[Any, Any]:

@@ -44,10 +44,6 @@ def Plugin(strategy: Any, stream: Stream, model: Any = "mlp", dtype: torch.dtype
     called: which rows an epoch runs through is avalanche-lib's business. (A function, since the class can only be
     written once avalanche-lib is there.)
     """
-    return _plugin_class()(Hooks(config.make_strategy(strategy), stream, config.make("models", model), dtype))
-
-
-def _plugin_class() -> Any:
     base = library.part("core").SupervisedPlugin
 
     class Ours(base):  # type: ignore[misc, valid-type]
@@ -68,7 +64,7 @@ def _plugin_class() -> Any:
             getattr(self.hooks, name)(theirs)
 
         setattr(Ours, name, call)
-    return Ours
+    return Ours(Hooks(config.make_strategy(strategy), stream, config.make("models", model), dtype))
 
 
 class Hooks:

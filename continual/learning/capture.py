@@ -220,7 +220,9 @@ class Captured:
             self._keep_memory()
         else:
             self._forget()
-            self.memory = self._laid_out(self.learners.memory)
+            # a place of its own for each name, which steps can write to and nobody else reads
+            form, memory = torch.contiguous_format, self.learners.memory
+            self.memory = {name: value.clone(memory_format=form) for name, value in memory.items()}
             self.learners.memory = dict(self.memory)
         if done:
             self._settle()
@@ -263,15 +265,16 @@ class Captured:
             self._settle()
             return
         first = number - (number - 1) % POOLED_STEPS
-        assert self.program is not None
-        if self.drawn != first or sum(len(parts) for _, parts in self.blocks) < len(self.program.wanted):
+        program = self.program
+        assert program is not None
+        if self.drawn != first or sum(len(parts) for _, parts in self.blocks) < len(program.wanted):
             self._draw(first)
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
         graph = self.graphs[size]
         if graph.draws:
             self.learners.seed_pytorch(self.begun.task.index, number)
-        graph(lambda: self._step(size), self.left[size], self._steady)
+        graph(lambda: self._step(size), self.left[size], lambda: program.steady(self.memory))
         for other in self.graphs.values():  # what this step wrote may be what a step of another size only reads
             if other is not graph:
                 other.stale()
@@ -303,10 +306,6 @@ class Captured:
             pool |= zip(parts, numbers.split([part.shape[-1] for part in parts.values()], -1), strict=True)
         return pool
 
-    def _steady(self) -> list[Tensor]:
-        assert self.program is not None
-        return self.program.steady(self.memory)
-
     def _set_rate(self, rate: Tensor) -> None:
         """The learning rate is a tensor that the optimiser reads on the device."""
         learners = self.learners
@@ -314,11 +313,6 @@ class Captured:
             learners.rate.copy_(rate)
         else:  # a GPU's kernels want a number of 32 bits
             learners.rate = rate.to(torch.float32 if rate.is_cuda else torch.float64, copy=True)
-
-    @staticmethod
-    def _laid_out(memory: Memory) -> Memory:
-        """The memory with a place of its own for each name, which steps can write to and nobody else reads."""
-        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in memory.items()}
 
     def _alike(self, memory: Memory) -> bool:
         """Whether a memory has its place already."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from continual.streams.stream import only
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,8 +43,8 @@ def soft_targets(
     Hoiem 2016 leave it out). ``weight`` (B,): the samples' weights. Inactive outputs have no gradient and may hold any
     finite number, such as the lowest.
     """
-    log_p = _log_softmax(teacher.detach() / temperature, active)
-    log_q = _log_softmax(logits / temperature, active if among is None else among)
+    log_p = only(teacher.detach() / temperature, active).log_softmax(-1)
+    log_q = only(logits / temperature, active if among is None else among).log_softmax(-1)
     p = log_p.exp()
     terms = torch.where(p > 0, p * (log_p - log_q), 0)  # 0 log 0 = 0
     return _mean(terms.sum(-1), weight) * (temperature**2 if squared else 1.0)
@@ -72,12 +74,6 @@ def squared_error(logits: Tensor, teacher: Tensor, active: Tensor | None = None,
         return squares.mean() if error == "mean" else squares.sum(-1).mean()
     sums = torch.where(active, squares, 0).sum(-1)
     return (sums / active.sum(-1) if error == "mean" else sums).mean()
-
-
-def _log_softmax(logits: Tensor, active: Tensor | None) -> Tensor:
-    if active is not None:
-        logits = torch.where(active, logits, torch.finfo(logits.dtype).min)
-    return torch.nn.functional.log_softmax(logits, dim=-1)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -75,11 +75,9 @@ def put(stored: Tensor, slots: Tensor, values: Tensor) -> Tensor:
 
     Slots other than ``capacity`` must differ from each other.
     """
-    # what is stored nowhere is written to one row more, all the same there, which is cut off
-    nowhere = (slots == len(stored)).reshape(-1, *(1,) * (values.ndim - 1))
-    values = torch.where(nowhere, torch.zeros_like(values), values).to(stored.dtype)
+    # what is stored nowhere is written to one row more, which is cut off
     padded = torch.cat([stored, torch.zeros_like(stored[:1])])
-    return padded.index_copy(0, slots, values)[:-1]
+    return padded.index_copy(0, slots, values.to(stored.dtype))[:-1]
 
 
 def kinds(samples: Samples, rows: Tensor) -> Tensor:

@@ -41,11 +41,6 @@ def check_size(parameters: int) -> None:
                           f"training, and {free / 1e9:,.0f} GB are free; make its layers smaller")  # fmt: skip
 
 
-def shaped(part: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A stretch of θ (..., n) as the parameter of a shape that it is: a view."""
-    return part.unflatten(-1, shape) if shape else part.squeeze(-1)
-
-
 class Net:
     """A network of fixed shapes. Subclasses say how a batch goes through named parameters.
 
@@ -91,7 +86,7 @@ class Net:
         if attached is not None:
             return attached
         parts = zip(self.shapes.items(), theta.split(self.sizes, -1), strict=True)
-        return {name: shaped(part, shape) for (name, shape), part in parts}
+        return {name: part.unflatten(-1, shape) if shape else part.squeeze(-1) for (name, shape), part in parts}
 
     def attach(self, theta: Tensor, parts: list[Tensor]) -> Tensor:
         """Let θ carry its parameters, in the order of ``shapes``."""
@@ -243,7 +238,8 @@ class Extended(Net):
 
     They lie in front, as running statistics are the last entries of θ. A batch goes through the inner network as it is,
     in a step too: it normalises by the batch and drops units as it would by itself. What a strategy makes of the extra
-    parameters it says in methods of a subclass, which its hooks call (``net.project(theta, out.features)``).
+    parameters it says in :meth:`answer`, as a head of its own does, or in methods of a subclass that its hooks call
+    (``net.project(theta, out.features)``).
 
     Raises :class:`~continual.errors.BadChain` where a name is taken already.
     """
@@ -286,17 +282,22 @@ class Extended(Net):
             return torch.zeros(shape, device=key.seed.device)
         return (2 * key.uniform(name, math.prod(shape)) - 1) / math.sqrt(math.prod(shape[1:]))
 
+    def answer(self, p: dict[str, Tensor], out: Out) -> Out:
+        """What the network gives, in a step and otherwise, where the inner one gives ``out``; ``p``: all parameters."""
+        return out
+
     def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
         """See :meth:`Net.apply`."""
-        return self.inner.apply({name: p[name] for name in self.inner.shapes}, x, gates)
+        return self.answer(p, self.inner.apply({name: p[name] for name in self.inner.shapes}, x, gates))
 
     def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
         """See :meth:`Net.forward`."""
-        return self.inner.forward(self.inside(theta), x, tasks)
+        return self.answer(self.parameters(theta), self.inner.forward(self.inside(theta), x, tasks))
 
     def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
         """See :meth:`Net.learn`."""
-        return self.inner.learn(self.inside(theta), x, tasks, fixed)
+        out, statistics = self.inner.learn(self.inside(theta), x, tasks, fixed)
+        return self.answer(self.parameters(theta), out), statistics
 
     def fixed(self, theta: Tensor) -> bool:
         """See :meth:`Net.fixed`."""
@@ -305,6 +306,15 @@ class Extended(Net):
     def hand_on(self, theta: Tensor, index: int) -> None:
         """See :meth:`Net.hand_on`."""
         self.inner.hand_on(self.inside(theta), index)
+
+    def unheard(self) -> list[str]:
+        """Which ways through the network a subclass has written that are not those of a step."""
+        own = {
+            name for name in ("apply", "forward", "learn")
+            if getattr(type(self), name) not in [getattr(cls, name) for cls in (Net, Extended, Gated)]
+        }  # fmt: skip
+        heard = {"forward"} if "learn" in own or type(self).learn is Net.learn else set()
+        return sorted(own - heard - {"learn"} - ({"apply"} if "forward" in own else set()))
 
     @property
     def mixes(self) -> bool:
@@ -345,23 +355,16 @@ class Gated(Extended):
     def forward(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Out:
         """See :meth:`Net.forward`; the tasks have to be given."""
         p = self.parameters(theta)
-        return self.inner.apply(p, x, self.gates(p, self._given(tasks)))
+        return self.answer(p, self.inner.apply(p, x, self.gates(p, self._given(tasks))))
 
-    def learn(self, theta: Tensor, x: Tensor, tasks: Tensor, fixed: bool = False) -> tuple[Out, Tensor | None]:
-        """See :meth:`Net.learn`: that of the network itself knows of no gates, and does nothing else."""
-        return self.forward(theta, x, tasks), None
-
-    @property
-    def mixes(self) -> bool:
-        """See :meth:`Net.mixes`."""
-        return type(self).learn is not Gated.learn
+    learn, mixes = Net.learn, Net.mixes  # those of the network itself know of no gates, and do nothing else
 
     def linear_layers(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """See :meth:`Net.linear_layers`: behind its gates a linear layer is still linear in what it is given."""
-        inner = self.inner
-        if self.extra or not (isinstance(inner, LinearNet) and inner._goes_as(LinearNet) and self._goes_as(Gated)):
+        inner, usual = self.inner, self._goes_as(Gated) and type(self).answer is Extended.answer
+        if self.extra or not (isinstance(inner, LinearNet) and inner._goes_as(LinearNet) and usual):
             return None
         p = self.parameters(theta)
         return inner.layers(p, x, self.gates(p, self._given(tasks)))
@@ -384,6 +387,10 @@ def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
 
     Only ``extend`` may give parameters, as θ is made afterwards.
     """
+    if isinstance(net, Extended) and (unheard := net.unheard()):
+        raise BadChain(f"{hook} gives a {type(net).__name__} with {listed(unheard, 2)} of its own, which a step does "
+                       "not call; say in answer(p, out) what it makes of what the network inside gives, or write "
+                       "forward and learn, both")  # fmt: skip
     if hook != "extend" and net.shapes != inner.shapes:
         raise BadChain(f"{hook} gives a {type(net).__name__} with other parameters than θ has; a strategy's own are "
                        "made by extend")  # fmt: skip

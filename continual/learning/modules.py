@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 
 OF_TORCH = ("torch.nn.", "continual.", "torchvision.")
-"""Where the layers are written of which it is known what they do in training mode."""
-DROPPING = ("torch.nn.", "torchvision.")
-"""Whose layers say by ``p`` or ``dropout`` what part they drop."""
+"""Where the layers are written of which it is known what they do in training mode, and by which name they say how much
+they drop."""
 
 
 def small_enough(make: Callable[[], Headed]) -> Callable[[], Headed]:
@@ -336,7 +335,7 @@ def _changes(module: nn.Module) -> bool:
     if kind in (nn.TransformerEncoder, nn.TransformerEncoderLayer):
         return False  # they read it to go a faster way
     dropped = getattr(module, "p", getattr(module, "dropout", None))
-    if kind.__module__.startswith(DROPPING) and isinstance(dropped, int | float) and dropped == 0:
+    if kind.__module__.startswith(OF_TORCH) and isinstance(dropped, int | float) and dropped == 0:
         return False
     own = [vars(base) for base in kind.__mro__ if base is not nn.Module]
     return any(_reads_training(one) for names in own for one in names.values())

@@ -110,7 +110,11 @@ def replaced(module: nn.Module, kind: Norm, tasks: int | None) -> nn.Module:
     Raises :class:`~continual.errors.BadOption` where one is of a kind that ours is not.
     """
     norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
-    new = {one: _like(one, kind, tasks) for one in norms if type(one) in OF_PYTORCH}
+    return exchanged(module, {one: _like(one, kind, tasks) for one in norms if type(one) in OF_PYTORCH})
+
+
+def exchanged(module: nn.Module, new: dict[Any, nn.Module]) -> nn.Module:
+    """The same network with ``new`` modules in the place of some within it."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # one that is there twice, too
             if child in new:

@@ -95,7 +95,8 @@ class Adam(Optimizer):
 
     def start(self, theta: list[Tensor]) -> State:
         """``mean``, ``square`` and ``count``, the steps done."""
-        return {"mean": _zeros(theta), "square": _zeros(theta), "count": _counts(theta[:1])}
+        count = torch.zeros((), dtype=torch.float32, device=theta[0].device)
+        return {"mean": _zeros(theta), "square": _zeros(theta), "count": [count]}
 
     def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
@@ -149,7 +150,7 @@ class Adagrad(Optimizer):
     def start(self, theta: list[Tensor]) -> State:
         """``sum`` of squared gradients and ``count``, the steps done."""
         # PyTorch counts on the host where it has no fused kernel
-        return {"sum": _zeros(theta), "count": [count.cpu() for count in _counts(theta)]}
+        return {"sum": _zeros(theta), "count": [torch.zeros((), dtype=torch.float32) for _ in theta]}
 
     def step(self, theta: list[Tensor], gradient: list[Tensor], state: State, lr: float | Tensor) -> None:
         """See :meth:`Optimizer.step`."""
@@ -199,11 +200,6 @@ def _zeros(theta: list[Tensor]) -> list[Tensor]:
     rooms = [-(-piece.numel() // ALIGNED) * ALIGNED for piece in theta]
     made = torch.zeros(sum(rooms), dtype=theta[0].dtype, device=theta[0].device).split(rooms)
     return [zeros[: piece.numel()].view_as(piece) for zeros, piece in zip(made, theta, strict=True)]
-
-
-def _counts(theta: list[Tensor]) -> list[Tensor]:
-    """The number of steps done, as PyTorch's rules count them."""
-    return [torch.zeros((), dtype=torch.float32, device=piece.device) for piece in theta]
 
 
 def _fused_adagrad(theta: Tensor) -> bool | None:

@@ -11,7 +11,7 @@ from torch import nn
 from continual.errors import BadChain
 from continual.learning.models import Extended, LinearNet, Net
 from continual.learning.modules import ModuleNet
-from continual.learning.norms import BatchNorm
+from continual.learning.norms import exchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +34,14 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """The network as an ordinary module of PyTorch's layers with the weights θ (P,), as it is trained further.
 
     Its BatchNorm is PyTorch's. Raises :class:`~continual.errors.BadChain` for a network that no such module does the
-    work of: one whose units are gated by task, which has running statistics for each task, or which is made of no
-    module.
+    work of: one whose units are gated by task, which has a strategy's head or running statistics for each task, or
+    which is made of no module.
     """
-    if isinstance(net, Extended) and type(net).forward is Extended.forward:
+    if isinstance(net, Extended):
+        if (type(net).forward, type(net).answer) != (Extended.forward, Extended.answer):
+            raise BadChain(f"no ordinary module does the work of the strategy's {type(net).__name__}, whose units "
+                           "differ by task or whose head is its own; what is learnt has logits and features itself"
+                           )  # fmt: skip
         return plain(net.inner, net.inside(theta))
     if isinstance(net, LinearNet):
         return _linear(net, theta)
@@ -51,14 +55,8 @@ def plain(net: Net, theta: Tensor) -> Plain:
             value.copy_(values[name])
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(name in net.trained)
-    body: Any = _usual(whole.body, {f"body.{name}" for name in _names(net)}, "body")
-    return Plain(body, whole.head).to(theta.dtype)
-
-
-def _names(net: ModuleNet) -> set[str]:
-    """The BatchNorm layers that are trained, by their names within the body."""
-    trained = {id(one) for one in net.norms.values()}
-    return {name.removeprefix("body.") for name, one in net.module.named_modules() if id(one) in trained}
+    exchanged(whole, {one: _usual(one) for one in map(whole.get_submodule, net.norms)})
+    return Plain(whole.body, whole.head).to(theta.dtype)
 
 
 def _linear(net: LinearNet, theta: Tensor) -> Plain:
@@ -81,12 +79,8 @@ class AnyBatchNorm(nn.BatchNorm2d):
         """Any number of dimensions will do."""
 
 
-def _usual(module: nn.Module, trained: set[str], path: str) -> nn.Module:
-    """The same module with PyTorch's BatchNorm in place of ours, which needs a step that looks after it."""
-    if isinstance(module, BatchNorm) and path in trained:
-        new = AnyBatchNorm(len(module.weight), eps=module.eps, momentum=module.momentum)
-        new.load_state_dict(module.state_dict() | {"num_batches_tracked": torch.zeros((), dtype=torch.int64)})
-        return new
-    for name, child in module.named_children():
-        setattr(module, name, _usual(child, trained, f"{path}.{name}"))
-    return module
+def _usual(ours: Any) -> AnyBatchNorm:
+    """PyTorch's BatchNorm in place of ours, which needs a step that looks after it."""
+    new = AnyBatchNorm(len(ours.weight), eps=ours.eps, momentum=ours.momentum)
+    new.load_state_dict(ours.state_dict() | {"num_batches_tracked": torch.zeros((), dtype=torch.int64)})
+    return new

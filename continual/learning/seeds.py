@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from continual.errors import BadChain
-from continual.learning.models import Net, check_extended, shaped
+from continual.learning.models import Net, check_extended
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy, gave_both
 from continual.streams.augment import Augmentation
@@ -270,8 +270,7 @@ class Learners:
 
     def cut(self, whole: Tensor) -> Gradient:
         """A gradient like θ."""
-        views = zip(whole.split(self.net.sizes, -1), self.net.shapes.values(), strict=True)
-        return Gradient([shaped(part, shape) for part, shape in views], whole, self.gap)
+        return Gradient(list(self.net.parameters(whole).values()), whole, self.gap)
 
     def follow(self, gradient: Gradient) -> None:
         """θ follows a gradient."""

@@ -199,12 +199,13 @@ class Program:
         learners, self.at, self.own = self.learners, at, rows.shape[-1]
         context = Context(self.tables, self.rows, learners.seed, pool)
         if self.compiled is None and self.first_is_done and learners.recipe.compiled:
-            self.compiled = compiled(self._forward)
+            self.compiled = compiled(lambda *given: learners.map(self._forward, *given))
         if self.compiled is not None:  # else a GPU's graph would wait for the stream on which they were first used
             learners.renew_leaves()
         self.notes_draws = self.own not in self.sizes  # later batches of a size ask for what the pool has
-        forward = self._forward if self.notes_draws or self.compiled is None else self.compiled
-        found = learners.map(forward, learners.flat, learners.parts, learners.memory, context, rows)
+        given = (learners.flat, learners.parts, learners.memory, context, rows)
+        made = None if self.notes_draws else self.compiled
+        found = learners.map(self._forward, *given) if made is None else made(*given)
         gradient, data_gradient = self._backward(found)
         loss: Tensor = (found["loss"] + found["penalty"] if "penalty" in found else found["loss"]).detach()
         with torch.no_grad():

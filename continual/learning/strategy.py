@@ -509,8 +509,6 @@ class Chain(Strategy):
 def _keyed(item: Any, name: str) -> Any:
     """A batch, step or task whose key is a child, so that two parts do not draw the same numbers."""
     if isinstance(item, Step):
-        keyed = Step(_keyed(item.batch, name), item.out, item.read)
-        keyed.known = item.known
-        return keyed
+        return Step(_keyed(item.batch, name), item.out, item.read, **item.known)
     key = item.key.child(name)
     return item._replace(key=key) if isinstance(item, Batch) else item.with_key(key)

@@ -129,11 +129,7 @@ class Course:
         """The accuracies after a task, -1 for before the first; of a learner that was given up, none."""
         self.learners.seed_pytorch(index, "measured")
         for name, evaluation in self.evaluations.items():
-            values = evaluation(index)
-            for r, alive in enumerate(self.learners.alive):
-                if not alive:
-                    (values[r] if self.learners.mapped else values).fill_(torch.nan)
-            self.measured.setdefault(name, []).append(values.cpu())
+            self.measured.setdefault(name, []).append(_of_alive(self.learners, evaluation(index).cpu()))
         return {name: values[-1][..., None, :] for name, values in self.measured.items()}
 
     def learn(self) -> None:
@@ -319,10 +315,15 @@ def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation
     return found
 
 
+def _of_alive(learners: Learners, values: Tensor) -> Tensor:
+    """The values (...) or (R, ...), NaN for learners that were given up."""
+    values.view(len(learners.alive), -1)[[not alive for alive in learners.alive]] = torch.nan
+    return values
+
+
 def _stop_lost(learners: Learners, losses: Tensor, index: int) -> list[Stopped]:
     """Give up the learners whose loss or θ is not finite: the one look at values that a task's end takes."""
-    lead = (1, -1)
-    finite = losses.isfinite().reshape(lead if not learners.mapped else losses.shape).cpu()
+    finite = losses.isfinite().reshape(len(learners.alive), -1).cpu()
     sound = learners.theta.isfinite().all(-1).reshape(-1).cpu()
     lost = []
     for r, alive in enumerate(learners.alive):
@@ -390,10 +391,7 @@ class Trace:
         """Copy what was measured in a task, and give it; of a learner that was given up, nothing."""
         count = 0
         for name, values in self.pending.items():
-            measured = torch.stack(values, -2).cpu()
-            for r, alive in enumerate(self.learners.alive):
-                if not alive:
-                    (measured[r] if self.learners.mapped else measured).fill_(torch.nan)
+            measured = _of_alive(self.learners, torch.stack(values, -2).cpu())
             self.done.setdefault(name, []).append(measured)
             count = measured.shape[-2]
         new = {name: self.done[name][-1] for name in self.pending}
@@ -410,11 +408,8 @@ class Trace:
         """What was measured so far, by name."""
         done = {f"done/{name}": torch.cat(values, -2) for name, values in self.done.items()}
         pending = {f"pending/{name}": torch.stack(values, -2) for name, values in self.pending.items()}
-        return (
-            done
-            | pending
-            | {"marks": torch.tensor(self.marks, dtype=torch.int64).reshape(-1, 2), "count": torch.tensor(self.count)}
-        )
+        marks = torch.tensor(self.marks, dtype=torch.int64).reshape(-1, 2)
+        return done | pending | {"marks": marks, "count": torch.tensor(self.count)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from there."""

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ class Checkpoints:
         OSError where it cannot be written.
         """
         if self.how() is None:  # a damaged one stands in nobody's way
-            _remove(self.folder / HOW)
+            files.remove(self.folder / HOW)
         said = {"how": how, "mark": mark}
         self._put(HOW, json.dumps(said | {"sha256": _digest(said)}).encode(), _unless_there)
         return self.how() or (how, mark)
@@ -116,12 +115,12 @@ class Checkpoints:
     def keep_last(self, group: str) -> None:
         """Remove a group's checkpoints but for the last ones."""
         for path in self.of_group(group)[LAST:]:
-            _remove(path)
+            files.remove(path)
 
     def clear(self, group: str) -> None:
         """Remove all of a group's checkpoints, which has finished, and what was being written for it."""
         for path in [*self.of_group(group), *self.folder.glob(f".{WRITING}-{group}.*")]:
-            _remove(path)
+            files.remove(path)
 
     def set_aside(self, path: Path) -> None:
         """Let a file that was refused stand in nobody's way; it stays until the run is stored."""
@@ -131,7 +130,7 @@ class Checkpoints:
     def tidy(self) -> None:
         """Remove what says how the run is done, where nothing of it is done."""
         if not list(self.folder.glob(f"*{END}")):
-            _remove(self.folder / HOW)
+            files.remove(self.folder / HOW)
             for folder in (self.folder, self.home, self.home.parent):
                 with contextlib.suppress(OSError):  # something else is in it, or it is not there
                     folder.rmdir()
@@ -142,7 +141,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self.home.rename(gone)  # at once, so that nobody finds a part of it
         for one in (gone, *gone.parent.glob(f".removed-{self.home.name}-*")):
-            _remove(one)
+            files.remove(one)
 
     # ---- reading
 
@@ -208,12 +207,6 @@ def _written(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # another process has just removed it
         return 0.0
-
-
-def _remove(path: Path) -> None:
-    """Remove what lies there; what cannot be removed does no harm."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _digest(said: Any) -> str:

@@ -29,7 +29,7 @@ class Protocol(TypedDict):
     benchmark: Described
     model: Described
     training: Described
-    seeds: Annotated[list[Count], msgspec.Meta(min_length=1)]
+    seeds: Counts
 
 
 class Stopped(TypedDict):

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from continual.results.metrics import Array
+from continual.results.metrics import Array, summarise
 
 Verdict = Literal["reproduced", "differs", "stopped", "not run"]
 LEVEL = 0.95
@@ -78,12 +78,10 @@ def compare(ours: ArrayLike, published: Published, stopped: int = 0) -> Comparis
     it, and the interval is that of a prediction (Student's, with the published mean's degrees of freedom). Values that
     are not finite are left out; ``stopped`` of them were stopped.
     """
-    values = np.asarray(ours, np.float64)
-    values = values[np.isfinite(values)]
-    n = len(values)
+    found = summarise(ours)
+    mean, sd, n = found.mean, found.sd, found.n
     if not n:
         return Comparison(math.nan, math.nan, 0, math.nan, math.nan, math.nan, math.nan, stopped)
-    mean, sd = float(values.mean()), float(values.std(ddof=1)) if n > 1 else math.nan
     theirs = published.sd**2 / published.n
     own = sd**2 / n if n > 1 else published.sd**2
     # of one value both variances are one estimate

@@ -174,27 +174,6 @@ def shown(cell: Summary, one: Metric, interval: str, decimals: int) -> tuple[str
     return number(scale * cell.mean, digits), number(scale * error, digits) if math.isfinite(error) else ""
 
 
-def grid(table: Content, interval: str) -> tuple[list[str], list[list[str]]]:
-    """The column titles and the rows, as plain text."""
-    head = ["strategy", *(one.title for one in table.metrics)]
-    rows = [
-        [
-            one_line(result.name),
-            *(_joined(*shown(*pair, interval, table.decimals)) for pair in zip(cells, table.metrics, strict=True)),
-        ]
-        for result, cells in zip(table.results, table.cells, strict=True)
-    ]
-    if uneven(table):
-        head.append("seeds")
-        for row, cells in zip(rows, table.cells, strict=True):
-            row.append(seeds(cells))
-    return head, rows
-
-
-def _joined(mean: str, error: str) -> str:
-    return f"{mean} ± {error}" if error else mean
-
-
 def uneven(table: Content) -> bool:
     """Whether some seeds have no value, so that each line has to say how many have."""
     return len(_counts(cell for cells in table.cells for cell in cells)) > 1

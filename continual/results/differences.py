@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
 from continual.results.comparison import Difference, difference, holm, sides
-from continual.results.content import WIDTH, signed
+from continual.results.content import signed
 from continual.results.metrics import Metric, Summary, metric, number, summarise
 from continual.results.store import Result, canonical, experiment, plain
 
@@ -91,13 +90,7 @@ def table(lines: Sequence[Line], format: str = "table") -> str:
     rows = [_row(line) for line in lines]
     if len({line.metric.name for line in lines}) > 1:
         head, rows = ["metric", *head], [[line.metric.title, *row] for line, row in zip(lines, rows, strict=True)]
-    if format == "markdown":
-        escaped = [[paper.escaped_markdown(cell) for cell in row] for row in rows]
-        return "\n\n".join(
-            [content.tabulated(head, escaped, "github", len(head) - 7), *map(paper.escaped_markdown, _notes(lines))]
-        )
-    folded = [textwrap.fill(note, WIDTH) for note in _notes(lines)]
-    return "\n".join([content.tabulated(head, rows, "simple", len(head) - 7), "", *folded])
+    return paper.with_notes(head, rows, _notes(lines), format, len(head) - 7)
 
 
 def _row(line: Line) -> list[str]:

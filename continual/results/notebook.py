@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Protocol
 
 import numpy as np
 
 from continual.errors import counted
-from continual.results.metrics import DEFAULT, METRICS, Measured, number, over_seeds, summarise
+from continual.results.metrics import DEFAULT, METRICS, number, over_seeds, summarise
+from continual.results.plots import Drawn
 
 LIGHT, DARK = (247, 251, 255), (8, 48, 107)
 """The ends of the shades of blue that stand for 0 and 100 %."""
 
 
-class Named(Measured, Protocol):
-    """What is shown of a result."""
-
-    @property
-    def name(self) -> str:
-        """The strategy, as a table names it."""
-
-
-def html(result: Named) -> str:
+def html(result: Drawn) -> str:
     """The result as an HTML fragment; everything that comes from names is escaped."""
     return (
         f"<div><p><strong>{escape(result.name)}</strong>, {counted(len(result.accuracy), 'seed')}, in %</p>"
@@ -31,7 +23,7 @@ def html(result: Named) -> str:
     )
 
 
-def _numbers(result: Named) -> str:
+def _numbers(result: Drawn) -> str:
     lines = []
     for name in DEFAULT:
         found = summarise(100 * METRICS[name](result))
@@ -40,7 +32,7 @@ def _numbers(result: Named) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _matrix(result: Named) -> str:
+def _matrix(result: Drawn) -> str:
     mean = 100 * over_seeds(result.accuracy)[0]
     head = "".join(f"<th>{j + 1}</th>" for j in range(mean.shape[1]))
     lines = [f"<tr><th>{i or 'untrained'}</th>{''.join(map(_cell, row))}</tr>" for i, row in enumerate(mean)]

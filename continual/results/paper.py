@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 
 from continual.errors import one_line
 from continual.results import content
@@ -33,31 +34,36 @@ def notes(table: Content, interval: str) -> list[str]:
     return [content.caption(table, interval), content.boldness(table), *content.remarks(table.results)]
 
 
-def _cells(table: Content, interval: str, bold: str, between: str, escape: Callable[[str], str]) -> list[list[str]]:
-    """Each cell, with ``bold`` around the mean of what is best and ``between`` before the error."""
-    lines = []
-    for cells, marks in zip(table.cells, content.best(table), strict=True):
-        pairs = [content.shown(*pair, interval, table.decimals) for pair in zip(cells, table.metrics, strict=True)]
-        means = [
-            bold.format(escape(mean)) if mark else escape(mean) for (mean, _), mark in zip(pairs, marks, strict=True)
-        ]
-        lines.append(
-            [f"{mean}{between}{error}" if error else mean for mean, (_, error) in zip(means, pairs, strict=True)]
-        )
-    return lines
+def grid(
+    table: Content, interval: str, escape: Callable[[str], str] = str, bold: str = "", letter: str = "",
+    between: str = " ± ",
+) -> tuple[list[str], list[list[str]]]:  # fmt: skip
+    """The titles of the columns and the lines, with the number of seeds where it is not the same for all.
 
-
-def _whole(table: Content, cells: list[list[str]], escape: Callable[[str], str]) -> list[list[str]]:
-    """The lines with their names, and with the number of seeds where it is not the same for all."""
-    last = [[escape(content.seeds(line))] if content.uneven(table) else [] for line in table.cells]
-    names = [escape(one_line(result.name)) for result in table.results]
-    return [[name, *line, *more] for name, line, more in zip(names, cells, last, strict=True)]
-
-
-def _head(table: Content, letter: str, escape: Callable[[str], str]) -> list[str]:
-    """The titles of the columns, each with its footnote's letter."""
+    With ``bold`` around the mean of what is best, the ``letter`` of its footnote behind a title, and ``between`` before
+    an error.
+    """
     titles = [escape(one.title) + letter.format(mark) for one, mark in zip(table.metrics, letters(table), strict=True)]
-    return ["strategy", *titles, *(["seeds"] if content.uneven(table) else [])]
+    best = content.best(table) if bold else [[False] * len(titles)] * len(table.results)
+    lines = []
+    for result, cells, marks in zip(table.results, table.cells, best, strict=True):
+        lines.append([escape(one_line(result.name))])
+        for cell, one, mark in zip(cells, table.metrics, marks, strict=True):
+            mean, error = map(escape, content.shown(cell, one, interval, table.decimals))
+            lines[-1].append((bold.format(mean) if mark else mean) + (between + error if error else ""))
+    if content.uneven(table):
+        titles.append("seeds")
+        lines = [[*line, escape(content.seeds(cells))] for line, cells in zip(lines, table.cells, strict=True)]
+    return ["strategy", *titles], lines
+
+
+def with_notes(head: list[str], rows: list[list[str]], notes: Iterable[str], format: str, names: int = 1) -> str:
+    """Lines and columns above notes, as Markdown or for a terminal; the first columns hold ``names``."""
+    if format == "markdown":
+        escaped = [[escaped_markdown(cell) for cell in row] for row in rows]
+        return "\n\n".join([content.tabulated(head, escaped, "github", names), *map(escaped_markdown, notes)])
+    folded = [textwrap.fill(note, content.WIDTH) for note in notes]
+    return "\n".join([content.tabulated(head, rows, "simple", names), "", *folded])
 
 
 # ---- Markdown
@@ -70,14 +76,13 @@ def escaped_markdown(text: str) -> str:
 
 def markdown(table: Content, interval: str) -> str:
     """A table with its heading above, and its notes and footnotes below."""
-    bold = _cells(table, interval, "**{}**", " ± ", escaped_markdown)
-    lines = _whole(table, bold, escaped_markdown)
+    head, lines = grid(table, interval, escaped_markdown, "**{}**", "<sup>{}</sup>")
     heading = escaped_markdown(table.heading)
     below = (f"<sup>{mark}</sup> {escaped_markdown(note)}" for mark, note in footnotes(table).items())
     return "\n\n".join(
         [
             f"**{heading}**",
-            content.tabulated(_head(table, "<sup>{}</sup>", escaped_markdown), lines, "github"),
+            content.tabulated(head, lines, "github"),
             *map(escaped_markdown, notes(table, interval)),
             "  \n".join(below),
         ]
@@ -113,8 +118,7 @@ def _negative(text: str) -> str:
 
 def latex(table: Content, interval: str) -> str:
     """A table that needs the package booktabs, with its footnotes below the rules."""
-    bold = _cells(table, interval, r"\textbf{{{}}}", r" $\pm$ ", _negative)
-    lines = _whole(table, bold, escaped_latex)
+    head, lines = grid(table, interval, _negative, r"\textbf{{{}}}", "$^{{{}}}$", r" $\pm$ ")
     caption = " ".join([f"{table.heading}.", *notes(table, interval)])
     below = [rf"$^{{{mark}}}$ {escaped_latex(note)}\\" for mark, note in footnotes(table).items()]
     return "\n".join(
@@ -125,7 +129,7 @@ def latex(table: Content, interval: str) -> str:
             rf"\caption{{{escaped_latex(caption)}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
             r"\toprule",
-            _latex_row(_head(table, "$^{{{}}}$", escaped_latex)),
+            _latex_row(head),
             r"\midrule",
             *map(_latex_row, lines),
             r"\bottomrule",

@@ -13,8 +13,9 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from continual import files
 from continual.errors import BadFolder, BadOption, counted, one_line
@@ -28,20 +29,13 @@ BARS = "Bars: the same means and errors, on a scale from the least to the greate
 FITTING = 4.9  # inches of a figure that can still be read on a phone, made as narrow as its screen
 
 
-class Repeat(Protocol):
-    """How the runs of an experiment are repeated."""
+@dataclass(frozen=True)
+class Repeat:
+    """``command`` repeats runs; ``file``, as YAML, is their whole configuration; ``note`` says where one is lacking."""
 
-    @property
-    def command(self) -> str:
-        """The command line, or nothing."""
-
-    @property
-    def file(self) -> str:
-        """The configuration as a run's file."""
-
-    @property
-    def note(self) -> str:
-        """Why there is no command."""
+    command: str
+    file: str
+    note: str
 
 
 def html(

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from continual import files, leftovers
+from continual import files
 from continual.errors import BadFolder, counted
 from continual.options import typed
 from continual.results import notebook
@@ -397,12 +397,12 @@ def tidy(experiment: Path) -> None:
 
     A run that one of them had moved aside, to replace it, comes back where nothing has taken its place.
     """
-    for old in leftovers.old(experiment, ".replaced-*"):
+    for old in files.old(experiment, ".replaced-*"):
         target = old.with_name(old.name.removeprefix(".replaced-").rpartition("-")[0])
         if not target.exists():
             with contextlib.suppress(OSError):
                 old.rename(target)
-    leftovers.clear(experiment, ".replaced-*", ".writing-*", ".probe-*")
+    files.clear(experiment, ".replaced-*", ".writing-*", ".probe-*")
 
 
 # ---- reading

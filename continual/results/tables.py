@@ -12,15 +12,13 @@ import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, WIDTH, Content, signed, tabulated
 from continual.results.metrics import METRICS, epochs_of, number, over_seeds, task_names
 from continual.results.store import Result, experiment, plain
-
-Format = Literal["table", "markdown", "latex", "csv", "json"]
 
 
 def table(
@@ -117,10 +115,7 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
             if note
         ),
     ]
-    if format == "markdown":
-        escaped = [[paper.escaped_markdown(value) for value in row] for row in rows]
-        return "\n\n".join([tabulated(head, escaped, "github"), *map(paper.escaped_markdown, notes)])
-    return "\n".join([tabulated(head, rows, "simple"), "", *(textwrap.fill(note, WIDTH) for note in notes)])
+    return paper.with_notes(head, rows, notes, format)
 
 
 def _reproduced(line: Any) -> list[str]:
@@ -150,7 +145,7 @@ def _render(tables: list[Content], format: str, interval: str) -> str:
 
 
 def _terminal(table: Content, interval: str) -> str:
-    head, rows = content.grid(table, interval)
+    head, rows = paper.grid(table, interval)
     if len(head) > FEW + 4:  # too wide: strategies become the columns
         head, *rows = [list(line) for line in zip(head, *rows, strict=True)]
         folded = ["", *head[1:]]
@@ -159,8 +154,7 @@ def _terminal(table: Content, interval: str) -> str:
     cited = (f"{one.title}: {one.citation}" if one.citation else one.meaning for one in table.metrics)
     caption = f"{content.caption(table, interval)} {'; '.join(dict.fromkeys(cited))}."
     notes = [caption, *content.remarks(table.results)]
-    heading = textwrap.fill(table.heading, WIDTH)
-    return "\n".join([heading, "", tabulated(folded, rows, "simple"), "", *(textwrap.fill(n, WIDTH) for n in notes)])
+    return f"{textwrap.fill(table.heading, WIDTH)}\n\n{paper.with_notes(folded, rows, notes, 'table')}"
 
 
 # ---- for programs

@@ -87,7 +87,7 @@ def _stamp(file: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, progress: bool, room: Room) -> Images:
+def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, room: Room) -> Images:
     """The images of the given classes, in the order of classes and then of file names, in an array that ``room`` gives.
 
     ``size`` resizes the shorter side to it and cuts out the middle, a square; without it all images must be of one
@@ -134,7 +134,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            for _ in waited(pool.map(one, range(len(files))), len(files), f"decoding {_shown(folder)}", progress):
+            for _ in waited(pool.map(one, range(len(files))), len(files), f"decoding {_shown(folder)}"):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

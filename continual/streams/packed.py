@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual import leftovers
+from continual import files
 from continual.errors import BadData, BadFolder
 from continual.streams.data import content, digest, in_parts
 
@@ -45,7 +45,7 @@ def write(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(temporary, file)
-                leftovers.clear(file.parent, ".*.safetensors.*")
+                files.clear(file.parent, ".*.safetensors.*")
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:

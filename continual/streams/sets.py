@@ -31,6 +31,7 @@ import numpy as np
 
 from continual import files
 from continual.errors import BadData, BadFolder, Notice, UnknownName, choices, counted, listed, nearest, one_line
+from continual.progress import is_quiet
 from continual.streams import images, packed
 from continual.streams.data import PARTS, Data, in_memory, joined, left_out
 
@@ -84,7 +85,6 @@ def load(
     name: str,
     root: str | Path | None = None,
     download: bool = True,
-    progress: bool = True,
     wanted: Wanted | None = None,
     made_of: Source | None = None,
 ) -> Data:
@@ -98,7 +98,6 @@ def load(
         name: one of :data:`SETS`, or a folder of the root with ``train/<class>/*.jpg`` and ``val/`` or ``test/``.
         root: the data root, see :func:`data_root`; torchvision's files are ``<root>/MNIST/raw/*`` and so on.
         download: whether published files that are missing may be downloaded.
-        progress: whether a download or decoding shows how far it is (on standard error).
         wanted: resolution and classes, where not all of it is wanted as it is.
         made_of: what :func:`source` gives, where that is known.
 
@@ -119,26 +118,26 @@ def load(
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
-    files, classes = made_of or source(name, root, wanted)
+    listed_as, classes = made_of or source(name, root, wanted)
     if os.path.exists(file):
         try:
             data, packed_of = _unpack(name, file)
         except packed.Outdated:
             changed = "it was packed by another version; it is"
         else:
-            same = packed_of == files and (not files or data.classes == classes)
-            if same or not (files or _published(name, root)):  # what it was made of may be gone
+            same = packed_of == listed_as and (not listed_as or data.classes == classes)
+            if same or not (listed_as or _published(name, root)):  # what it was made of may be gone
                 _tell_left_out(name, dict.fromkeys(data.skipped, ""))
                 return data
-            changed = _told(name, root, files, packed_of)
+            changed = _told(name, root, listed_as, packed_of)
     if changed:
         warnings.warn(Notice(f"{name}: {changed} read anew"), stacklevel=2)
-    data = SETS.get(name, _folders)(name, root, wanted, download, progress)
+    data = SETS.get(name, _folders)(name, root, wanted, download)
     if wanted.classes is not None:
         data = data.only(wanted.classes)
     if wanted.size is not None:
         data = data.resized(wanted.size)
-    return _packed(data, file, files)
+    return _packed(data, file, listed_as)
 
 
 def _tell_left_out(name: str, skipped: dict[str, str]) -> None:
@@ -230,7 +229,7 @@ def _unpack(name: str, file: Path) -> tuple[Data, str]:
 # The registered sets
 
 
-def _digits(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
+def _digits(name: str, root: Path, wanted: Wanted, download: bool) -> Data:
     """scikit-learn's bundled digits: 1797 grey images of 8 x 8 pixels, 0..16, with no split of their own.
 
     The test set is every fifth sample of each class (the 5th, the 10th, ...) in file order: 355 samples, against 1442
@@ -262,7 +261,7 @@ def _sets(root: Path) -> list[str]:
     return found
 
 
-def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bool) -> Data:
+def _folders(name: str, root: Path, wanted: Wanted, download: bool) -> Data:
     """Images in class folders, ``train/<class>/`` and ``val/<class>/`` or ``test/<class>/``; nothing is downloaded."""
     parts = _parts(root / name)
     if parts is None:
@@ -276,8 +275,7 @@ def _folders(name: str, root: Path, wanted: Wanted, download: bool, progress: bo
                       stacklevel=3)  # fmt: skip
     classes = wanted.classes or tuple(known)
     one, two = (
-        images.decoded(part, classes, wanted.size, wanted.skip, progress, functools.partial(_room, root))
-        for part in parts
+        images.decoded(part, classes, wanted.size, wanted.skip, functools.partial(_room, root)) for part in parts
     )
     data = Data.from_arrays(one.x, one.y, two.x, two.y, name, classes)
     skipped = one.skipped | two.skipped
@@ -296,16 +294,16 @@ def _room(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         return in_memory(shape)
 
 
-def _cifar(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
+def _cifar(name: str, root: Path, wanted: Wanted, download: bool, *, source: str) -> Data:
     """CIFAR-10 or CIFAR-100 as torchvision unpacks them, or as class folders where those are there instead."""
     import torchvision.datasets
 
     if _from_folders(name, root):
-        return _folders(name, root, wanted, download, progress)
+        return _folders(name, root, wanted, download)
     published = getattr(torchvision.datasets, source)
     folder = root / published.base_folder
     if not folder.is_dir():
-        _fetch_cifar(name, published, root, download, progress)
+        _fetch_cifar(name, published, root, download)
     listed = [*published.train_list, *published.test_list, [published.meta["filename"], published.meta["md5"]]]
     for file, md5 in listed:
         content = _bytes(folder / file)
@@ -328,7 +326,7 @@ def _published(name: str, root: Path) -> bool:
     return name in CIFAR and (root / CIFAR[name]).is_dir()
 
 
-def _fetch_cifar(name: str, published: Any, root: Path, download: bool, progress: bool) -> None:
+def _fetch_cifar(name: str, published: Any, root: Path, download: bool) -> None:
     """Download and unpack through torchvision into a folder of its own, which is then put in its place."""
     archive = f"{published.filename} (from {published.url})"
 
@@ -338,12 +336,12 @@ def _fetch_cifar(name: str, published: Any, root: Path, download: bool, progress
 
     if not download:
         raise missing("downloading is off")
-    with _downloading(root, progress, missing) as temporary:
+    with _downloading(root, missing) as temporary:
         published(str(temporary), download=True)
         os.replace(temporary / published.base_folder, root / published.base_folder)
 
 
-def _idx(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, *, source: str) -> Data:
+def _idx(name: str, root: Path, wanted: Wanted, download: bool, *, source: str) -> Data:
     """One of torchvision's data sets in MNIST's format; ``source`` is the name of its class."""
     import torchvision.datasets
 
@@ -352,7 +350,7 @@ def _idx(name: str, root: Path, wanted: Wanted, download: bool, progress: bool, 
     arrays = {gz: _raw(folder / gz, md5) for gz, md5 in published.resources}
     missing = {gz: md5 for gz, md5 in published.resources if arrays[gz] is None}
     if missing:
-        _fetch(name, published, folder, missing, download, progress)
+        _fetch(name, published, folder, missing, download)
         arrays |= {gz: _raw(folder / gz, md5) for gz, md5 in missing.items()}
     x, y, x_test, y_test = arrays.values()  # torchvision lists them in this order
     classes = [text.split(" - ")[0] for text in published.classes]  # MNIST's are "0 - zero" and so on
@@ -406,14 +404,14 @@ def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], download: bool, progress: bool) -> None:
+def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], download: bool) -> None:
     """Download through torchvision into a folder of its own, so that ``folder`` only ever gets whole, checked files."""
     refused = functools.partial(_missing, name, published, folder, missing)
     if not download:
         raise refused("downloading is off")
     whole = {"resources": list(missing.items()), "_load_data": lambda self: (None, None)}
     partial = type(published.__name__, (published,), whole)  # the class, for the missing files only
-    with _downloading(folder.parent.parent, progress, refused) as temporary:
+    with _downloading(folder.parent.parent, refused) as temporary:
         partial(str(temporary), download=True)
         folder.mkdir(parents=True, exist_ok=True)
         for file in (temporary / published.__name__ / "raw").iterdir():
@@ -421,9 +419,9 @@ def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], dow
 
 
 @contextlib.contextmanager
-def _downloading(root: Path, progress: bool, refused: Callable[[str], BadData]) -> Iterator[Path]:
+def _downloading(root: Path, refused: Callable[[str], BadData]) -> Iterator[Path]:
     """A folder in the root for what is downloaded within; what goes wrong there is told as ``refused`` says it."""
-    bars = sys.stderr if progress else io.StringIO()
+    bars = io.StringIO() if is_quiet() else sys.stderr
     try:
         with packed.folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
             try:
@@ -442,7 +440,7 @@ def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], r
     )
 
 
-SETS: dict[str, Callable[[str, Path, Wanted, bool, bool], Data]] = {
+SETS: dict[str, Callable[[str, Path, Wanted, bool], Data]] = {
     "digits": _digits,
     "mnist": functools.partial(_idx, source="MNIST"),
     "fashion-mnist": functools.partial(_idx, source="FashionMNIST"),
@@ -451,6 +449,6 @@ SETS: dict[str, Callable[[str, Path, Wanted, bool, bool], Data]] = {
     "cifar100": functools.partial(_cifar, source="CIFAR100"),
     "imagenet": _folders,
 }
-"""Each registered set's reader, called as ``reader(name, root, wanted, download, progress)`` if nothing is packed."""
+"""Each registered set's reader, called as ``reader(name, root, wanted, download)`` if nothing is packed."""
 PUBLISHED = tuple(name for name, reader in SETS.items() if reader is not _folders)
 """Those that are not just class folders of their name."""
