@@ -115,7 +115,8 @@ def _trained(
     if kept:
         watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())
     found, lost = train(learners, training, watch)
-    arrays = _by_seed(learners, found)
+    tests = torch.tensor([[len(task.test) for task in stream.tasks] for stream in learners.streams])
+    arrays = _by_seed(learners, found) | {"test_samples": tests}
     facts = {
         "program": steps_done(learners, training),
         "seeds_as": "map" if learners.mapped else "loop",

@@ -33,7 +33,7 @@ def repeat(results: Sequence[Result]) -> Repeat:
     except Mistake as mistake:
         return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
     asked, known = _asked(results), options_of(type(plan.training))
-    some = {name for one in results for name in one.record.get("asked", {}) if name not in asked}
+    some = {name for one in results for name in _computed(one) if name not in asked}
     asked = {name: value for name, value in asked.items() if name in known}
     for name, value in asked.items() if words else ():
         words += _words(name, config.written(known[name], value), known[name].hint is bool)
@@ -42,25 +42,30 @@ def repeat(results: Sequence[Result]) -> Repeat:
     typed = shlex.join(["continual", "run", *words, "--out", "repeated"]) if words else ""
     note = "" if typed else "what it is made of cannot be typed; it is run from a file: continual run FILE.yaml"
     if some:
-        said = f"not all runs were asked for the same {choices(some)}, which may move last bits"
+        said = f"not all runs were done with the same {choices(some)}, which may move last bits"
         note = "; ".join(filter(None, [note, said]))
     return Repeat(typed, _yaml(options_only(given) | asked), note)
 
 
 def _asked(results: Sequence[Result]) -> dict[str, Any]:
-    """How the runs were computed, which may move last bits: the options of it that were asked for, and ``seeds_as``.
+    """How all runs were computed, which may move last bits: what of it was asked for, ``seeds_as`` and ``threads``.
 
     How seeds were done is named also where it was chosen: a clock may choose otherwise the next time. Of runs side by
-    side those that cannot be done so are done one after the other anyway. What only some were asked for is left out.
+    side those that cannot be done so are done one after the other anyway.
     """
-    first, *others = [one.record.get("asked", {}) for one in results]
-    asked: dict[str, Any] = {
-        name: value for name, value in first.items() if all(one.get(name) == value for one in others)
-    }
+    first, *others = map(_computed, results)
+    asked = {name: value for name, value in first.items() if all(one.get(name) == value for one in others)}
     ways = [one.record["seeds_as"] for one in results if "seeds_as" in one.record]
     if ways and len(results[0].seeds) > 1:
         asked["seeds_as"] = "map" if "map" in ways else ways[0]
     return asked
+
+
+def _computed(result: Result) -> dict[str, Any]:
+    """What was asked for, and a CPU's threads also where they were chosen: another machine, or shell, has others."""
+    record = result.record
+    on_cpu = record.get("device", {}).get("type") == "cpu" and "threads" in record
+    return {**record.get("asked", {}), **({"threads": record["threads"]} if on_cpu else {})}
 
 
 def configuration(results: Sequence[Result]) -> dict[str, Any]:

@@ -132,6 +132,10 @@ def _check_measured(named: Metric, plan: config.Plan) -> None:
     """Raise BadOption where runs of a plan do not have what the metric needs."""
     if named.needs == "trace" and plan.training.evaluate_every is None:
         raise BadOption(f"the metric {named.name} needs accuracies measured while learning; give evaluate_every")
+    if named.needs == "validation" and not getattr(plan.benchmark, "validation", 0):
+        raise BadOption(
+            f"the metric {named.name} needs rows that are set aside; give the benchmark's option validation"
+        )
     if named.needs == "joint":
         raise BadOption(f"the metric {named.name} needs a run of joint training beside each, and a cell is one run")
 

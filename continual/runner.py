@@ -51,6 +51,9 @@ def run(
     which :func:`~continual.trained.learner` makes a network again. Raises :class:`~continual.errors.Mistake` for
     whatever cannot be run as asked.
     """
+    if isinstance(strategy, list | tuple) or "strategies" in settings:
+        raise BadOption("run takes one strategy, or a chain, such as 'ewc+replay' or Chain((EWC(), Replay())); call it "
+                        "for each of several")  # fmt: skip
     made = config.plan({"benchmark": benchmark, "strategies": [strategy], **settings})
     (result,) = run_plan(made, out=out, data=data, device=device, again=again, progress=progress)
     return result

@@ -645,7 +645,7 @@ def test_a_sequence_divides_classes_as_its_members_do(tmp_path: Path, monkeypatc
     digits = small("digits", tuple("0123456789"), (1, 8, 8), 16)
     monkeypatch.setitem(sets.SETS, "digits", lambda *given: digits)
     folders(tmp_path, name="cifar10")
-    stream = Sequence.of([OddAndEven(), SplitCIFAR10(tasks=1)], size=6).stream(0, tmp_path)
+    stream = Sequence.of([OddAndEven(tasks=2), SplitCIFAR10(tasks=1)], size=6).stream(0, tmp_path)
     assert [task.classes for task in stream.tasks] == [tuple("13579"), tuple("02468"), NAMES]
     with pytest.raises(BadOption, match=r"the tasks of Reversed from its method groups.* has a method build, which"):
         Sequence.of([Reversed(), SplitCIFAR10(tasks=1)], size=6)

@@ -353,7 +353,34 @@ def test_sizes_come_from_the_record():
     same(m.metric("model-size-efficiency")(Measured(two, size=frozen)), [1.75 / 3] * 2)
 
 
-@pytest.mark.parametrize("name", ["stability-gap", "intransigence", "model-size-efficiency"])
+@settings(max_examples=50)
+@given(matrices(), st.data())
+def test_accuracies_over_samples(A, data):
+    R, T = A.shape[0], A.shape[2]
+    n = data.draw(arrays(np.int64, (R, T), elements=st.integers(1, 50)))
+    last, over_time = [], []
+    for one, counts in zip(A.tolist(), n.tolist(), strict=True):
+        rights = [[a * k for a, k in zip(row, counts, strict=True)] for row in one]
+        so_far = [sum(rights[i][:i]) / sum(counts[:i]) for i in range(1, T + 1)]
+        last.append(so_far[-1])
+        over_time.append(mean(so_far))
+    result = Measured(A)
+    result.arrays = {"test_samples": n}
+    same(m.metric("overall-accuracy")(result), last)
+    same(m.metric("overall-incremental-accuracy")(result), over_time)
+    result.arrays = {"test_samples": np.full((R, T), 7)}
+    same(m.metric("overall-accuracy")(result), m.average_accuracy(A))
+    same(m.metric("overall-incremental-accuracy")(result), m.average_incremental_accuracy(A))
+
+
+def test_validation_accuracy_is_that_of_rows_set_aside():
+    result = Measured(A)
+    result.arrays = {"validation_accuracy": A / 2}
+    same(m.metric("validation-accuracy")(result), m.average_accuracy(A) / 2)
+
+
+@pytest.mark.parametrize("name", ["stability-gap", "intransigence", "model-size-efficiency", "overall-accuracy",
+                                  "validation-accuracy"])  # fmt: skip
 def test_a_metric_says_what_it_lacks(name):
     assert not m.metric(name).fits(Measured(A))
     with pytest.raises(BadOption, match=f"the metric {name} needs"):

@@ -330,11 +330,17 @@ def test_how_it_was_computed_is_repeated_too() -> None:
     found[1].record["asked"] = {"threads": 1, "program": "captured"}
     again = repeat(found)
     assert " --threads 1 --seeds-as map " in again.command
-    assert again.note == ("not all runs were asked for the same deterministic, gone, program, which may move last bits")
+    assert again.note == ("not all runs were done with the same deterministic, gone, program, which may move last bits")
     assert again.note in page(*found)
-    one = results_of({"benchmark": "split-digits", "seeds": 1})
-    one[0].record.update(seeds_as="loop")
-    assert "--seeds-as" not in repeat(one).command
+    one = results_of({"benchmark": "split-digits", "strategies": ["finetune"], "seeds": 1})
+    one[0].record.update(seeds_as="loop", threads=2, device={"type": "cuda", "name": "a GPU"})
+    assert "--seeds-as" not in repeat(one).command and "--threads" not in repeat(one).command
+    one[0].record["device"] = {"type": "cpu", "name": "x86_64"}
+    assert " --threads 2 --device cpu " in repeat(one).command, "another shell, or machine, has others"
+    more = results_of({"benchmark": "split-digits", "strategies": ["finetune", "l2"], "seeds": 1})
+    for threads, one_more in zip((1, 2), more, strict=True):
+        one_more.record.update(threads=threads, device={"type": "cpu", "name": "x86_64"})
+    assert "--threads" not in repeat(more).command and "done with the same threads," in repeat(more).note
     plan = config.plan({"threads": 3, "pixels": "mapped", "seeds_as": "auto", "checkpoint_steps": 5})
     assert plan.asked == {"threads": 3, "pixels": "mapped"}
 
@@ -363,7 +369,7 @@ def test_the_command_and_the_file_give_the_same_bits(tmp_path: Path) -> None:
         cl.run("split-digits:limit=10", name, **run, out=tmp_path / "a") for name in ("finetune", "l2:strength=3")
     ]
     again = repeat(results)
-    assert "--seeds-as loop --device" in again.command and "seeds_as: loop" in again.file
+    assert "--seeds-as loop --threads 1 --device" in again.command and "seeds_as: loop" in again.file
     (tmp_path / "run.yaml").write_text(again.file)
     for words in (shlex.split(again.command)[2:-1], [str(tmp_path / "run.yaml"), "--out"]):
         said = CliRunner().invoke(main, ["run", *words, str(tmp_path / words[0].replace("/", "-")), "--quiet"])

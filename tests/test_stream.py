@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from continual.streams.benchmark import Benchmark, Sequence
 from continual.streams.data import Data, joined
 from continual.streams.placement import place
 from continual.streams.rng import key
-from continual.streams.stream import Split, Stream, Task, _first, permuted, rotated, set_aside, split
+from continual.streams.stream import Split, Stream, Task, _first, class_order, permuted, rotated, set_aside, split
 from continual.streams.transforms import Transform
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
@@ -106,6 +107,51 @@ def test_classes_that_do_not_divide_evenly(tasks: int, sizes: list[int]) -> None
         assert len(task.validation) == 0
 
 
+@pytest.mark.parametrize(("tasks", "first", "sizes"), [
+    (1, 5, [5]), (2, 1, [1, 4]), (2, 4, [4, 1]), (3, 1, [1, 2, 2]), (3, 2, [2, 2, 1]), (3, 3, [3, 1, 1]),
+    (5, 1, [1] * 5),
+])  # fmt: skip
+def test_the_first_task_may_have_more(tasks: int, first: int, sizes: list[int]) -> None:
+    for order in ("natural", (4, 2, 0, 1, 3)):
+        stream = made(tasks=tasks, first=first, order=order)
+        found = [classes_of(task) for task in stream.tasks]
+        assert list(map(len, found)) == sizes
+        assert list(itertools.chain(*found)) == [LABELS[n] for n in (order if order != "natural" else range(5))]
+
+
+@dataclass(frozen=True)
+class HalfThenOne(Split):
+    """Half of the classes, and then one by one."""
+
+    def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        return [list(range(classes // 2)), *([place] for place in range(classes // 2, classes))]
+
+
+def test_classes_that_are_divided_in_another_way_come_in_the_order_that_is_asked_for() -> None:
+    asked: list[tuple[Any, list[int]]] = [("natural", [0, 1, 2, 3, 4]), ((4, 2, 0, 1, 3), [4, 2, 0, 1, 3])]
+    asked.append(("seed", class_order("seed", 5, 6)))
+    assert asked[2][1] != asked[0][1]
+    for order, places in asked:
+        tasks = HalfThenOne(tasks=4, order=order).build(data(), 6).tasks
+        groups = [places[:2], *([place] for place in places[2:])]
+        assert [task.classes for task in tasks] == [tuple(map(str, group)) for group in groups]
+    with pytest.raises(BadStream, match=r"HalfThenOne\.groups divides its classes into 4 tasks, and tasks is 5; give"):
+        HalfThenOne(tasks=5).build(data())
+
+
+@dataclass(frozen=True)
+class Beyond(Split):
+    """A class that is not there."""
+
+    def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        return [[0, 1, 2], [3, classes]]
+
+
+def test_places_beyond_the_classes_are_refused() -> None:
+    with pytest.raises(BadStream, match=r"Beyond\.groups gives .*5\]\], and takes numbers from 0 to 4"):
+        Beyond(tasks=2).build(data())
+
+
 def test_a_given_order() -> None:
     stream = made(tasks=2, order=(4, 2, 0, 1, 3))
     assert [classes_of(task) for task in stream.tasks] == [[11, 5, 2], [3, 7]]
@@ -176,13 +222,21 @@ def test_which_rows_are_set_aside_depends_on_their_own_seed_only() -> None:
 def test_at_most_so_many_training_rows_of_each_class(limit: int, validation: float) -> None:
     stream, full = (made(tasks=2, validation=validation, limit=given) for given in (limit, None))
     for task, whole in zip(stream.tasks, full.tasks, strict=True):
-        assert torch.equal(task.validation, whole.validation) and torch.equal(task.test, whole.test)
-        wanted, counts = [], Counter[int]()
-        for row in whole.train.tolist():  # a task's rows are in the data's order
-            counts[int(full.samples.y[row])] += 1
-            if counts[int(full.samples.y[row])] <= limit:
-                wanted.append(int(full.samples.image[row]))
-        assert stream.samples.image[task.train].tolist() == wanted
+        assert torch.equal(task.test, whole.test)
+        # half of the rows are set aside, so as many are left of those as of the others
+        for got, rows in ((task.train, whole.train), (task.validation, whole.validation)):
+            images = full.samples.image[rows].tolist()  # a task's rows are in the data's order
+            labels = Y[images].tolist()
+            wanted = [image for n, image in enumerate(images) if labels[:n].count(labels[n]) < limit]
+            assert stream.samples.image[got].tolist() == wanted
+
+
+@pytest.mark.parametrize(("fraction", "limit", "wanted"), [(0.2, 20, 5), (0.2, 10, 2), (0.1, 3, 1), (0.75, 5, 15)])
+def test_as_many_validation_rows_as_belong_to_the_training_rows(fraction: float, limit: int, wanted: int) -> None:
+    y = np.arange(200) % 2
+    stream = Stream.from_arrays(np.zeros((200, 3)), y, np.zeros((2, 3)), [0, 1], tasks=2, validation=fraction,
+                                limit=limit)  # fmt: skip
+    assert [(len(task.train), len(task.validation)) for task in stream.tasks] == [(limit, wanted)] * 2
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -343,6 +397,10 @@ def test_padded_images_are_turned_with_their_padding() -> None:
     ("options", "told"),
     [
         ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give it 5 tasks or fewer"),
+        ({"tasks": 2, "first": 5}, "arrays has 5 classes, of which first=5 leaves 0 to 1 further tasks"),
+        ({"tasks": 2, "first": 7}, "first=7 leaves 0 to 1 further tasks; each has one at least"),
+        ({"tasks": 4, "first": 3}, "first=3 leaves 2 to 3 further tasks"),
+        ({"tasks": 1, "first": 3}, "first=3 leaves 2 to 0 further tasks"),
         ({"order": (0, 1, 2, 3)}, "class order 0-1-2-3: give each of the 5 classes 0 to 4 once"),
         ({"order": (0, 1, 2, 3, 3)}, "class order 0-1-2-3-3"),
         ({"order": (1, 2, 3, 4, 5)}, "class order 1-2-3-4-5"),
@@ -536,7 +594,7 @@ def test_every_registered_benchmark_takes_all_common_options(cls: type[Benchmark
     net = MLP(layers=()).build(stream.shape, stream.units)
     for task in stream.tasks:
         rows = [len(part) for part in (task.train, task.validation, task.test)]
-        assert rows == [count * len(task.classes) for count in (2, 3, 1)]
+        assert rows == [count * len(task.classes) for count in (2, 2, 1)]
         assert (task.outputs.active, stream.test_outputs.active) == ("seen", "all")
         shown = stream.samples.images(task.train, torch.float32)
         assert stream.shape == shown.shape[1:] and stream.shape[1:] == (6, 6)

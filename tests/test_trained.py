@@ -22,7 +22,7 @@ from continual.learning.modules import Headed, ModuleNet
 from continual.learning.strategy import Memory
 from continual.options import Configured
 from continual.progress import Progress
-from continual.results import store
+from continual.results import metrics, store
 from continual.streams.stream import Stream
 
 STRATEGIES = [*plugins.registered("strategies"), "ewc+replay:capacity=9", "hat+replay:capacity=9"]
@@ -504,3 +504,23 @@ def test_the_record_is_as_without(tmp_path: Path) -> None:
     assert one.record["protocol"] == other.record["protocol"]
     assert runner.store.folder(tmp_path, one.record) == runner.store.folder(tmp_path, other.record)
     assert "learners" not in json.dumps(store.plain(one.record))
+
+
+@pytest.mark.parametrize("seeds_as", ["loop", "map"])
+def test_the_overall_accuracy_is_that_of_all_test_samples(seeds_as: str) -> None:
+    """Where tasks differ in size, which they do by the seed, it is not the mean over tasks."""
+    asked = SHORT | {"epochs": 4}
+    result = cl.run("split-digits:tasks=2,first=7,order=seed,limit=40,validation=0.2", "replay:capacity=20", seeds=2,
+                    seeds_as=seeds_as, keep_learners="all", **asked)  # fmt: skip
+    for r, seed in enumerate(result.seeds):
+        over_time = []
+        for learnt in (1, 2):
+            one = cl.learner(result, seed, learnt)
+            tasks = one.stream.tasks[:learnt]
+            x, y = (torch.cat(parts) for parts in zip(*map(one.samples, range(learnt)), strict=True))
+            right = one.scores(x).argmax(-1) == y
+            assert len(right) == sum(len(task.test) for task in tasks)
+            over_time.append(float(right.double().mean()))
+        assert metrics.METRICS["overall-accuracy"](result)[r] == pytest.approx(over_time[-1], abs=1e-9)
+        assert metrics.METRICS["overall-incremental-accuracy"](result)[r] == pytest.approx(np.mean(over_time), abs=1e-9)
+    assert abs(metrics.METRICS["overall-accuracy"](result) - result.average_accuracy).min() > 1e-3

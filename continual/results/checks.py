@@ -112,6 +112,7 @@ def check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for name in ("accuracy", "training_accuracy", "validation_accuracy"):
         expected[name] = (R, T + 1, T)
+    expected["test_samples"] = (R, T)
     if "trace" in arrays:
         E = arrays["trace"].shape[1] if arrays["trace"].ndim == 3 else 0
         expected |= {"trace": (R, E, T), "trace_step": (E,), "trace_task": (E,)}
@@ -130,7 +131,7 @@ def check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
 
 def _check_values(name: str, array: NDArray[Any], T: int) -> None:
     """ValueError for values that the array of this name cannot have."""
-    if name in ("trace_step", "trace_task"):
+    if name in ("trace_step", "trace_task", "test_samples"):
         most = T - 1 if name == "trace_task" else 2**53
         if array.dtype.kind not in "iu" or (array < 0).any() or (array > most).any():
             raise ValueError(f"the array {name} takes whole numbers from 0 to {most}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "NDArray[np.float64]"
 Rows = Literal["untrained", "all", "since", "learnt"]
-Needs = Literal["matrix", "trace", "joint", "size"]
+Needs = Literal["matrix", "trace", "joint", "size", "validation", "tests"]
 Unit = Literal["%", ""]
 
 
@@ -67,7 +67,8 @@ class Metric:
     """A metric under its name, computed by calling it with a result.
 
     ``unit`` is "%" for what is printed a hundredfold. ``needs`` tells what beyond the accuracy matrix must be there: a
-    trace, the sizes that a run records, or the result of joint training in the same experiment.
+    trace, the sizes that a run records, how many test samples tasks have, accuracies on rows that are set aside, or the
+    result of joint training in the same experiment.
     """
 
     name: str
@@ -91,6 +92,10 @@ class Metric:
             values = self.function(result.trace, result.trace_task)
         elif self.needs == "joint" and joint is not None:
             values = self.function(result.accuracy, _learnt(_matrix(joint.accuracy)))
+        elif self.needs == "validation":
+            values = self.function(result.arrays["validation_accuracy"])
+        elif self.needs == "tests":
+            values = self.function(result.accuracy, result.arrays["test_samples"])
         elif self.needs == "size":
             reached = np.isfinite(result.accuracy[:, -1]).any(axis=1)  # of a seed that was stopped nothing is known
             values = np.where(reached, self.function(result), np.nan)
@@ -106,6 +111,8 @@ class Metric:
             "trace": result.trace is not None,
             "joint": joint is not None,
             "size": all(name in size for name in SIZES),
+            "validation": "validation_accuracy" in result.arrays,
+            "tests": "test_samples" in result.arrays,
         }
         return there[self.needs]
 
@@ -114,6 +121,8 @@ SIZES = ("parameters", "stored_samples_per_task", "train_samples_per_task")
 _LACKING = {
     "trace": "accuracies measured while learning, and the run was evaluated only between tasks",
     "joint": "a run of the strategy 'joint' of the same experiment among those that are shown, and there is none",
+    "validation": "rows that are set aside, and the run had none (the benchmark's option validation)",
+    "tests": "the number of each task's test samples, which results of an earlier version do not have",
     "size": f"a record of the sizes {', '.join(SIZES)}, and this run has none",
 }
 
@@ -153,20 +162,43 @@ def _named(
 # ---- the accuracy matrix
 
 
+@_named(
+    "validation-accuracy", "as average accuracy, of training rows set aside", f"after {LOPEZ_PAZ}", needs="validation"
+)
 @_named("average-accuracy", "mean over tasks after the last", LOPEZ_PAZ)
 def average_accuracy(A: ArrayLike) -> Array:
     """ACC = 1/T Σ_j A[T, j]: mean over tasks after the last one (Lopez-Paz & Ranzato 2017, eq. 2)."""
     return _mean(_matrix(A)[:, -1])
 
 
-@_named("average-incremental-accuracy", "mean over time of the mean over tasks learnt so far", "Rebuffi et al. 2017")
+@_named("average-incremental-accuracy", "mean over time of the mean over tasks learnt so far",
+        "after Rebuffi et al. 2017")  # fmt: skip
 def average_incremental_accuracy(A: ArrayLike) -> Array:
     """1/T Σ_i (1/i Σ_{j≤i} A[i, j]): mean over time of the mean over tasks learnt so far (Rebuffi et al. 2017, iCaRL).
 
-    iCaRL has the accuracy over all samples in place of the inner mean, the same where tasks have equally many.
+    iCaRL has the accuracy over all samples in place of the inner mean, the same where tasks have equally many; see
+    :func:`overall_incremental_accuracy`.
     """
     A = _matrix(A)
     return _mean_of([A[:, i, :i].mean(axis=1) for i in range(1, A.shape[1])], len(A))
+
+
+@_named("overall-accuracy", "over all test samples after the last task", "Rebuffi et al. 2017", needs="tests")
+def overall_accuracy(A: ArrayLike, n: ArrayLike) -> Array:
+    """Σ_j n_j A[T, j] / Σ_j n_j, with the ``n`` (R, T) test samples of each task: over all samples (Rebuffi 2017)."""
+    A = _matrix(A)
+    return _over_samples(A[:, -1], n)
+
+
+@_named("overall-incremental-accuracy", "mean over time of that over all test samples of tasks learnt so far",
+        "Rebuffi et al. 2017", needs="tests")  # fmt: skip
+def overall_incremental_accuracy(A: ArrayLike, n: ArrayLike) -> Array:
+    """1/T Σ_i (Σ_{j≤i} n_j A[i, j] / Σ_{j≤i} n_j): iCaRL's average incremental accuracy (Rebuffi et al. 2017).
+
+    ``n``, (R, T), are the test samples of each task.
+    """
+    A, n = _matrix(A), np.asarray(n, np.float64)
+    return _mean_of([_over_samples(A[:, i, :i], n[:, :i]) for i in range(1, A.shape[1])], len(A))
 
 
 @_named("learning-accuracy", "just after learning each task, mean over tasks", "Riemer et al. 2019")
@@ -264,6 +296,12 @@ def _learnt(A: Array) -> Array:
 def _mean(values: Array) -> Array:
     """Mean over the second axis; NaN, without numpy's warning, where it is empty."""
     return values.mean(axis=1) if values.shape[1] else np.full(values.shape[0], np.nan)
+
+
+def _over_samples(values: Array, n: ArrayLike) -> Array:
+    """Mean of accuracies (R, T) weighed by numbers of samples (R, T)."""
+    n = np.asarray(n, np.float64)
+    return np.asarray((n * values).sum(axis=1) / n.sum(axis=1), np.float64)
 
 
 def _mean_of(terms: list[Array], R: int) -> Array:

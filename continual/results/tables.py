@@ -100,7 +100,8 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
         ]
         return json.dumps({"source": source, "metric": metric, "cells": cells}, indent=2, ensure_ascii=False)
     head = ["row", "column", "ours", "n", "published", "difference", "95 % interval", "verdict"]
-    rows = [_reproduced(line) for line in lines]
+    done = [line for line in lines if line.comparison.verdict != "not run"]
+    rows = [_reproduced(line) for line in done]
     verdicts = [line.comparison.verdict for line in lines]
     count = ", ".join(f"{each} {verdicts.count(each)}" for each in sorted(set(verdicts), reverse=True))
     notes = [
@@ -110,7 +111,7 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
         f"Of {counted(len(lines), 'cell')}: {count}.",
         *(
             f"{line.cell.row}, {line.cell.column}: {note}"
-            for line in lines
+            for line in done
             for note in (*line.stopped, line.cell.note)
             if note
         ),

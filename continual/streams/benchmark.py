@@ -252,7 +252,7 @@ class Sequence(Benchmark):
         groups: list[list[int]] = []
         start = 0
         for part, classes in zip(self.parts(), data.joined, strict=True):
-            groups += [[start + label for label in labels] for labels in part.groups(classes, seed, part.source())]
+            groups += [[start + label for label in labels] for labels in part.in_order(classes, seed, part.source())]
             start += classes
         return self.assemble(data, groups, seed)
 

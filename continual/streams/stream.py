@@ -398,6 +398,8 @@ class StreamOptions(Configured):
             for given in (self.train_outputs, self.test_outputs)
         ]
         kept = ~held & _first(data.y, held, self.limit)
+        if self.limit and self.validation:  # as many as belong to so many training rows
+            held = held & _first(data.y, ~held, max(1, int(self.limit * self.validation / (1 - self.validation))))
         tested = _first(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
         tasks = tuple(
             Task(
@@ -426,27 +428,44 @@ class StreamOptions(Configured):
 
 @dataclass(frozen=True)
 class Split(StreamOptions):
-    """Tasks that divide the classes; where they don't divide evenly the first tasks have one class more."""
+    """Tasks that divide the classes; where they don't divide evenly the first ones that could have one class more."""
 
     tasks: int = option(5, "number of tasks", ge=1)
     order: Literal["natural", "seed"] | tuple[int, ...] = option(
         "natural", "class order: natural, drawn anew for each seed, or given as in 3-1-4-0-2", ge=0
     )
+    first: int | None = option(None, "classes of the first task; none: as many as others have", ge=1)
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
-        return self.assemble(data, self.groups(len(data.classes), seed, data.name), seed)
+        return self.assemble(data, self.in_order(len(data.classes), seed, data.name), seed)
+
+    def in_order(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        """The classes of each task, of a data set with so many: those of :meth:`groups`, in the order of classes."""
+        ordered, groups = class_order(self.order, classes, seed), self.groups(classes, seed, name)
+        if len(groups) != self.tasks:
+            raise BadStream(f"{name}: {type(self).__name__}.groups divides its classes into "
+                            f"{counted(len(groups), 'task')}, and tasks is {self.tasks}; give tasks={len(groups)}, or "
+                            "make it the default")  # fmt: skip
+        if not all(0 <= place < classes for group in groups for place in group):
+            raise BadStream(f"{name}: {type(self).__name__}.groups gives {groups}, and takes numbers from 0 to "
+                            f"{classes - 1}")  # fmt: skip
+        return [[ordered[place] for place in group] for group in groups]
 
     def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
-        """The classes of each task, of a data set with so many."""
-        tasks = self.tasks
-        if tasks > classes:
+        """The places of each task's classes in the order of classes, from 0: one behind the other."""
+        tasks, first = self.tasks, self.first
+        if first is None and tasks > classes:
             raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, too few for {tasks} tasks; give it "
                             f"{counted(classes, 'task')}{' or fewer' if classes > 1 else ''}")  # fmt: skip
-        ordered = class_order(self.order, classes, seed)
-        sizes = [classes // tasks + (t < classes % tasks) for t in range(tasks)]
+        left, others = classes - (first or 0), tasks - (first is not None)
+        if left < others or (left and not others):
+            raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, of which first={first} leaves "
+                            f"{max(0, left)} to {others} further tasks; each has one at least")  # fmt: skip
+        sizes = [left // others + (t < left % others) for t in range(others)]
+        sizes = sizes if first is None else [first, *sizes]
         starts = [sum(sizes[:t]) for t in range(tasks)]
-        return [ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
