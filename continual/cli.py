@@ -40,6 +40,7 @@ METRICS = click.option("--metrics", "names", shell_complete=completion.metrics,
                        help="names joined by commas, or all (continual list metrics)")  # fmt: skip
 ERROR = click.option("--error", default="sd", type=click.Choice(("sd", "se", "ci95")),
                      help="what follows the ± [default: sd]")  # fmt: skip
+POOL = click.option("--pool", is_flag=True, help="take runs that differ in their seeds alone as one")
 
 
 def _format(styles: Sequence[str]) -> Callable[[Any], Any]:
@@ -368,6 +369,15 @@ def schema() -> None:
     click.echo(json.dumps(made(), indent=1, ensure_ascii=False))
 
 
+def _found(folders: Iterable[str], pool: bool) -> list[Result]:
+    """The runs in folders, those that differ in their seeds alone as one if asked."""
+    from continual.results.pool import pooled
+    from continual.results.store import find
+
+    found = [result for folder in folders for result in find(Path(folder))]
+    return pooled(found) if pool else found
+
+
 @main.command()
 @click.argument("folder", metavar="DIR")
 @_format(FORMATS)
@@ -376,13 +386,14 @@ def schema() -> None:
 @click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
 @PICTURE
+@POOL
 def show(
-    folder: str, style: str, names: str | None, error: str, matrix: bool, trace: bool, picture: str | None
+    folder: str, style: str, names: str | None, error: str, matrix: bool, trace: bool, picture: str | None, pool: bool
 ) -> None:  # fmt: skip
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
-    from continual.results import store, tables
+    from continual.results import tables
 
-    results = store.find(Path(folder))
+    results = _found([folder], pool)
     click.echo(tables.table(results, metrics=_names(names), format=style, interval=error))
     for result in results if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
@@ -398,15 +409,18 @@ def show(
 @METRICS
 @ERROR
 @click.option("--figures", "drawn", metavar="DIR", help="also write each figure there, as .svg and as data (.csv)")
-def report(folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None) -> None:
+@POOL
+def report(
+    folder: str, out: str | None, title: str | None, names: str | None, error: str, drawn: str | None, pool: bool
+) -> None:  # fmt: skip
     """Write the runs in DIR as one HTML file: tables, figures, configuration, and the command that repeats them.
 
     The file needs no network and no other file. docs/read-the-report.md says what is in it.
     """
     from continual.repeat import repeat
-    from continual.results import content, figures, report, store
+    from continual.results import content, figures, report
 
-    groups = content.experiments(store.find(Path(folder)))
+    groups = content.experiments(_found([folder], pool))
     found = [figures.sections(group) for group in groups]
     file = Path(out or Path(folder) / "report.html")
     page = report.html(
@@ -434,16 +448,16 @@ def _names(given: str | None) -> list[str] | None:
 @click.option("--every-pair", is_flag=True, help="compare every two, not each with the first")
 @click.option("--unpaired", is_flag=True, help="Welch's test, whatever seeds are shared")
 @_format(FEWER)
-def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bool, style: str) -> None:
+@POOL
+def compare(folders: tuple[str, ...], names: str, every_pair: bool, unpaired: bool, style: str, pool: bool) -> None:
     """Test whether stored runs differ: the difference, its 95 % interval, p, and p corrected for all comparisons.
 
     A and B are folders of runs; a folder of several gives them all. The first run is what the others are compared with.
     Runs are paired over the seeds that both have.
     """
-    from continual.results import differences, store
+    from continual.results import differences
 
-    results = [result for folder in folders for result in store.find(Path(folder))]
-    lines = differences.differences(results, _names(names) or [], every_pair, not unpaired)
+    lines = differences.differences(_found(folders, pool), _names(names) or [], every_pair, not unpaired)
     click.echo(differences.table(lines, style))
 
 

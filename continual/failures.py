@@ -76,7 +76,7 @@ def told() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
-        _leave(2, f"not enough memory ({brief(error)}); {STORED}", error)
+        _leave(2, f"not enough memory ({first_line(error)}); {STORED}", error)
 
 
 def _leave(status: int, message: str, error: BaseException) -> None:
@@ -125,7 +125,7 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in NO_MEMORY)
 
 
-def brief(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
@@ -138,4 +138,4 @@ def memory(what: str, help: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
-        raise OutOfMemory(f"{what}: not enough memory ({brief(error)}); {help}") from error
+        raise OutOfMemory(f"{what}: not enough memory ({first_line(error)}); {help}") from error

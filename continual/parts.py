@@ -1,4 +1,4 @@
-"""Train one strategy on all seeds, in this process or dealt out to several, and join what the parts gave."""
+"""Train one strategy on all seeds, in this process or dealt out to several."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from continual import execution, resume, workers
@@ -22,8 +21,8 @@ from continual.learning.seeds import Learners, tensor_float, under, within
 from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress, quietly
 from continual.ready import Ready, prepare, recipe_of
+from continual.results.pool import SHARED
 from continual.streams.stream import Stream
-from continual.tracking.follow import SHARED as SHARED_BY_SEEDS
 from continual.tracking.follow import Follow
 
 if TYPE_CHECKING:
@@ -84,9 +83,7 @@ def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tenso
 
 def _by_seed(learners: Learners, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The arrays of a group with R in front, but for what its seeds share."""
-    return {
-        name: value if learners.mapped or name in SHARED_BY_SEEDS else value[None] for name, value in arrays.items()
-    }
+    return {name: value if learners.mapped or name in SHARED else value[None] for name, value in arrays.items()}
 
 
 def _numpy(arrays: dict[str, Tensor]) -> dict[str, Any]:
@@ -232,26 +229,3 @@ def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:
         "sample_bytes": stream.data.x[0].nbytes,  # not what a network's parts that stay make of it
         "train_samples_per_task": [len(task.train) for task in stream.tasks],
     }
-
-
-def join(parts: Sequence[Part], seeds: list[int]) -> dict[str, Any]:
-    """The arrays of all seeds in their order.
-
-    Seeds may differ in how many steps they took: the shorter ``loss`` and traces end in NaN.
-    """
-    found = [seed for part in parts for seed in part.seeds]
-    order = [found.index(seed) for seed in seeds]
-    joined: dict[str, Any] = {}
-    for name, first in parts[0].arrays.items():
-        values = [part.arrays[name] for part in parts]
-        if name in SHARED_BY_SEEDS:
-            joined[name] = max(values, key=len)
-            continue
-        longest = max(value.shape[1] for value in values)
-        if name == "loss" or name.endswith("trace"):
-            rest = ((0, 0),) * (first.ndim - 2)
-            values = [
-                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
-            ]
-        joined[name] = np.concatenate(values)[order]
-    return joined

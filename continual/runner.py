@@ -16,10 +16,11 @@ from continual.config import Plan
 from continual.errors import BadOption
 from continual.execution import less_memory
 from continual.learning.train import program_of
-from continual.parts import in_groups, in_processes, join
+from continual.parts import in_groups, in_processes
 from continual.progress import Progress
 from continual.ready import Ready, prepare
 from continual.results import store
+from continual.results.pool import join
 from continual.results.store import Result
 from continual.streams.benchmark import look_again
 from continual.streams.sets import data_root
@@ -147,7 +148,7 @@ def _stored(folder: Path, record: dict[str, Any], told: Progress, learners: str)
 def _has(stored: Result, learners: str) -> bool:
     """Whether a run has the learners that ``keep_learners`` asks for, but for those of seeds that were stopped."""
     tasks, lost = stored.accuracy.shape[2], {one["seed"] for one in stored.record.get("stopped", ())}
-    after = {"none": range(0), "last": range(tasks, tasks + 1), "all": range(1, tasks + 1)}[learners]
+    after = {"none": range(0), "last": range(tasks, tasks + 1), "all": range(tasks + 1)}[learners]
     needed = [f"{seed}/{learnt}/theta" for seed in stored.seeds if seed not in lost for learnt in after]
     return not needed or set(needed) <= set(stored.learners)
 

@@ -51,9 +51,10 @@ def learner(
     """The network of a ``seed`` as it was when so many tasks were ``learnt``, with its data, to ask and to look into.
 
     ``result``: what :func:`~continual.runner.run` gave with ``keep_learners`` (``"last"``, or ``"all"`` for after each
-    task), or the folder of such a run. By default it is that of the first seed which was not stopped, after the last
-    task. ``data`` and ``device`` as for a run, which need not be those of this one. ``benchmark``, ``strategy`` and
-    ``model``: the objects, where a record cannot name what they are made of, as streams and classes within functions.
+    task and, 0, before the first), or the folder of such a run. By default it is that of the first seed which was not
+    stopped, after the last task. ``data`` and ``device`` as for a run, which need not be those of this one.
+    ``benchmark``, ``strategy`` and ``model``: the objects, where a record cannot name what they are made of, as streams
+    and classes within functions.
 
     Raises:
         BadOption: for a learner that was not kept, or where what is given, or the data, is not what the run was of.
@@ -166,7 +167,7 @@ class Learner:
 
     Attributes:
         seed: the seed.
-        learnt: how many tasks it has learnt.
+        learnt: how many tasks it has learnt; 0 of the untrained network.
         stream: the :class:`~continual.streams.stream.Stream`, with its tasks and samples, on the learner's device.
         strategy: the strategy.
     """
@@ -272,7 +273,7 @@ class Learner:
         with learners.measuring():
             views = learners.recipe.augmentation.views(x)
             scores = [self.strategy.predict(net, self.theta, self.memory, view, told) for view in views]
-        return self.stream.test_outputs.apply(torch.stack(scores).mean(0), self.learnt - 1, told)
+        return self.stream.test_outputs.apply(torch.stack(scores).mean(0), self._latest, told)
 
     def accuracy(self) -> Tensor:
         """The accuracy (T,) on the test samples of every task: the row ``learnt`` of the run's accuracy matrix."""
@@ -281,6 +282,11 @@ class Learner:
         with pytorch_left_alone(learners.device), at_speed(plan.training, learners.recipe.net, learners.streams):
             learners.seed_pytorch(self.learnt - 1, "measured")
             return Evaluation(learners, "test_samples", rows)(self.learnt - 1).cpu()
+
+    @property
+    def _latest(self) -> int:
+        """The task by which is answered: one that has learnt nothing answers as in the first."""
+        return max(self.learnt - 1, 0)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -296,5 +302,5 @@ class Learner:
         """The tasks that are told of images."""
         if self.stream.scenario == "task" and tasks is None:
             raise BadOption("in the task scenario the tasks (B,) of the images have to be told")
-        latest = torch.full((len(x),), self.learnt - 1, device=x.device)
+        latest = torch.full((len(x),), self._latest, device=x.device)
         return latest if self.stream.scenario != "task" or tasks is None else tasks

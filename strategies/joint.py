@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Restarted(Strategy):
-    """What bounds share that begin each task with the untrained network of the run and a fresh optimiser."""
+    """What strategies share that begin each task with the untrained network of the run and a fresh optimiser."""
 
     restarts_optimizer: ClassVar[bool] = True
     starts_over: ClassVar[bool] = True

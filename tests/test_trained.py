@@ -74,7 +74,7 @@ def test_it_answers_as_it_did(strategy: str) -> None:
     for seeds_as in ("loop", "map"):
         result = cl.run(benchmark(strategy), strategy, seeds=2, seeds_as=seeds_as, keep_learners="all", **SHORT)
         assert {name.rpartition("/theta")[0] for name in result.learners if name.endswith("/theta")} == {
-            "0/1", "0/2", "1/1", "1/2"
+            f"{seed}/{learnt}" for seed in (0, 1) for learnt in (0, 1, 2)
         }  # fmt: skip
         answers(result, but=seeds_as == "map")
 
@@ -83,7 +83,7 @@ def test_scores_give_the_accuracy() -> None:
     """Counted by hand from what the learner says of each image, in all scenarios."""
     for scenario in ("task", "domain", "class"):
         result = cl.run(benchmark("ewc", scenario), "ewc", seeds=[3], keep_learners="all", **SHORT)
-        for learnt in (1, 2):
+        for learnt in (0, 1, 2):
             one = cl.learner(result, learnt=learnt)
             for task in range(2):
                 x, y = one.samples(task)
@@ -232,7 +232,7 @@ def test_a_stored_run_without_them_is_run_again(tmp_path: Path) -> None:
         assert said in told.lines[-1]
         assert np.array_equal(again.accuracy, first.accuracy)
         assert again.record["protocol"] == first.record["protocol"]
-    assert {name.split("/")[1] for name in again.learners} == {"1", "2"}
+    assert {name.split("/")[1] for name in again.learners} == {"0", "1", "2"}
 
 
 def test_where_they_were_deleted_the_run_is_run_again(tmp_path: Path) -> None:
@@ -369,6 +369,11 @@ def test_a_run_that_goes_on_has_those_of_before(tmp_path: Path, monkeypatch: pyt
 def test_a_seed_that_was_stopped() -> None:
     result = cl.run(benchmark("finetune"), seeds=1, optimizer="sgd:lr=1e30", keep_learners="all", **SHORT)
     assert result.record["stopped"]
+    assert list(result.learners) == ["0/0/theta"]
+    answers(result)
+    with pytest.raises(BadOption, match=r"seed 0 was stopped: .* at task 1, step .*; kept is .* learnt after 0$"):
+        cl.learner(result)
+    result = cl.run(benchmark("finetune"), seeds=1, optimizer="sgd:lr=1e30", keep_learners="last", **SHORT)
     assert not result.learners
     with pytest.raises(BadOption, match=r"seed 0 was stopped: .* at task 1, step .*; nothing of it was kept"):
         cl.learner(result)

@@ -28,7 +28,7 @@ DEEP, MANY, LARGE = 6, 10_000, 2**24
 """How far, and at how many things for each name, is looked, and at arrays of less than so many bytes."""
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 NEVER = (types.ModuleType, types.BuiltinFunctionType, property)
-OF_TORCH = ("_parameters", "_buffers", "_modules")
+ELSEWHERE = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that a step gets otherwise."""
 
 
@@ -205,7 +205,7 @@ class _Seen:
             names += [(name, getattr(value, name))] if hasattr(value, name) else []
         found = []
         for name, one in names:
-            if name not in OF_TORCH and not (name.startswith("__") and name.endswith("__")):
+            if name not in ELSEWHERE and not (name.startswith("__") and name.endswith("__")):
                 self.left = self.left if depth else MANY
                 found.append((name, self.of(one, depth)))
         return found

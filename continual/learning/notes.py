@@ -36,7 +36,7 @@ LIKE = ("aten::ones_like", "aten::zeros_like", "aten::full_like", "aten::new_zer
 FRESH = ATEN.lift_fresh.default
 """What makes a tensor of a constant (``torch.tensor``)."""
 COPIES = ("aten::_to_copy", "aten::clone")
-OF_TORCH = ("aten::", "mkldnn::")
+OPERATIONS = ("aten::", "mkldnn::")
 """PyTorch's own operations, which do nothing but make and write what their schema says."""
 UNSAID = ("running_mean", "running_var")
 """Arguments that an operation may write to and not say so."""
@@ -63,7 +63,7 @@ class Done:
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
         self.made = {storage_of(one) for one in tensors(found)} - self.read
         self.draws = torch.Tag.nondeterministic_seeded in operation.tags
-        self.pure = operation._schema.name.startswith(OF_TORCH) and not self.draws
+        self.pure = operation._schema.name.startswith(OPERATIONS) and not self.draws
         self.grad = torch.is_grad_enabled()
 
 

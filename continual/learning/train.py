@@ -98,6 +98,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
             return learners.strategy.train(learners, training, watch)
         course = Course(learners, training, watch)
         if watch.start is None:
+            if training.keep_learners == "all":
+                learners.keep(0)
             watch.task(-1, course.measure(-1))
         else:
             course.restore(watch.start)

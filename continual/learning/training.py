@@ -66,7 +66,9 @@ class Training(Configured):
         10.0, "keep a checkpoint every so many minutes and at each task's end; none, and no steps: never", ge=0
     )
     keep_learners: Literal["none", "last", "all"] = option(
-        "none", "keep what seeds have learnt (θ and memory): after the last task, or after each; see continual.learner"
+        "none",
+        "keep what seeds have learnt (θ and memory): after the last task, or before the first and after "
+        "each; see continual.learner",
     )
 
     def check(self) -> None:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from continual.results import store
 from continual.results.metrics import METRICS, Array, summarise
+from continual.results.pool import SHARED
 from continual.results.store import Result
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
 
 Arrays = dict[str, NDArray[Any]]
-SHARED = ("trace_task", "trace_step")
-"""What all seeds have in common."""
 MATRICES = ("accuracy", "training_accuracy", "validation_accuracy")
 TRACES = ("trace", "training_trace", "validation_trace")
 

@@ -1,0 +1,84 @@
+"""Some seeds and others as one: of the groups of a run, and of stored runs that differ in their seeds alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from continual.errors import BadOption
+from continual.results.store import Result, canonical
+
+SHARED = ("trace_task", "trace_step")
+"""Arrays that all seeds have in common."""
+
+
+class Group(Protocol):
+    """Seeds, and their arrays with R in front, but for those that are shared."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """The R seeds."""
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """What they gave."""
+
+
+def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
+    """The arrays of all seeds in this order; of one that is in several groups, that of the first.
+
+    Seeds may differ in how many steps they took: the shorter ``loss`` and traces end in NaN. What a group does not
+    have, as it is of an earlier version, is left out.
+    """
+    found = [seed for group in groups for seed in group.seeds]
+    order = [found.index(seed) for seed in seeds]
+    joined: dict[str, Any] = {}
+    for name, first in groups[0].arrays.items():
+        values = [group.arrays[name] for group in groups if name in group.arrays]
+        if len(values) < len(groups):
+            continue
+        if name in SHARED:
+            joined[name] = max(values, key=len)
+            continue
+        longest = max(value.shape[1] for value in values)
+        if name == "loss" or name.endswith("trace"):
+            rest = ((0, 0),) * (first.ndim - 2)
+            values = [
+                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
+            ]
+        joined[name] = np.concatenate(values)[order]
+    return joined
+
+
+def pooled(results: Sequence[Result]) -> list[Result]:
+    """Each run with the seeds of those that differ from it in their seeds alone: strategy, protocol and code are one.
+
+    They stand where the first of them stood, in the order of their seeds. A seed that is in several counts once. What
+    seeds do not have each for itself (device, time, size) is said of the first run, but for the seconds, which add up.
+    Raises :class:`~continual.errors.BadOption` where such runs were not measured at the same steps.
+    """
+    alike: dict[bytes, list[Result]] = {}
+    for one in results:
+        record = one.record
+        protocol = record["protocol"] | {"seeds": []}
+        alike.setdefault(canonical([record["strategy"], protocol, record.get("code")]), []).append(one)
+    return [runs[0] if len(runs) == 1 else _one(runs) for runs in alike.values()]
+
+
+def _one(runs: list[Result]) -> Result:
+    """Runs of different seeds as one."""
+    for name in SHARED:
+        values = [run.arrays[name] for run in runs if name in run.arrays]
+        if values and any(not np.array_equal(one, max(values, key=len)[: len(one)]) for one in values):
+            raise BadOption(f"{runs[0].name}: its runs were measured at different steps, as the seeds' tasks differ in "
+                            "size, and cannot be taken as one")  # fmt: skip
+    seeds, record = sorted({seed for run in runs for seed in run.seeds}), runs[0].record
+    own = {seed: run for run in reversed(runs) for seed in run.seeds}  # the run that a seed is taken from
+    stopped = [one for run in runs for one in run.record.get("stopped", ()) if own[one["seed"]] is run]
+    record = record | {"protocol": record["protocol"] | {"seeds": seeds}, "stopped": stopped}
+    if all("seconds" in run.record.get("time", {}) for run in runs):
+        record["time"] = record["time"] | {"seconds": sum(run.record["time"]["seconds"] for run in runs)}
+    return Result(record, join(runs, seeds))  # what was kept of learners lies with their own runs

@@ -1,0 +1,96 @@
+"""Runs of some seeds and of others are as one run of all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import continual as cl
+from continual import cli
+from continual.errors import BadOption
+from continual.results import store
+from continual.results.pool import pooled
+from continual.results.store import Result
+
+RUN: dict[str, Any] = {"seeds_as": "loop", "epochs": 1, "batch": 16, "model": "mlp:layers=8"}
+OF = "split-digits:order=seed,tasks=3"
+
+
+def test_runs_of_some_seeds_and_of_others_are_that_of_all(tmp_path: Path) -> None:
+    """Tasks differ in size by the seed, so losses do in length."""
+    for strategy in ("finetune", "replay:capacity=20"):
+        for seeds in ([5, 2], [7], [2, 1]):
+            cl.run(OF, strategy, seeds=seeds, out=tmp_path / "parts", **RUN)
+        cl.run(OF, strategy, seeds=[1, 2, 5, 7], out=tmp_path / "whole", **RUN)
+    cl.run(OF, "replay:capacity=30", seeds=[2], out=tmp_path / "parts", **RUN)
+    parts, whole = store.find(tmp_path / "parts"), store.find(tmp_path / "whole")
+    found = pooled(parts)
+    assert [(one.name, one.seeds) for one in found] == [
+        ("finetune", [1, 2, 5, 7]), ("replay:capacity=20", [1, 2, 5, 7]), ("replay:capacity=30", [2]),
+    ]  # fmt: skip
+    assert found[2].record is parts[-1].record, "what is one run alone is left as it is"
+    for one, other in zip(found, whole, strict=False):
+        assert one.record["protocol"] == other.record["protocol"] and one.record["strategy"] == other.record["strategy"]
+        assert one.arrays.keys() == other.arrays.keys()
+        for name, values in one.arrays.items():
+            np.testing.assert_array_equal(values, other.arrays[name], err_msg=name)
+    seconds = sum(one.record["time"]["seconds"] for one in parts[:3])
+    assert found[0].record["time"]["seconds"] == pytest.approx(seconds)
+
+    def said(*words: str) -> Any:
+        done = CliRunner().invoke(cli.main, [*words])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    shown, wanted = (said("show", str(tmp_path / name), "--format", "json", "--pool") for name in ("parts", "whole"))
+    assert shown[0]["results"] == wanted[0]["results"]
+    assert len(said("show", str(tmp_path / "parts"), "--format", "json")) == 4, "a table for each set of seeds"
+    tested, alone = (
+        said("compare", str(tmp_path / name), "--format", "json", "--pool")[0] for name in ("parts", "whole")
+    )
+    assert tested["n"] == 4 and {**tested, "p_holm": 0} == {**alone, "p_holm": 0}
+    report = CliRunner().invoke(cli.main, ["report", str(tmp_path / "parts"), "--pool"])
+    assert report.exit_code == 0
+    page = (tmp_path / "parts" / "report.html").read_text().replace("<span>", "").replace("</span>", "")
+    assert "--seeds 1-2-5-7" in page
+
+
+def made(seeds: list[int], shift: float = 0.0, **record: Any) -> Result:
+    protocol = {"benchmark": "b", "model": "m", "training": "t", "seeds": seeds}
+    accuracy = np.zeros((len(seeds), 3, 2)) + np.array(seeds)[:, None, None] / 10 + shift
+    return Result({"strategy": [{"name": "s"}], "protocol": protocol} | record, {"accuracy": accuracy})
+
+
+def test_a_seed_that_is_in_two_runs_is_that_of_the_first() -> None:
+    lost = [{"seed": seed, "task": 1, "step": 2, "why": "lost"} for seed in (2, 3)]
+    (one,) = pooled([made([1, 2]), made([2, 3], shift=0.05, stopped=lost)])
+    assert one.seeds == [1, 2, 3] and one.accuracy[:, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.35])
+    assert one.record["stopped"] == lost[1:], "the second seed that was stopped takes no part"
+
+
+def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
+    one, other, longer = made([1]), made([2]), made([3])
+    for result, steps in ((one, [4, 8]), (other, [4, 9]), (longer, [4, 8, 12])):
+        result.arrays.update(trace=np.zeros((1, len(steps), 2)), trace_step=np.array(steps),
+                             trace_task=np.zeros(len(steps), np.int64))  # fmt: skip
+    with pytest.raises(BadOption, match="its runs were measured at different steps"):
+        pooled([one, other])
+    (both,) = pooled([one, longer])
+    assert both.trace is not None and both.trace_step is not None
+    assert both.trace_step.tolist() == [4, 8, 12] and np.isnan(both.trace[0, 2]).all() and both.trace[1].sum() == 0
+
+
+def test_what_differs_in_more_stays_apart() -> None:
+    found = [made([1]), made([2], code={"mine": "0" * 64}), made([3], strategy=[{"name": "other"}])]
+    assert pooled(found) == found
+
+
+def test_an_array_that_not_all_have_is_left_out() -> None:
+    old, new = made([1]), made([2])
+    new.arrays["test_samples"] = np.array([[3, 4]])
+    assert pooled([old, new])[0].arrays.keys() == pooled([new, old])[0].arrays.keys() == {"accuracy"}
