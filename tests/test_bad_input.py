@@ -137,7 +137,7 @@ def published(root: Path) -> None:
 
 
 @contextmanager
-def _refused(root: Path, progress: bool, refused: Callable[[str], Exception]) -> Iterator[Path]:
+def _refused(root: Path, refused: Callable[[str], Exception]) -> Iterator[Path]:
     raise refused("no network here")
     yield root
 
