@@ -78,7 +78,13 @@ def in_groups(
 
 def _fed(follow: Follow, learners: Learners, index: int, arrays: dict[str, Tensor]) -> None:
     """Trackers are given what a group gave in a task."""
-    follow.feed(learners.seeds, index, _numpy(_by_seed(learners, arrays)))
+    given = _by_seed(learners, arrays) | (_tests(learners) if index < 0 else {})
+    follow.feed(learners.seeds, index, _numpy(given))
+
+
+def _tests(learners: Learners) -> dict[str, Tensor]:
+    """How many test samples each task has, (R, T)."""
+    return {"test_samples": torch.tensor([[len(task.test) for task in one.tasks] for one in learners.streams])}
 
 
 def _by_seed(learners: Learners, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,8 +118,7 @@ def _trained(
     if kept:
         watch = replace(watch, due=kept.due, keep=kept.keep, start=kept.start())
     found, lost = train(learners, training, watch)
-    tests = torch.tensor([[len(task.test) for task in stream.tasks] for stream in learners.streams])
-    arrays = _by_seed(learners, found) | {"test_samples": tests}
+    arrays = _by_seed(learners, found) | _tests(learners)
     facts = {
         "program": steps_done(learners, training),
         "seeds_as": "map" if learners.mapped else "loop",

@@ -33,7 +33,8 @@ def repeat(results: Sequence[Result]) -> Repeat:
     except Mistake as mistake:
         return Repeat("", _yaml(given), f"what was run cannot be made here from its record: {mistake}")
     asked, known = _asked(results), options_of(type(plan.training))
-    some = {name for one in results for name in _computed(one) if name not in asked}
+    every = {name for one in results for name in (*_computed(one), *one.record.get("differing", ()))}
+    some = every - asked.keys()
     asked = {name: value for name, value in asked.items() if name in known}
     for name, value in asked.items() if words else ():
         words += _words(name, config.written(known[name], value), known[name].hint is bool)

@@ -103,7 +103,7 @@ def _which(result: Result, names: Sequence[str], seed: int | None, learnt: int |
     stopped = {one["seed"]: store.why_stopped(one) for one in result.record.get("stopped", ())}
     if not any(kept.values()) and len(stopped) < len(kept):
         raise BadOption(f"{result.name}: no learners of the run are there; run it with keep_learners=last "
-                        "(--keep-learners last), or all for after each task")  # fmt: skip
+                        "(--keep-learners last), or all for before the first and after each")  # fmt: skip
     first = next((one for one in kept if one not in stopped), result.seeds[0])
     try:
         seed = operator.index(first if seed is None else seed)

@@ -66,7 +66,8 @@ def each(
             pool.shutdown()  # waits for its process: how each ended is known
         if not isinstance(error, BrokenProcessPool):
             raise
-        statuses = [process.exitcode for process in context.started if process.exitcode and process.exitcode > 0]
+        # of those that were not ended by a signal, as the system and this process do it
+        statuses = [one.exitcode for one in context.started if one.exitcode is not None and one.exitcode >= 0]
         if statuses and begun.is_set():
             raise Mistake(f"one of {count} processes was ended by what it did, with status {statuses[0]} (os._exit in "
                           "a hook, or a library's)") from error  # fmt: skip

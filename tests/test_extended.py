@@ -303,6 +303,20 @@ class ApplyAlone(Extended):
         return super().apply(p, x, gates)
 
 
+class LogitsAlone(Extended):
+    """What most tests ask, and no step."""
+
+    def logits(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
+        return 2 * super().logits(theta, x, tasks)
+
+
+class FeaturesAlone(Extended):
+    """What prototypes ask."""
+
+    def features(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
+        return 2 * super().features(theta, x, tasks)
+
+
 class Both(ForwardAlone, ApplyAlone):
     """Neither is that of a step."""
 
@@ -331,7 +345,8 @@ class GatedForward(GatedApply):
 
 
 @pytest.mark.parametrize(("kind", "unheard"), [
-    (ForwardAlone, ["forward"]), (ApplyAlone, ["apply"]), (Both, ["forward"]), (GatedApply, ["apply"]),
+    (ForwardAlone, ["forward"]), (ApplyAlone, ["apply"]), (Both, ["forward"]),
+    (LogitsAlone, ["logits"]), (FeaturesAlone, ["features"]), (GatedApply, ["apply"]),
     (Extended, []), (Cosine, []), (CosineTwice, []), (LearnAlone, []), (GatedForward, []), (Attention, []),
     (ContextGates, []),
 ])  # fmt: skip

@@ -378,8 +378,8 @@ def _unlike(number: int) -> int:
         raise Own("of a class that no other process has")
     if number == 2:
         raise SystemExit(5)
-    if number == 3:
-        os._exit(7)
+    if number in (0, 3):
+        os._exit(7 if number else 0)
     return number**2
 
 
@@ -387,6 +387,7 @@ def _unlike(number: int) -> int:
     (1, RuntimeError, r"_unlike(.|\n)*Own: of a class that no other process has$"),
     (2, RuntimeError, r"_unlike(.|\n)*SystemExit: 5$"),
     (3, Mistake, r"one of 2 processes was ended by what it did, with status 7"),
+    (0, Mistake, r"one of 2 processes was ended by what it did, with status 0"),
 ])  # fmt: skip
 def test_what_does_not_come_out_of_a_process_is_told(number: int, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):

@@ -57,7 +57,11 @@ def test_runs_of_some_seeds_and_of_others_are_that_of_all(tmp_path: Path) -> Non
     report = CliRunner().invoke(cli.main, ["report", str(tmp_path / "parts"), "--pool"])
     assert report.exit_code == 0
     page = (tmp_path / "parts" / "report.html").read_text().replace("<span>", "").replace("</span>", "")
-    assert "--seeds 1-2-5-7" in page
+    assert "--seeds 1-2-5-7" in page and "not all runs were done with the same" not in page
+    cl.run(OF, "finetune", seeds=[9], out=tmp_path / "parts", **RUN | {"program": "eager"})
+    report = CliRunner().invoke(cli.main, ["report", str(tmp_path / "parts"), "--pool"])
+    page = (tmp_path / "parts" / "report.html").read_text()
+    assert report.exit_code == 0 and "not all runs were done with the same asked" in page
 
 
 def made(seeds: list[int], shift: float = 0.0, **record: Any) -> Result:
@@ -83,6 +87,20 @@ def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
     (both,) = pooled([one, longer])
     assert both.trace is not None and both.trace_step is not None
     assert both.trace_step.tolist() == [4, 8, 12] and np.isnan(both.trace[0, 2]).all() and both.trace[1].sum() == 0
+
+
+def test_how_runs_were_computed_is_said_where_all_were_so() -> None:
+    usual: dict[str, Any] = {"device": {"type": "cpu", "name": "x86_64"}, "seeds_as": "map", "threads": 1, "asked": {},
+                             "time": {"seconds": 2.0}}  # fmt: skip
+    (one,) = pooled([made([1], **usual), made([2], **usual)])
+    assert one.record["time"]["seconds"] == 4.0 and one.record["device"] == usual["device"]
+    assert one.record["seeds_as"] == "map" and "differing" not in one.record
+    other = usual | {"seeds_as": "loop", "asked": {"deterministic": True}}
+    (one,) = pooled([made([1], **usual), made([2], **other)])
+    assert one.record["differing"] == ["asked", "seeds_as"] and not {"asked", "seeds_as"} & set(one.record)
+    assert one.record["threads"] == 1 and one.record["time"]["seconds"] == 4.0
+    (one,) = pooled([made([1], **usual), made([2], **usual | {"device": {"type": "cuda", "name": "a GPU"}})])
+    assert one.record["differing"] == ["device"] and not {"device", "time"} & set(one.record)
 
 
 def test_what_differs_in_more_stays_apart() -> None:

@@ -147,9 +147,23 @@ class Beyond(Split):
         return [[0, 1, 2], [3, classes]]
 
 
-def test_places_beyond_the_classes_are_refused() -> None:
-    with pytest.raises(BadStream, match=r"Beyond\.groups gives .*5\]\], and takes numbers from 0 to 4"):
+@pytest.mark.parametrize("wrong", [5, -1, 2.0, True, "1", None])
+def test_places_that_are_none_are_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [[0, 1, 2], [] if wrong is None else [3, wrong]]
+    monkeypatch.setattr(Beyond, "groups", lambda *given: groups)
+    with pytest.raises(BadStream, match=r"Beyond\.groups gives .*; each task takes one number or more, from 0 to 4"):
         Beyond(tasks=2).build(data())
+
+
+def test_a_first_task_that_groups_of_ones_own_do_not_have_is_refused() -> None:
+    with pytest.raises(BadStream, match=r"HalfThenOne\.groups has a first task of 2 classes, and first is 3; leave it"):
+        HalfThenOne(tasks=4, first=3).build(data())
+    assert len(HalfThenOne(tasks=4, first=2).build(data()).tasks[0].classes) == 2
+
+
+def test_places_may_be_numpy_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Beyond, "groups", lambda *given: [np.arange(3).tolist(), list(np.arange(3, 5))])
+    assert [len(task.classes) for task in Beyond(tasks=2).build(data()).tasks] == [3, 2]
 
 
 def test_a_given_order() -> None:
@@ -231,10 +245,12 @@ def test_at_most_so_many_training_rows_of_each_class(limit: int, validation: flo
             assert stream.samples.image[got].tolist() == wanted
 
 
-@pytest.mark.parametrize(("fraction", "limit", "wanted"), [(0.2, 20, 5), (0.2, 10, 2), (0.1, 3, 1), (0.75, 5, 15)])
+@pytest.mark.parametrize(
+    ("fraction", "limit", "wanted"), [(0.2, 20, 5), (0.2, 10, 2), (0.1, 3, 1), (0.75, 5, 15), (0.2, 172, 43)]
+)
 def test_as_many_validation_rows_as_belong_to_the_training_rows(fraction: float, limit: int, wanted: int) -> None:
-    y = np.arange(200) % 2
-    stream = Stream.from_arrays(np.zeros((200, 3)), y, np.zeros((2, 3)), [0, 1], tasks=2, validation=fraction,
+    y = np.arange(600) % 2
+    stream = Stream.from_arrays(np.zeros((600, 3)), y, np.zeros((2, 3)), [0, 1], tasks=2, validation=fraction,
                                 limit=limit)  # fmt: skip
     assert [(len(task.train), len(task.validation)) for task in stream.tasks] == [(limit, wanted)] * 2
 
@@ -397,10 +413,10 @@ def test_padded_images_are_turned_with_their_padding() -> None:
     ("options", "told"),
     [
         ({"tasks": 6}, "arrays has 5 classes, too few for 6 tasks; give it 5 tasks or fewer"),
-        ({"tasks": 2, "first": 5}, "arrays has 5 classes, of which first=5 leaves 0 to 1 further tasks"),
-        ({"tasks": 2, "first": 7}, "first=7 leaves 0 to 1 further tasks; each has one at least"),
+        ({"tasks": 2, "first": 5}, "arrays has 5 classes, of which first=5 leaves 0 to 1 further task, each"),
+        ({"tasks": 2, "first": 7}, "first=7 leaves 0 to 1 further task, each of which takes one at least"),
         ({"tasks": 4, "first": 3}, "first=3 leaves 2 to 3 further tasks"),
-        ({"tasks": 1, "first": 3}, "first=3 leaves 2 to 0 further tasks"),
+        ({"tasks": 1, "first": 3}, "first=3 leaves 2 to no further task"),
         ({"order": (0, 1, 2, 3)}, "class order 0-1-2-3: give each of the 5 classes 0 to 4 once"),
         ({"order": (0, 1, 2, 3, 3)}, "class order 0-1-2-3-3"),
         ({"order": (1, 2, 3, 4, 5)}, "class order 1-2-3-4-5"),

@@ -30,7 +30,7 @@ from continual.learning.train import Watch, train
 from continual.progress import Progress
 from continual.results import metrics
 from continual.results.store import Result
-from continual.tracking.follow import Follow
+from continual.tracking.follow import Follow, metrics_so_far
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
 
 BENCHMARK = "split-digits:limit=20,tasks=3"
@@ -667,3 +667,22 @@ def test_the_page_names_what_is_shown() -> None:
     shown = {name.partition("/")[0] for name in Notes.logs[0].curves}
     assert shown == {"loss", "accuracy", "training-accuracy", "metrics", "trace", "stored-samples"}
     assert all(f"`{name}" in page for name in shown)
+
+
+def test_metrics_over_samples_and_of_rows_set_aside_are_followed_too() -> None:
+    accuracy = np.array([[[0.1, 0.2], [0.9, 0.3], [0.5, 0.7]]])
+    arrays = {"accuracy": accuracy, "validation_accuracy": accuracy / 2, "test_samples": np.array([[30, 10]])}
+    one, two = (metrics_so_far(arrays, learnt) for learnt in (1, 2))
+    assert one["validation-accuracy"] == pytest.approx(0.45) and two["validation-accuracy"] == pytest.approx(0.3)
+    assert one["overall-accuracy"] == pytest.approx(0.9) and two["overall-accuracy"] == pytest.approx(0.55)
+    assert two["overall-incremental-accuracy"] == pytest.approx((0.9 + 0.55) / 2)
+    assert "overall-accuracy" not in metrics_so_far({"accuracy": accuracy}, 1)
+
+
+@pytest.mark.parametrize("seeds_as", ["loop", "map"])
+def test_a_run_tells_how_many_test_samples_tasks_have(seeds_as: str) -> None:
+    result = tracked(Notes(), "finetune", seeds_as=seeds_as)
+    (log,) = Notes.logs
+    for name in ("overall-accuracy", "overall-incremental-accuracy"):
+        curve = log.curves[f"metrics/{name}"]
+        assert sorted(curve) == [1, 2, 3] and curve[3] == pytest.approx(metrics.METRICS[name](result).mean())

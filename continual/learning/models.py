@@ -310,7 +310,7 @@ class Extended(Net):
     def unheard(self) -> list[str]:
         """Which ways through the network a subclass has written that are not those of a step."""
         own = {
-            name for name in ("apply", "forward", "learn")
+            name for name in ("apply", "features", "forward", "learn", "logits")
             if getattr(type(self), name) not in [getattr(cls, name) for cls in (Net, Extended, Gated)]
         }  # fmt: skip
         heard = {"forward"} if "learn" in own or type(self).learn is Net.learn else set()

@@ -13,6 +13,8 @@ from continual.results.store import Result, canonical
 
 SHARED = ("trace_task", "trace_step")
 """Arrays that all seeds have in common."""
+HOW = ("device", "asked", "seeds_as", "threads", "products", "program", "versions")
+"""What a record says of how numbers were computed, which may move last bits."""
 
 
 class Group(Protocol):
@@ -57,8 +59,11 @@ def pooled(results: Sequence[Result]) -> list[Result]:
     """Each run with the seeds of those that differ from it in their seeds alone: strategy, protocol and code are one.
 
     They stand where the first of them stood, in the order of their seeds. A seed that is in several counts once. What
-    seeds do not have each for itself (device, time, size) is said of the first run, but for the seconds, which add up.
-    Raises :class:`~continual.errors.BadOption` where such runs were not measured at the same steps.
+    seeds do not have each for itself is said of the first run, but for how they were computed, which is said where all
+    were so, and else named under ``differing``, and for the seconds, which add up on one kind of device.
+
+    Raises:
+        BadOption: where such runs were not measured at the same steps.
     """
     alike: dict[bytes, list[Result]] = {}
     for one in results:
@@ -79,6 +84,11 @@ def _one(runs: list[Result]) -> Result:
     own = {seed: run for run in reversed(runs) for seed in run.seeds}  # the run that a seed is taken from
     stopped = [one for run in runs for one in run.record.get("stopped", ()) if own[one["seed"]] is run]
     record = record | {"protocol": record["protocol"] | {"seeds": seeds}, "stopped": stopped}
-    if all("seconds" in run.record.get("time", {}) for run in runs):
+    differing = [name for name in HOW if any(run.record.get(name) != record.get(name) for run in runs)]
+    record = {name: value for name, value in record.items() if name not in differing}
+    record |= {"differing": differing} if differing else {}
+    if "device" not in differing and all("seconds" in run.record.get("time", {}) for run in runs):
         record["time"] = record["time"] | {"seconds": sum(run.record["time"]["seconds"] for run in runs)}
+    else:
+        record.pop("time", None)
     return Result(record, join(runs, seeds))  # what was kept of learners lies with their own runs

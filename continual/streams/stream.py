@@ -399,7 +399,8 @@ class StreamOptions(Configured):
         ]
         kept = ~held & _first(data.y, held, self.limit)
         if self.limit and self.validation:  # as many as belong to so many training rows
-            held = held & _first(data.y, ~held, max(1, int(self.limit * self.validation / (1 - self.validation))))
+            part = Fraction(str(self.validation))
+            held = held & _first(data.y, ~held, max(1, int(self.limit * part / (1 - part))))
         tested = _first(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
         tasks = tuple(
             Task(
@@ -447,9 +448,15 @@ class Split(StreamOptions):
             raise BadStream(f"{name}: {type(self).__name__}.groups divides its classes into "
                             f"{counted(len(groups), 'task')}, and tasks is {self.tasks}; give tasks={len(groups)}, or "
                             "make it the default")  # fmt: skip
-        if not all(0 <= place < classes for group in groups for place in group):
-            raise BadStream(f"{name}: {type(self).__name__}.groups gives {groups}, and takes numbers from 0 to "
-                            f"{classes - 1}")  # fmt: skip
+        whole = (hasattr(place, "__index__") and not isinstance(place, bool) for one in groups for place in one)
+        if not all(groups) or not all(whole) or not all(0 <= place < classes for one in groups for place in one):
+            raise BadStream(f"{name}: {type(self).__name__}.groups gives {groups}; each task takes one number or more, "
+                            f"from 0 to {classes - 1}")  # fmt: skip
+        if self.first not in (None, len(groups[0])):
+            raise BadStream(
+                f"{name}: {type(self).__name__}.groups has a first task of "
+                f"{counted(len(groups[0]), 'class', 'classes')}, and first is {self.first}; leave it out"
+            )
         return [[ordered[place] for place in group] for group in groups]
 
     def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
@@ -460,8 +467,9 @@ class Split(StreamOptions):
                             f"{counted(classes, 'task')}{' or fewer' if classes > 1 else ''}")  # fmt: skip
         left, others = classes - (first or 0), tasks - (first is not None)
         if left < others or (left and not others):
+            further = f"{counted(others, 'further task')}, each of which takes one at least"
             raise BadStream(f"{name} has {counted(classes, 'class', 'classes')}, of which first={first} leaves "
-                            f"{max(0, left)} to {others} further tasks; each has one at least")  # fmt: skip
+                            f"{max(0, left)} to {further if others else 'no further task'}")  # fmt: skip
         sizes = [left // others + (t < left % others) for t in range(others)]
         sizes = sizes if first is None else [first, *sizes]
         starts = [sum(sizes[:t]) for t in range(tasks)]
