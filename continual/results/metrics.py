@@ -86,38 +86,30 @@ class Metric:
 
     def __call__(self, result: Measured, joint: Measured | None = None) -> Array:
         """The value of each seed, (R,); BadOption where the result lacks what the metric needs."""
-        if not self.fits(result, joint):
+        given = _GIVEN[self.needs](result, joint)
+        if given is None:
             raise BadOption(f"the metric {self.name} needs {_LACKING[self.needs]}")
-        if self.needs == "trace":
-            values = self.function(result.trace, result.trace_task)
-        elif self.needs == "joint" and joint is not None:
-            values = self.function(result.accuracy, _learnt(_matrix(joint.accuracy)))
-        elif self.needs == "validation":
-            values = self.function(result.arrays["validation_accuracy"])
-        elif self.needs == "tests":
-            values = self.function(result.accuracy, result.arrays["test_samples"])
-        elif self.needs == "size":
+        values = self.function(*given)
+        if self.needs == "size":
             reached = np.isfinite(result.accuracy[:, -1]).any(axis=1)  # of a seed that was stopped nothing is known
-            values = np.where(reached, self.function(result), np.nan)
-        else:
-            values = self.function(result.accuracy)
+            values = np.where(reached, values, np.nan)
         return np.asarray(values, np.float64)
 
     def fits(self, result: Measured, joint: Measured | None = None) -> bool:
         """Whether what the metric needs is there."""
-        size = result.record.get("size", {})
-        there = {
-            "matrix": True,
-            "trace": result.trace is not None,
-            "joint": joint is not None,
-            "size": all(name in size for name in SIZES),
-            "validation": "validation_accuracy" in result.arrays,
-            "tests": "test_samples" in result.arrays,
-        }
-        return there[self.needs]
+        return _GIVEN[self.needs](result, joint) is not None
 
 
 SIZES = ("parameters", "stored_samples_per_task", "train_samples_per_task")
+_GIVEN: dict[Needs, Callable[[Measured, Measured | None], tuple[Any, ...] | None]] = {
+    "matrix": lambda one, _: (one.accuracy,),
+    "trace": lambda one, _: None if one.trace is None else (one.trace, one.trace_task),
+    "joint": lambda one, joint: None if joint is None else (one.accuracy, _learnt(_matrix(joint.accuracy))),
+    "validation": lambda one, _: (one.arrays["validation_accuracy"],) if "validation_accuracy" in one.arrays else None,
+    "tests": lambda one, _: (one.accuracy, one.arrays["test_samples"]) if "test_samples" in one.arrays else None,
+    "size": lambda one, _: (one,) if all(name in one.record.get("size", {}) for name in SIZES) else None,
+}
+"""What a function takes of a result, and of that of joint training, by what it needs; none where that is not there."""
 _LACKING = {
     "trace": "accuracies measured while learning, and the run was evaluated only between tasks",
     "joint": "a run of the strategy 'joint' of the same experiment among those that are shown, and there is none",

@@ -364,7 +364,9 @@ class StreamOptions(Configured):
         "pixels to [0, 1]; to mean 0 and deviation 1, of all or of each channel; or by ImageNet's means and deviations",
     )
     pad: int = option(0, "black pixels added on each side", ge=0, le=MOST_PADDED)
-    limit: int | None = option(None, "at most so many training rows of each class", ge=1)
+    limit: int | None = option(
+        None, "at most so many training rows of each class, and validation rows in proportion", ge=1
+    )
     test_limit: int | None = option(None, "at most so many test rows of each class", ge=1)
 
     def build(self, data: Data, seed: int = 0) -> Stream:

@@ -114,13 +114,13 @@ def metrics_so_far(arrays: Arrays, learnt: int) -> dict[str, Array]:
     """Every metric that can be had, (R,) each, as if the stream had ended after ``learnt`` tasks."""
     trace, task = arrays.get("trace"), arrays.get("trace_task")
     matrix = np.asarray(arrays["accuracy"][:, : learnt + 1, :learnt], np.float64)
-    held = {name: arrays[name][:, : learnt + 1, :learnt] for name in ("validation_accuracy",) if name in arrays}
-    held |= {name: arrays[name][:, :learnt] for name in ("test_samples",) if name in arrays}
-    so_far = SoFar(matrix, None, None, arrays=held)
+    cuts = {"validation_accuracy": (slice(learnt + 1), slice(learnt)), "test_samples": (slice(learnt),)}
+    cut = {name: arrays[name][:, *place] for name, place in cuts.items() if name in arrays}
+    so_far = SoFar(matrix, None, None, arrays=cut)
     if trace is not None and task is not None and (task < learnt).any():  # a task of no steps has no evaluations
         then = task < learnt
         seen = np.asarray(trace[:, then, :learnt], np.float64)
-        so_far = SoFar(matrix, seen, np.asarray(task[then], np.int64), arrays=held)
+        so_far = SoFar(matrix, seen, np.asarray(task[then], np.int64), arrays=cut)
     return {name: metric(so_far) for name, metric in METRICS.items() if metric.fits(so_far)}
 
 
