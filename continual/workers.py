@@ -32,7 +32,7 @@ def each(
 
     Raises:
         Mistake: where no process could begin, or one was ended by what it did.
-        OutOfMemory: where a process ended by itself, which mostly is the system's way of taking its memory back;
+        OutOfMemory: where a process was killed from outside, mostly as the system takes its memory back;
             ``help`` says what to do then.
     """
     context, waiting = _Spawn(), iter(enumerate(calls))
