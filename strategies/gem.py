@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.learning.projection import drawn, stored_gradients, unopposed
+from continual.learning.projection import drawn, room_above, stored_gradients, unopposed_below
 from continual.learning.strategy import Batch, Memory
 from continual.options import option
 from continual.strategies.rehearsal import Rehearsal
@@ -74,5 +74,6 @@ class GEM(Rehearsal):
             rows = drawn(rows, self.samples, batch.key)
         # not a row of the batch: what is stored is then the same at each step, and its images are made once
         readable = torch.where(rows >= 0, rows, task.train[0])
-        past = stored_gradients(net, theta, readable, rows >= 0, task)
-        return unopposed(gradient, past, **{self.margin_as: self.margin}, ridge=self.ridge)
+        room = room_above(gradient, len(rows))
+        stored_gradients(net, theta, readable, rows >= 0, task, out=room[:-1, : len(gradient)])
+        return unopposed_below(room, gradient, **{self.margin_as: self.margin}, ridge=self.ridge)

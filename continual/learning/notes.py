@@ -58,12 +58,10 @@ class Done:
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any) -> None:
         self.operation, self.args, self.kwargs, self.found = operation, args, kwargs, found
         self.results = parts(found)
-        about = operation._schema.name in LIKE
+        about, self.draws, self.pure = _kind(operation)
         self.read = set[int]() if about else {storage_of(one) for one in tensors((args, kwargs))}
         self.written = {storage_of(one) for one in _written(operation, args, kwargs)}
         self.made = {storage_of(one) for one in tensors(found)} - self.read
-        self.draws = torch.Tag.nondeterministic_seeded in operation.tags
-        self.pure = operation._schema.name.startswith(OPERATIONS) and not self.draws
         self.grad = torch.is_grad_enabled()
 
 
@@ -86,7 +84,7 @@ class Notes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do the operation, and note it."""
         kwargs = kwargs or {}
-        if why := self._why_never(func, (*args, *kwargs.values())):
+        if why := self._why_never(func, args, kwargs):
             raise CannotRecord(why)
         with torch._C.DisableTorchFunction():
             for one in _written(func, args, kwargs):
@@ -95,13 +93,15 @@ class Notes(TorchDispatchMode):
                 func = ATEN.clone.default
             func, args, kwargs = products.direct(func, args, kwargs)
             found = func(*args, **kwargs)
-            told = any(one is not None and not isinstance(one, torch.Tensor) for one in parts(found))
+            done = Done(func, args, kwargs, found)
+            told = any(one is not None and not isinstance(one, torch.Tensor) for one in done.results)
             if told and func._schema.name not in ABOUT:
                 raise CannotRecord(VALUE)
-            self.done.append(Done(func, args, kwargs, found))
-            made = self.done[-1].made
-            self.inside |= made
-            self._count(sum(one.untyped_storage().nbytes() for one in tensors(found) if storage_of(one) in made))
+            self.done.append(done)
+            if done.made:
+                self.inside |= done.made
+                new = [one for one in tensors(found) if storage_of(one) in done.made]
+                self._count(sum(one.untyped_storage().nbytes() for one in new))
         return found
 
     def _keep(self, written: Tensor) -> None:
@@ -122,16 +122,15 @@ class Notes(TorchDispatchMode):
             one.copy_(before)
 
     @staticmethod
-    def _why_never(operation: Any, args: tuple[Any, ...]) -> str:
+    def _why_never(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Why an operation cannot be noted, before it is done: how a tensor lies could not be undone."""
-        masked = operation is INDEX and any(one.dtype in MASKS for one in tensors(args[1]))
-        if masked or (operation is not INDEX and torch.Tag.dynamic_output_shape in operation.tags):
+        why, otherwise, generator = _forbidden(operation)
+        if operation is INDEX and any(one.dtype in MASKS for one in tensors(args[1])):
             return SHAPE
-        if torch.Tag.inplace_view in operation.tags:
-            return LIES
-        if operation in OTHERWISE_FOR and torch.is_grad_enabled():
-            return OTHERWISE
-        return RANDOM if any(isinstance(one, torch.Generator) for one in args) else ""
+        if why or (otherwise and torch.is_grad_enabled()):
+            return why or OTHERWISE
+        given = generator and any(isinstance(one, torch.Generator) for one in (*args, *kwargs.values()))
+        return RANDOM if given else ""
 
 
 class Asking(TorchFunctionMode):
@@ -153,7 +152,13 @@ def parts(tree: Any) -> list[Any]:
 
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors that are in tuples, lists and dicts."""
-    return [one for one in parts(tree) if isinstance(one, torch.Tensor)]
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [found for one in tree for found in tensors(one)]
 
 
 def _bytes(value: Tensor) -> Tensor:
@@ -164,6 +169,22 @@ def _bytes(value: Tensor) -> Tensor:
 def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes to."""
     return tensors([args[n] if n < len(args) else kwargs.get(name) for n, name in _writes(operation)])
+
+
+@functools.cache
+def _kind(operation: Any) -> tuple[bool, bool, bool]:
+    """Whether an operation goes by how a tensor lies alone, and if it ``draws`` and is ``pure`` (:class:`Done`)."""
+    name, draws = operation._schema.name, torch.Tag.nondeterministic_seeded in operation.tags
+    return name in LIKE, draws, name.startswith(OPERATIONS) and not draws
+
+
+@functools.cache
+def _forbidden(operation: Any) -> tuple[str, bool, bool]:
+    """Why an operation can never be noted, whether its gradient is another then, and whether it takes a generator."""
+    shape = torch.Tag.dynamic_output_shape in operation.tags and operation is not INDEX
+    why = SHAPE if shape else LIES if torch.Tag.inplace_view in operation.tags else ""
+    takes = any("Generator" in str(one.type) for one in operation._schema.arguments)
+    return why, operation in OTHERWISE_FOR, takes
 
 
 @functools.cache

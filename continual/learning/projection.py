@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,30 +31,33 @@ def drawn(rows: Tensor, n: int, key: Key) -> Tensor:
     return rows.gather(-1, torch.where(rows >= 0, lots, -1).topk(n).indices)
 
 
-def stored_gradients(net: Net, theta: Tensor, rows: Tensor, there: Tensor, task: Task) -> Tensor:
+def stored_gradients(
+    net: Net, theta: Tensor, rows: Tensor, there: Tensor, task: Task, out: Tensor | None = None
+) -> Tensor:
     """The gradients (t, P) of the mean cross-entropy of each line of stored rows (t, S), of those that are ``there``.
 
     The outputs are those that are active in the step. A line without any row has the gradient zero; whatever is not
-    there is read, and has to be a row.
+    there is read, and has to be a row. ``out`` (t, P): where they are written, whatever its type.
     """
     weight = there.to(theta.dtype)
     of_all = (task.samples.images(rows.flatten(), theta.dtype), *task.samples.labels(rows.flatten()))
     x, y, tasks = (part.unflatten(0, rows.shape) for part in of_all)
+    found = theta.new_empty(len(rows), *theta.shape) if out is None else out
 
     def loss(theta: Tensor, line: int) -> Tensor:
         logits = task.active(net.logits(theta, x[line], tasks[line]), tasks[line])
         return cross_entropy(logits, y[line], weight[line])
 
-    found = None if net.mapped else _by_layers(net, theta, x, y, tasks, weight, task)
-    if found is None:
-        return torch.stack([gradient_of(net, functools.partial(loss, line=line), theta) for line in range(len(rows))])
+    if net.mapped or not _by_layers(net, theta, x, y, tasks, weight, task, found):
+        for line, place in enumerate(found):
+            place.copy_(gradient_of(net, functools.partial(loss, line=line), theta))
     return found
 
 
 def _by_layers(
-    net: Net, theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor, task: Task
-) -> Tensor | None:
-    """The gradients of :func:`stored_gradients`, of all lines at once, for a network of linear layers; else None.
+    net: Net, theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor, task: Task, out: Tensor
+) -> bool:
+    """Write the gradients of :func:`stored_gradients`, of all lines at once, if the network has linear layers alone.
 
     The gradient of a layer is what came in times the gradient of what went out, summed over the samples of a line.
     """
@@ -61,17 +65,34 @@ def _by_layers(
     with torch.enable_grad():
         layers = net.linear_layers(theta.detach().requires_grad_(), x.flatten(0, 1), flat)
         if layers is None:
-            return None
+            return False
         share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
         logits = task.active(layers[-1][2], flat)
         losses = torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
         deltas = torch.autograd.grad((losses * share.flatten()).sum(), [output for _, _, output in layers])
-    parts = {}
+    places = dict(zip(net.shapes, out.split([math.prod(shape) for shape in net.shapes.values()], 1), strict=True))
     for (name, h, _), delta in zip(layers, deltas, strict=True):
-        of_lines = delta.unflatten(0, count)
-        parts[f"{name}.weight"] = of_lines.mT @ h.detach().unflatten(0, count)
-        parts[f"{name}.bias"] = of_lines.sum(1)
-    return torch.cat([parts[name].flatten(1) for name in net.shapes], 1)
+        went_out, came_in = delta.unflatten(0, count), h.detach().unflatten(0, count)
+        weights = places[f"{name}.weight"].unflatten(1, net.shapes[f"{name}.weight"])
+        whole = (weights, went_out, came_in)
+        # a processor writes each line's while it still has it at hand; a GPU has all of them at once
+        for place, d, i in zip(*whole, strict=True) if theta.device.type == "cpu" else [whole]:
+            place.copy_(d.mT @ i)
+        places[f"{name}.bias"].copy_(went_out.sum(1))
+    return True
+
+
+def room_above(gradient: Tensor, count: int) -> Tensor:
+    """Room for ``count`` vectors above a gradient (P,), in float64: (count + 1, Q), zero behind the P of each.
+
+    Products of float32 numbers are exact in float64, which keeps an ill-conditioned GG' from being worse.
+    """
+    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+    (size,) = gradient.shape
+    room = gradient.new_empty(count + 1, -(-size // BLOCK) * BLOCK, dtype=wide)
+    room[-1, :size].copy_(gradient)
+    room[:, size:].zero_()
+    return room
 
 
 def unopposed(gradient: Tensor, others: Tensor, bound: float = 0.0, added: float = 0.0, ridge: float = 0.0) -> Tensor:
@@ -80,21 +101,24 @@ def unopposed(gradient: Tensor, others: Tensor, bound: float = 0.0, added: float
     g̃ = G'(v + added) + g with the v that minimises ½ v'(GG' + ridge I)v + g'G'v over v ≥ bound. With all at 0 it is
     the vector nearest to g that has no negative product with any of G.
     """
-    # products of float32 numbers are exact in float64, which keeps an ill-conditioned GG' from being worse
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-    count, size = others.shape
-    blocks = -(-size // BLOCK)
-    whole = gradient.new_empty(count + 1, blocks * BLOCK, dtype=wide)  # G and g, and zeros to the end of the last block
-    whole[:-1, :size].copy_(others)
-    whole[-1, :size].copy_(gradient)
-    whole[:, size:].zero_()
+    room = room_above(gradient, len(others))
+    room[:-1, : len(gradient)].copy_(others)
+    return unopposed_below(room, gradient, bound, added, ridge)
+
+
+def unopposed_below(
+    room: Tensor, gradient: Tensor, bound: float = 0.0, added: float = 0.0, ridge: float = 0.0
+) -> Tensor:
+    """:func:`unopposed`, with the others in the room above the gradient (:func:`room_above`)."""
+    count, size = len(room) - 1, len(gradient)
     # columns are shared out in blocks: of one product of a few long lines one thread is left
-    parts = whole.unflatten(1, (blocks, BLOCK)).transpose(0, 1)
+    parts = room.unflatten(1, (-1, BLOCK)).transpose(0, 1)
     products = (parts[:, :-1] @ parts.mT).sum(0)
-    A = products[:, :-1] + ridge * torch.eye(count, dtype=wide, device=gradient.device)
-    q = products[:, -1]
-    v = nonnegative(A, q + bound * A.sum(1)) + bound + added
-    nearest = torch.addmv(whole[-1, :size], whole[:-1, :size].T, v).to(gradient.dtype)
+    A, q = products[:, :-1], products[:, -1]
+    if ridge:
+        A = A + ridge * torch.eye(count, dtype=room.dtype, device=room.device)
+    v = nonnegative(A, torch.add(q, A.sum(1), alpha=bound) if bound else q) + (bound + added)
+    nearest = torch.addmv(room[-1, :size], room[:-1, :size].T, v).to(gradient.dtype)
     return torch.where((q < 0).any(), nearest, gradient)
 
 
@@ -105,8 +129,8 @@ def nonnegative(A: Tensor, q: Tensor, few: int = FEW, iterations: int = ITERATIO
     interior-point method with a fixed number of iterations.
     """
     # with a diagonal of ones and a solution of order one, all problems are of one size
-    diagonal, tiny = A.diagonal(), torch.finfo(A.dtype).tiny
-    scale = torch.where(diagonal > 0, diagonal.clamp_min(tiny).rsqrt(), 1.0)
+    tiny = torch.finfo(A.dtype).tiny
+    scale = A.diagonal().clamp_min(tiny).rsqrt()
     # a little more on the diagonal makes the solution unique, and finite, where constraints contradict each other
     one = 1 + 100 * torch.finfo(A.dtype).eps
     eye = torch.eye(len(q), dtype=torch.bool, device=q.device)
@@ -125,14 +149,14 @@ def _of_sets(A: Tensor, q: Tensor) -> Tensor:
     number = torch.arange(len(q), device=q.device)
     table = torch.cat([A, q[:, None]], 1)[None]  # of each set so far: the columns that no sweep has used up, and q
     for k in range(len(q)):
-        rest = table[:, :, 1:]
-        row = rest[:, k] / table[:, k, :1]
-        swept = torch.where((number == k)[:, None], row[:, None], rest - table[:, :, :1] * row[:, None])
-        table = torch.cat([rest, swept])
+        column, rest = table[:, :, :1], table[:, :, 1:]
+        row = (rest[:, k] / column[:, k])[:, None]
+        others = torch.addcmul(rest, column, row, value=-1)
+        table = torch.cat([rest, torch.where((number == k)[:, None], row, others)])
     tight = (torch.arange(2 ** len(q), device=q.device)[:, None] >> number) & 1 == 1
     u = torch.where(tight, -table[:, :, 0], 0.0)
     wrong = torch.minimum(u, u @ A + q).abs().amax(1)  # zero in the solution, where one of both is zero and none below
-    best = torch.where(wrong.isfinite(), wrong, torch.inf).argmin(0, keepdim=True)
+    best = wrong.nan_to_num(torch.inf, torch.inf).argmin(0, keepdim=True)
     return u.index_select(0, best).squeeze(0).clamp_min(0)
 
 
