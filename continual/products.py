@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST = 2**21
 """Multiplications from which on a product is oneDNN's: a smaller one is over before oneDNN has begun."""
+APART = 128
+"""Numbers of 32 bits: columns that lie a multiple of it apart share too few places of a processor's nearest memory."""
 STEP = 10_000_000
 """Multiplications of a forward pass from which on it pays that Python is asked at every product, for some 5 µs."""
 
@@ -105,52 +107,51 @@ def can() -> bool:
 @functools.cache
 def _kernels() -> dict[str, Callable[..., Any]]:
     """What takes the place of PyTorch's own kernels, which do what is small, of another type, or a mistake."""
-    own = {name: torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed for name in ("mm", "addmm", "bmm")}
-    onednn = torch.ops.mkldnn._linear_pointwise.default
-
-    def mm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        return onednn(*_given(a, b)) if _suits(a, b, 2) else own["mm"](keys, a, b)
-
-    def addmm(keys: Any, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-        if _suits(a, b, 2) and _adds(bias, b, beta, alpha):
-            return onednn(*_given(a, b, bias))
-        return own["addmm"](keys, bias, a, b, beta=beta, alpha=alpha)
-
-    def bmm(keys: Any, a: Tensor, b: Tensor) -> Any:
-        if not _suits(a, b, 3):
-            return own["bmm"](keys, a, b)
-        out = a.new_empty(len(a), a.shape[1], b.shape[2])
-        for n in range(len(a)):  # each is copied while the processor still has it at hand
-            out[n] = onednn(*_given(a[n], b[n]))
-        return out
-
-    return {"mm": mm, "addmm": addmm, "bmm": bmm}
+    return {name: _kernel(name) for name in ("mm", "addmm", "bmm")}
 
 
-Work = tuple[Any, tuple[Any, ...], dict[str, Any]]
+def _kernel(name: str) -> Callable[..., Any]:
+    own, operation = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed, getattr(torch.ops.aten, name).default
+
+    def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        def do(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return own(keys, *args, **kwargs) if part is operation else part(*args, **kwargs)
+
+        return done(operation, args, kwargs, do)
+
+    return kernel
 
 
-def direct(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
-    """What does an operation here, and what it is given: of oneDNN's own Python is not asked again.
-
-    Where oneDNN does not multiply, both are given back.
-    """
-    if operation not in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-        return operation, args, kwargs
-    *bias, a, b = args
-    if not _suits(a, b, 2) or not all(_adds(one, b, **kwargs) for one in bias):
-        return operation, args, kwargs
-    return torch.ops.mkldnn._linear_pointwise.default, _given(a, b, *bias), {}
+Do = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Does an operation with what it is given."""
 
 
-def replaced(operation: Any, args: tuple[Any, ...]) -> bool:
-    """Whether another kernel than PyTorch's does an operation here."""
-    return operation is torch.ops.aten.bmm.default and _suits(args[0], args[1], 3)
+def done(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], do: Do) -> Any:
+    """What an operation gives, by ``do`` alone: where oneDNN multiplies, by operations that do not ask Python again."""
+    aten = torch.ops.aten
+    if operation is aten.bmm.default and _suits(args[0], args[1], 3):
+        return _products(args[0], args[1], do)
+    if operation is aten.mm.default or operation is aten.addmm.default:
+        *bias, a, b = args
+        if _suits(a, b, 2) and all(_adds(one, b, **kwargs) for one in bias):
+            return _product(a, b, bias[0] if bias else None, do)
+    return do(operation, args, kwargs)
 
 
-def _given(a: Tensor, b: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
-    """What oneDNN is given for the product of a and b."""
-    return a, b.mT, bias, "none", [], ""
+def _product(a: Tensor, b: Tensor, bias: Tensor | None, do: Do) -> Any:
+    """ab, with the bias added to each row."""
+    if not a.is_contiguous() and a.stride(1) % APART and torch.get_num_threads() > 1:
+        # oneDNN asks for a copy, which PyTorch makes by one thread where it is a matrix turned around
+        a = do(torch.ops.aten.cat.default, ([a],), {})
+    return do(torch.ops.mkldnn._linear_pointwise.default, (a, b.mT, bias, "none", [], ""), {})
+
+
+def _products(a: Tensor, b: Tensor, do: Do) -> Any:
+    """The product of each two matrices of many."""
+    out = do(torch.ops.aten.new_empty.default, (a, [len(a), a.shape[1], b.shape[2]]), {})
+    for place, one, other in zip(out, a, b, strict=True):  # each is copied while the processor still has it at hand
+        do(torch.ops.aten.copy_.default, (place, _product(one, other, None, do)), {})
+    return out
 
 
 def _suits(a: Tensor, b: Tensor, dimensions: int) -> bool:

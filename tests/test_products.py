@@ -233,24 +233,43 @@ def test_it_is_for_processors_whose_avx512_mkl_leaves_alone(
 
 
 def test_recorded_products_are_done_without_asking_whose_they_are() -> None:
-    """Large ones by oneDNN's own operation, small ones where they lay; many at once, which are cut up, as ever."""
+    """Large ones by oneDNN's own operation, of many one by one, small ones where they lay."""
     aten, onednn = torch.ops.aten, torch.ops.mkldnn._linear_pointwise.default._op
     x, w, b = torch.randn(128, 200), torch.randn(200, 200), torch.randn(200)
-    ways: dict[str, tuple[Callable[[], torch.Tensor], object]] = {
-        "a product": (lambda: x @ w, onednn),
-        "with a bias": (lambda: torch.nn.functional.linear(x, w, b), onednn),
-        "another bias": (lambda: torch.addmm(b, x, w, beta=0.5), aten.addmm.out._op),
-        "a small product": (lambda: x[:8] @ w, aten.mm.out._op),
-        "a small one with a bias": (lambda: torch.nn.functional.linear(x[:8], w, b), aten.addmm.out._op),
-        "many": (lambda: torch.bmm(x.expand(2, -1, -1), w.expand(2, -1, -1)), aten.bmm.default._op),
-        "many small ones": (lambda: torch.bmm(x[:8].expand(2, -1, -1), w.expand(2, -1, -1)), aten.bmm.out._op),
+    ways: dict[str, tuple[Callable[[], torch.Tensor], list[object]]] = {
+        "a product": (lambda: x @ w, [onednn]),
+        "with a bias": (lambda: torch.nn.functional.linear(x, w, b), [onednn]),
+        "another bias": (lambda: torch.addmm(b, x, w, beta=0.5), [aten.addmm.out._op]),
+        "a small product": (lambda: x[:8] @ w, [aten.mm.out._op]),
+        "a small one with a bias": (lambda: torch.nn.functional.linear(x[:8], w, b), [aten.addmm.out._op]),
+        "many": (lambda: torch.bmm(x.expand(2, -1, -1), w.expand(2, -1, -1)), 2 * [onednn, aten.copy_.default._op]),
+        "many small ones": (lambda: torch.bmm(x[:8].expand(2, -1, -1), w.expand(2, -1, -1)), [aten.bmm.out._op]),
     }
-    for name, (way, operation) in ways.items():
+    for name, (way, operations) in ways.items():
         with products.by_onednn():
             noted, why = recorded(way)
             assert noted is not None, (name, why)
-            assert [call.function for call in noted.calls] == [operation], name
+            assert [call.function for call in noted.calls] == operations, name
             x.add_(1)
             assert noted.compared(way)[0], name
         noted, _ = recorded(way)
-        assert noted is not None and [call.function for call in noted.calls] != [onednn], "PyTorch's own are back"
+        assert noted is not None and onednn not in [call.function for call in noted.calls], "PyTorch's own are back"
+
+
+@pytest.mark.parametrize(("threads", "rows", "turned"), [(2, 200, True), (2, 256, False), (1, 200, False)])
+def test_threads_share_the_turning_around_of_a_matrix(threads: int, rows: int, turned: bool) -> None:
+    """Not where its columns lie so that each pushes the others out of the processor's memory; the bits are the same."""
+    delta, h = torch.randn(150, rows), torch.randn(150, 100)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with products.by_onednn():
+            noted, _ = recorded(lambda: delta.mT @ h)
+            assert noted is not None
+            assert [call.function for call in noted.calls].count(torch.ops.aten.cat.out._op) == turned
+            delta.add_(1)
+            same, found = noted.compared(lambda: delta.mT @ h)
+            assert same and found is not None and torch.equal(found, delta.mT.contiguous() @ h)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, delta.mT @ h)

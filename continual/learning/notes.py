@@ -82,7 +82,7 @@ class Notes(TorchDispatchMode):
         return False  # else PyTorch imports its compiler, which takes a second
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do the operation, and note it."""
+        """Do the operation, and note what was done."""
         kwargs = kwargs or {}
         if why := self._why_never(func, args, kwargs):
             raise CannotRecord(why)
@@ -91,17 +91,20 @@ class Notes(TorchDispatchMode):
                 self._keep(one)
             if func is FRESH:  # the constant stays as it is, whatever becomes of what the function is given
                 func = ATEN.clone.default
-            func, args, kwargs = products.direct(func, args, kwargs)
-            found = func(*args, **kwargs)
-            done = Done(func, args, kwargs, found)
-            told = any(one is not None and not isinstance(one, torch.Tensor) for one in done.results)
-            if told and func._schema.name not in ABOUT:
-                raise CannotRecord(VALUE)
-            self.done.append(done)
-            if done.made:
-                self.inside |= done.made
-                new = [one for one in tensors(found) if storage_of(one) in done.made]
-                self._count(sum(one.untyped_storage().nbytes() for one in new))
+            return products.done(func, args, kwargs, self._do)
+
+    def _do(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do an operation, and note it."""
+        found = operation(*args, **kwargs)
+        done = Done(operation, args, kwargs, found)
+        told = any(one is not None and not isinstance(one, torch.Tensor) for one in done.results)
+        if told and operation._schema.name not in ABOUT:
+            raise CannotRecord(VALUE)
+        self.done.append(done)
+        if done.made:
+            self.inside |= done.made
+            new = [one for one in tensors(found) if storage_of(one) in done.made]
+            self._count(sum(one.untyped_storage().nbytes() for one in new))
         return found
 
     def _keep(self, written: Tensor) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from continual import products
 from continual.learning.notes import ATEN, COPIES, NOTHING, Asking, CannotRecord, Done, Notes, into, parts, tensors
 from continual.learning.seeds import storage_of
 from continual.learning.spared import done_once, in_place, of_use
@@ -82,8 +81,7 @@ class Recording:
             if (one.pure and not (one.written or fresh)) or name in NOTHING:
                 continue
             args, kwargs = self._twins((one.args, one.kwargs))
-            as_it_is = one.written or products.replaced(one.operation, one.args)
-            writing = None if as_it_is else into(one.operation)
+            writing = None if one.written else into(one.operation)
             if name in COPIES:
                 calls.append(Call(ATEN.copy_.default._op, (self._twins(one.found), args[0]), {}, [], one.grad))
             elif writing is not None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from continual import products
 from continual.learning.notes import ATEN, COPIES, NOTHING, Done, into, tensors
 from continual.learning.seeds import storage_of
 
@@ -99,8 +98,7 @@ class _Uses:
         one = self.done[first]
         if source not in one.made or len(one.results) != 1 or one.written:
             return None
-        says_where = not products.replaced(one.operation, one.args) and into(one.operation) is not None
-        return first if _copies(one) or says_where else None
+        return first if _copies(one) or into(one.operation) is not None else None
 
     def could_be_seen(self, maker: int, number: int, source: int, target: int) -> bool:
         """Whether anyone could notice that what operation ``number`` copies is written to the target at ``maker``.
