@@ -231,7 +231,7 @@ def asks_nothing(strategy: Strategy) -> None:
     learners = learners_of(strategy, [0])
     for index in range(2):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
-        program = Program(learners, index, len(batches))
+        program = Program(learners, index, batches)
         with Asked(strategy) as asked:
             for number, rows in enumerate(batches):
                 program(number, rows)
@@ -268,7 +268,7 @@ def steps_work(strategy: Strategy, stream: Stream) -> list[Work]:
     learners, found = learners_of(strategy, [0], [stream]), []
     for index in range(len(stream.tasks)):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
-        program, done = Program(learners, index, len(batches)), Work()
+        program, done = Program(learners, index, batches), Work()
         for number, rows in enumerate(batches):
             with Works() as works:
                 program(number, rows)

@@ -200,7 +200,7 @@ def step_seconds(
         recorder = captured(learners, training, 1 if replayed else None)
         batches = schedule(rows, training, learners.seed, 0)[: WARM + TIMED]
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device, dtype=recipe.dtype)
-        steps = list(steps_of(Program(learners, 0, len(batches)), batches, losses, recorder))
+        steps = list(steps_of(Program(learners, 0, batches), batches, losses, recorder))
         warm = steps[:-1][:WARM]
         passed(warm, learners.device)
         return spent(steps[len(warm) :], learners.device)

@@ -185,7 +185,7 @@ def test_what_is_the_same_in_every_step_lies_where_the_step_is_done() -> None:
     away = replace(stream.samples, pixels=stream.samples.pixels.to("meta"))  # as images that are read from their file
     tasks = tuple(replace(task, samples=away) for task in stream.tasks)
     group.streams[0] = replace(stream, samples=away, tasks=tasks)
-    program = Program(group, 0, 1)
+    program = Program(group, 0, [])
     assert program.ways is not None and {one.device.type for one in program.ways} == {"cpu"}
 
 

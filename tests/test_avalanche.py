@@ -258,7 +258,7 @@ def both(strategy: str, given: Stream, epochs: int = 2, size: int = 8, model: An
         criterion.index = index
         naive.train(experience, shuffle=False)
         batches = alone.begin(index).split(size) * epochs
-        program = Program(alone, index, len(batches))
+        program = Program(alone, index, batches)
         for number, rows in enumerate(batches):
             program(number, rows)
         alone.end(index)

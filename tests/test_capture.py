@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 import continual as cl
 from continual import config, plugins
-from continual.conformance import TRAINING, check, learners_of
+from continual.conformance import TRAINING, check, learners_of, small_stream
 from continual.learning import capture, step
 from continual.learning.capture import RARE, Captured, Graph
 from continual.learning.models import Net, Out
@@ -26,6 +26,7 @@ from continual.learning.strategy import Batch, Chain, Memory, Step, Strategy
 from continual.learning.train import Course, Watch, not_captured, program_of, steps_done, train
 from continual.learning.training import Training
 from continual.strategies import EWC, Replay
+from continual.streams.rng import Draw, draws, key
 from continual.streams.stream import Stream, Task
 
 pytestmark = pytest.mark.usefixtures("often")
@@ -81,6 +82,52 @@ def test_random_numbers_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(captured[name], value) for name, value in eager.items())
 
 
+@dataclass(frozen=True)
+class Draws(Strategy):
+    """It draws a number for each sample of a batch."""
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"sum": torch.zeros_like(theta[0])}
+
+    def after_step(
+        self, net: Net, theta: torch.Tensor, memory: Memory, step: Step, task: Task
+    ) -> tuple[torch.Tensor, Memory]:
+        return theta, {"sum": memory["sum"] + step.batch.key.uniform("lots", step.batch.own).sum()}
+
+
+@pytest.mark.parametrize("program", ["eager", "captured"])
+def test_a_step_draws_for_its_own_size_of_batch_and_no_other(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of 24, 18 and 20 rows, by sevens: each has another last batch, which is one step of an epoch."""
+    whole = small_stream(0)
+    rows = torch.cat([task.train[:keep] for task, keep in zip(whole.tasks, (24, 18, 20), strict=True)])
+    x, y = whole.samples.pixels[whole.samples.image[rows]], whole.samples.y[rows]
+    stream = Stream.from_arrays(x, y, x, y, tasks=3, scenario="class")
+    learners = Learners(learners_of(Draws(), [0]).recipe, [stream], [0])
+    course = Course(learners, replace(TRAINING, batch=7, epochs=4, program=program), Watch())
+    drawn: list[tuple[int, int]] = []
+
+    def noting(seed: torch.Tensor, wanted: set[Draw], task: int, steps: torch.Tensor) -> Any:
+        assert course.program is not None and len(wanted) <= 1
+        for _, n, *_ in wanted:
+            assert {course.program.sizes[number] for number in steps.tolist()} == {n}
+            drawn.extend((task, number) for number in steps.tolist())
+        return draws(seed, wanted, task, steps)
+
+    monkeypatch.setattr(step, "draws", noting)
+    expected, sizes = 0.0, []
+    while course.task < course.tasks:
+        index = course.task
+        course.learn()
+        assert course.program is not None
+        sizes.append(course.program.sizes)
+        for number, size in enumerate(course.program.sizes):
+            expected += float(key(0, index, number).child("step").uniform("lots", size).sum())
+    assert [found[-1] for found in sizes] == [3, 4, 6] and len(drawn) == len(set(drawn))
+    # what is noted as it is asked for is not in a block: the first of all, of each task's, and of each other size
+    assert len(drawn) >= sum(map(len, sizes)) - 3 - 3
+    assert float(learners.memory["sum"]) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd:lr=0.1", "adam", "adamw", "adagrad"])
 def test_learning_rates_follow_the_schedule(optimizer: str) -> None:
     found = []
@@ -126,7 +173,7 @@ def test_memory_stays_where_it_lies() -> None:
     batches = [rows.clone() for rows in learners.streams[0].tasks[0].train.split(4)]
     losses = torch.zeros(len(batches), dtype=torch.float64)
     steps = Captured(learners)
-    steps.begin(step.Program(learners, 0, len(batches)), batches, losses, [0.1] * len(batches))
+    steps.begin(step.Program(learners, 0, batches), batches, losses, [0.1] * len(batches))
     steps(0)
     places = {name: value.data_ptr() for name, value in learners.memory.items()}
     before = {name: value.clone() for name, value in learners.memory.items()}
@@ -173,15 +220,11 @@ def test_why_steps_are_not_recorded() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """What a graph would record: operations, their numbers, and where the tensors lie that come from elsewhere.
-
-    Without the choice of this step's random numbers from a block: a block has more names when another size of batch has
-    had a step.
-    """
+    """What a graph would record: operations, their numbers, and where the tensors lie that come from elsewhere."""
 
     def __init__(self, captured: Captured) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kept, self.blocks = kept_by(captured), places(block for block, _ in captured.blocks)
+        self.kept = kept_by(captured)
         self.found: list[Any] = []
         self.made: dict[int, torch.Tensor] = {}  # alive, so that no address is taken twice
 
@@ -192,11 +235,7 @@ class Operations(TorchDispatchMode):
         gave = func(*args, **(kwargs or {}))
         new = places(one for one in tree_flatten(gave)[0] if torch.is_tensor(one)) - read
         self.made |= dict.fromkeys(new, gave)
-        if read & self.blocks:
-            self.blocks |= new if func is torch.ops.aten.index_select.default else set()
-            self.found += [] if func.is_view or new & self.blocks else [(str(func), said)]
-        else:
-            self.found.append((str(func), said))
+        self.found.append((str(func), said))
         return gave
 
     def said(self, one: Any) -> Any:
@@ -221,7 +260,7 @@ def kept_by(captured: Captured) -> set[int]:
     lies = [
         learners.theta,
         *captured.memory.values(),
-        *(block for block, _ in captured.blocks),
+        *(block for blocks in captured.blocks.values() for block, _ in blocks),
         *program.held.values(),
         captured.at,
     ]

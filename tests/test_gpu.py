@@ -99,7 +99,7 @@ def test_no_step_waits_for_the_gpu(text: str, seeds: list[int]) -> None:
     losses = torch.zeros(*learners.theta.shape[:-1], 100, device="cuda", dtype=torch.float64)
     for index in range(len(learners.streams[0].tasks)):
         batches = schedule(learners.begin(index), TRAINING, learners.seed, index)
-        program = Program(learners, index, len(batches), program.later if program else None)
+        program = Program(learners, index, batches, program.later if program else None)
         steps = list(steps_of(program, batches, losses, recorder))
         with waiting_is_an_error():
             for step in steps:

@@ -455,7 +455,7 @@ def test_a_reservoir_holds_the_current_task_and_a_step_does_not_draw_it() -> Non
     alone, task = learner(strategy), STREAM.tasks[1]
     for index in range(2):
         batches = alone.begin(index).split(8)
-        program = Program(alone, index, len(batches))
+        program = Program(alone, index, batches)
         for number, rows in enumerate(batches):
             program(number, rows)
         alone.end(index)
@@ -553,7 +553,7 @@ def test_owm_projects_the_whole_step_of_any_optimizer() -> None:
             alone.memory = strategy.taken_up(alone.memory, means)
         before = NET.logits(alone.theta, x).detach()
         batches = alone.begin(1).split(8)
-        program = Program(alone, 1, len(batches))
+        program = Program(alone, 1, batches)
         losses = [float(program(number, rows)) for number, rows in enumerate(batches)]
         assert len(losses) == 3 and task.index == 1
         moved[project] = float((NET.logits(alone.theta, x) - before).abs().max())
@@ -568,7 +568,7 @@ def test_owm_with_updates_at_each_step_does_as_the_authors_code(project: Any) ->
     P = {"layer1": torch.eye(10, dtype=torch.float64), "head": torch.eye(7, dtype=torch.float64)}
     for task in STREAM.tasks[:2]:
         batches = alone.begin(task.index).split(8)
-        program = Program(alone, task.index, len(batches))
+        program = Program(alone, task.index, batches)
         for number, rows in enumerate(batches):
             program(number, rows)
             gradient, inputs = gradient_by_hand(theta, rows, task), layer_inputs(theta, task.samples.images(

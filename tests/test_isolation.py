@@ -65,7 +65,7 @@ def learners(
 def learn(alone: Learners, index: int, training: Training = TRAINING) -> list[torch.Tensor]:
     """Learn one task: the losses."""
     batches = schedule(alone.begin(index), training, alone.seed, index)
-    program = Program(alone, index, len(batches))
+    program = Program(alone, index, batches)
     losses = [program(number, rows) for number, rows in enumerate(batches)]
     alone.end(index)
     return losses
@@ -313,7 +313,7 @@ def test_hat_is_its_equations(s_max: float, c: float, clamp: float, scaled: Any,
 def test_s_rises_in_each_epoch_from_its_inverse_to_its_most(batch: int) -> None:
     alone, training = learners(HAT(s_max=50)), dataclasses.replace(TRAINING, batch=batch)
     batches = schedule(alone.begin(0), training, alone.seed, 0)
-    program, seen = Program(alone, 0, len(batches)), []
+    program, seen = Program(alone, 0, batches), []
     for number, rows in enumerate(batches):
         seen.append(float(alone.memory["s"]))
         program(number, rows)
@@ -325,7 +325,7 @@ def test_s_rises_in_each_epoch_from_its_inverse_to_its_most(batch: int) -> None:
 def test_where_an_epoch_drops_its_last_rows_s_is_late_by_one_step_only() -> None:
     alone, training = learners(HAT(s_max=50)), dataclasses.replace(TRAINING, batch=7, last="drop", epochs=3)
     batches = schedule(alone.begin(0), training, alone.seed, 0)
-    program, seen = Program(alone, 0, len(batches)), []
+    program, seen = Program(alone, 0, batches), []
     for number, rows in enumerate(batches):
         seen.append(float(alone.memory["s"]))
         program(number, rows)
@@ -545,7 +545,7 @@ def test_a_task_that_is_not_learnt_is_answered_with_free_weights_too() -> None:
     assert torch.equal(scores(alone, 0)[:, :2], wanted[:, :2])
     learn(alone, 0)
     batches = schedule(alone.begin(1), TRAINING, alone.seed, 1)
-    program = Program(alone, 1, len(batches))
+    program = Program(alone, 1, batches)
     for number, batch in enumerate(batches):
         program(number, batch)
     x = STREAM.test_samples.images(STREAM.tasks[1].test, torch.float64)
@@ -679,7 +679,7 @@ def test_cumulative_training_goes_on_with_all_data(keep: bool) -> None:
         by_hand.begin(index)
         rows = torch.cat([task.train for task in CLASSES.tasks[: index + 1]])
         batches = schedule(rows, TRAINING, by_hand.seed, index)
-        program = Program(by_hand, index, len(batches))
+        program = Program(by_hand, index, batches)
         for number, batch in enumerate(batches):
             program(number, batch)
         assert torch.equal(alone.theta, by_hand.theta)

@@ -54,7 +54,7 @@ def learner(strategy: Strategy, stream: Stream = STREAM, seed: int = 3) -> Learn
 def learn(alone: Learners, index: int, size: int = 100, epochs: int = 3) -> torch.Tensor:
     """Learn a task in batches of its rows in their order: θ before it ended."""
     batches = list(alone.begin(index).split(size)) * epochs
-    program = Program(alone, index, len(batches))
+    program = Program(alone, index, batches)
     for number, rows in enumerate(batches):
         program(number, rows)
     theta = alone.theta.clone()
@@ -551,7 +551,7 @@ def test_held_rows_are_balanced_and_are_not_trained_on() -> None:
         classes = 2 * index + 2
         each = math.ceil(0.25 * min(48 // classes, 12))
         assert Counter(STREAM.samples.y[list(held_now)].tolist()) == dict.fromkeys(range(classes), each)
-        Program(alone, index, 1)(0, trained)
+        Program(alone, index, [trained])(0, trained)
         alone.end(index)
         kept = [row for row in alone.memory["rows"].tolist() if row >= 0]
         share = min(48 // classes - each, 12 - each)
@@ -657,7 +657,7 @@ def test_cwr_is_the_paper_s_algorithm(scenario: str, bias: Any) -> None:
             if bias == "consolidated":
                 assert float(head["head.bias"][k]) == pytest.approx(float(cb[k] if k in counts else 0))
         for number, rows in enumerate([begun] * 3):
-            Program(alone, index, 3)(number, rows)
+            Program(alone, index, [begun] * 3)(number, rows)
         tw = {name: value.clone() for name, value in net.parameters(alone.theta).items()}
         alone.end(index)
         average = torch.stack([tw["head.weight"][k] for k in counts]).mean()

@@ -73,7 +73,7 @@ def filled(strategy: Strategy, tasks: int, size: int = 5) -> Memory:
     alone = learner(strategy)
     for task in STREAM.tasks[:tasks]:
         batches = alone.begin(task.index).split(size)
-        program = Program(alone, task.index, len(batches))
+        program = Program(alone, task.index, batches)
         for number, rows in enumerate(batches):
             program(number, rows)
         alone.end(task.index)
@@ -340,7 +340,7 @@ def test_the_last_network_of_gdumb_is_the_one_that_learns_once_at_the_end() -> N
         alone = learner(GDumb(capacity=12))
         for task in STREAM.tasks:
             batches = alone.begin(task.index).split(5)
-            program = Program(alone, task.index, len(batches))
+            program = Program(alone, task.index, batches)
             for number, rows in enumerate(batches if task.index == 2 or not skipped else []):
                 program(number, rows)
         return alone.theta
@@ -487,7 +487,7 @@ class Centred(LinearNet):
 ])  # fmt: skip
 def test_samples_pass_again_where_the_step_passes_them_otherwise(change: dict[str, Any], spares: bool) -> None:
     recipe = replace(learners_of(MIR(), [0]).recipe, **change)
-    assert Program(Learners(recipe, [STREAM], [0]), 0, 1).spares is spares
+    assert Program(Learners(recipe, [STREAM], [0]), 0, []).spares is spares
 
 
 def test_mir_foresees_by_the_images_that_a_hook_has_put_there() -> None:

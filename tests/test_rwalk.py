@@ -32,7 +32,7 @@ def learner(strategy: Any, stream: Stream = STREAM) -> Learners:
 def learn(alone: Learners, index: int, size: int, epochs: int = 1) -> list[float]:
     """Learn a task in batches of its rows in their order: the losses."""
     batches = list(alone.begin(index).split(size)) * epochs
-    program = Program(alone, index, len(batches))
+    program = Program(alone, index, batches)
     losses = [float(program(number, rows)) for number, rows in enumerate(batches)]
     alone.end(index)
     return losses

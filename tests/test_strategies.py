@@ -681,8 +681,9 @@ def test_a_balanced_replay_stays_balanced_beside_a_part_that_acts_after_each_ste
     replay = Replay(capacity=13)
     alone = learner(Chain((replay, other) if first else (other, replay)))
     for index, task in enumerate(STREAM.tasks):
-        program = Program(alone, index, 4)
-        for number, rows in enumerate(alone.begin(index).split(6)):
+        batches = alone.begin(index).split(6)
+        program = Program(alone, index, batches)
+        for number, rows in enumerate(batches):
             program(number, rows)
             own = alone.memory[f"{int(not first)}/rows"]
             assert (STREAM.samples.task[own[own >= 0]] < index).all(), "it stores nothing within a task"

@@ -293,7 +293,7 @@ def test_the_trace_is_what_training_that_stops_there_gives() -> None:
         done = 0
         for task in range(index + 1):
             batches = schedule(alone.begin(task), full, alone.seed, task)
-            program = Program(alone, task, len(batches))
+            program = Program(alone, task, batches)
             for number, rows in enumerate(batches[: at - done]):
                 program(number, rows)
             done += len(batches)
@@ -647,7 +647,7 @@ def asked_in_training(group: Learners, training: Training, tasks: int) -> set[st
     found: set[str] = set()
     for index in range(tasks):
         batches = schedule(group.begin(index), training, group.seed, index)
-        program = Program(group, index, len(batches))
+        program = Program(group, index, batches)
         with Asked() as asked:
             for number, rows in enumerate(batches):
                 program(number, rows)
@@ -812,7 +812,7 @@ def test_a_penalty_that_is_linear_in_theta(group: list[int]) -> None:
         made = learners_of(strategy, group)
         batches = schedule(made.begin(0), short(), made.seed, 0)
         start = made.theta.clone()
-        Program(made, 0, len(batches))(0, batches[0])
+        Program(made, 0, batches)(0, batches[0])
         found.append(made.theta - start)
     torch.testing.assert_close(found[1], found[0] - 0.1 * 0.5)
 

@@ -79,13 +79,13 @@ def learn(learners: Any, index: int, device: str, batch: int = BATCH, count: int
     batches = schedule(learners.begin(index), training, learners.seed, index)
     losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=learners.device)
     took, work = [], Work()
-    program = Program(learners, index, len(batches))
+    program = Program(learners, index, batches)
     with at_speed(training, learners.net, learners.streams):
         for number, step in enumerate(steps_of(program, batches, losses, captured(learners, training, 1))):
             spent = 1000 * seconds(step, device)
             took += [spent] if number >= count else []
     if timed and batches:
-        program = Program(learners, index, 3)
+        program = Program(learners, index, batches[:3])
         for number in range(3):  # the first has more to do, the second draws for many
             with Works() as works:
                 program(number, batches[number])

@@ -157,7 +157,7 @@ class Steps:
         batches = schedule(self.rows, training, learners.seed, 1)
         losses = torch.zeros(*learners.theta.shape[:-1], len(batches), device=self.device)
         recorder = captured(learners, training, 1) if recorded else None
-        return steps_of(Program(learners, 1, len(batches)), batches, losses, recorder)
+        return steps_of(Program(learners, 1, batches), batches, losses, recorder)
 
     def one(self) -> None:
         """The next step; the task begins again when it is over."""
@@ -195,7 +195,8 @@ class Steps:
         self.one()
         counter = FlopCounterMode(display=False)
         with counter:  # of a step that is done, not replayed
-            Program(self.learners, 1, 1)(0, self.rows[..., : self.training.batch])
+            batch = self.rows[..., : self.training.batch]
+            Program(self.learners, 1, [batch])(0, batch)
         for _ in range(3):
             self.one()
         took = seconds(self.one, self.name, count)

@@ -12,7 +12,7 @@ import torch
 
 from continual.errors import BadChain, BadOption
 from continual.learning.seeds import storage_of
-from continual.learning.step import POOLED_STEPS, Program
+from continual.learning.step import POOLED_STEPS, Program, block_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +193,8 @@ class Captured:
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}
-        self.blocks: list[tuple[Tensor, Pool]] = []  # the numbers of a type for many steps, and where each draw's lie
+        # by size of batch: the numbers of a type for a block of steps, and where each draw's lie
+        self.blocks: dict[int, list[tuple[Tensor, Pool]]] = defaultdict(list)
         self.memory: Memory = {}
         self.losses: Tensor | None = None
         self.table, self.rates = torch.empty(0), torch.empty(0)
@@ -208,7 +209,8 @@ class Captured:
         ``losses`` (..., n) has a place for each step, and more where a later task has more: graphs are kept where it is
         the same tensor for both.
         """
-        self.begun, self.sizes, self.drawn = program, [rows.shape[-1] for rows in batches], 0
+        self.begun, self.sizes = program, [rows.shape[-1] for rows in batches]
+        self.drawn: dict[int, int] = {}  # by size: the first step of the block that is drawn
         self.left = Counter(self.sizes[done:])
         for graph in self.graphs.values():
             graph.doubt()
@@ -244,7 +246,7 @@ class Captured:
 
     def _forget(self) -> None:
         """What was recorded is of other places."""
-        self.program, self.graphs, self.blocks = None, {}, []
+        self.program, self.graphs, self.blocks = None, {}, defaultdict(list)
 
     def _settle(self) -> None:
         """The first step is done, so it is known what program does the others."""
@@ -264,11 +266,11 @@ class Captured:
             self.at.fill_(1)
             self._settle()
             return
-        first = number - (number - 1) % POOLED_STEPS
         program = self.program
         assert program is not None
-        if self.drawn != first or sum(len(parts) for _, parts in self.blocks) < len(program.wanted):
-            self._draw(first)
+        known = sum(len(parts) for _, parts in self.blocks[size])
+        if self.drawn.get(size) != block_of(number) or known < len(program.wanted[size]):
+            self._draw(block_of(number), size)
         if size not in self.graphs:
             self.graphs[size] = Graph(self.learners.device, self.by_hand, self.least, self.kept)
         graph = self.graphs[size]
@@ -290,7 +292,7 @@ class Captured:
         assert program is not None and self.losses is not None
         self.learners.memory = dict(self.memory)  # a recording may have ended in the midst of a step
         rows = self.table.index_select(0, at.view(1)).squeeze(0)[..., :size]
-        pool = self._pool(at) if self.blocks else {}
+        pool = self._pool(at, size)
         if self.learners.recipe.schedule.varies:
             self._set_rate(self.rates.index_select(0, at.view(1)).squeeze(0))
         loss = program.step(at, rows, pool)
@@ -298,10 +300,10 @@ class Captured:
         self._keep_memory()
         at.add_(1)
 
-    def _pool(self, at: Tensor) -> Pool:
-        line = self.line.index_select(0, at.view(1))
+    def _pool(self, at: Tensor, size: int) -> Pool:
         pool: Pool = {}
-        for block, parts in self.blocks:
+        for block, parts in self.blocks[size]:
+            line = self.line.index_select(0, at.view(1))
             numbers = block.index_select(-2, line).squeeze(-2)
             pool |= zip(parts, numbers.split([part.shape[-1] for part in parts.values()], -1), strict=True)
         return pool
@@ -333,12 +335,12 @@ class Captured:
             self.memory[name].copy_(value)
         self.learners.memory = dict(self.memory)
 
-    def _draw(self, first: int) -> None:
-        """The random numbers of the steps from ``first`` on, where the graphs look for them."""
-        self.drawn = first
+    def _draw(self, first: int, size: int) -> None:
+        """The random numbers of a block's steps of a size, where the graph looks for them."""
         assert self.program is not None
-        drawn = self.program.draw(first)
-        places = {name: part for _, parts in self.blocks for name, part in parts.items()}
+        self.drawn[size], blocks = first, self.blocks[size]
+        drawn = self.program.draw(first, size)
+        places = {name: part for _, parts in blocks for name, part in parts.items()}
         new: dict[torch.dtype, Pool] = defaultdict(dict)
         for name in sorted(drawn.keys() - places.keys()):
             new[drawn[name].dtype][name] = drawn[name]
@@ -346,10 +348,12 @@ class Captured:
             widths = [numbers.shape[-1] for numbers in found.values()]
             lead = self.learners.seed.shape
             block = torch.zeros(*lead, POOLED_STEPS, sum(widths), dtype=dtype, device=self.at.device)
-            self.blocks.append((block, dict(zip(found, block.split(widths, -1), strict=True))))
-            places |= self.blocks[-1][1]
-        for name, numbers in drawn.items():
-            places[name][..., : numbers.shape[-2], :].copy_(numbers)
+            blocks.append((block, dict(zip(found, block.split(widths, -1), strict=True))))
+            places |= blocks[-1][1]
+        if drawn:
+            lines = self.program.in_block(first, size) - first
+            for name, numbers in drawn.items():
+                places[name].index_copy_(-2, lines, numbers)
 
 
 def _form(memory: Memory) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +23,13 @@ if TYPE_CHECKING:
 
     Pool = dict[Draw, Tensor]
 
-POOLED_STEPS = 64  # random numbers are drawn for so many steps at once
+POOLED_STEPS = 64
+"""Random numbers are drawn for a block of so many steps at once."""
+
+
+def block_of(number: int) -> int:
+    """The first step of the block that a step is in; before the first block is the step that notes what is drawn."""
+    return number - (number - 1) % POOLED_STEPS
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,12 +114,17 @@ class Program:
     The first step computes whatever a hook may read and draws random numbers as they are asked for; it notes what was
     read and drawn. The later steps leave out what nobody reads and draw for many steps at once. The numbers are the
     same. Where the later steps are those of the task ``before``, its program does them: what was recorded or compiled
-    of it is made once.
+    of it is made once. ``batches``: the rows (B,) or (R, B) of each step.
     """
 
-    def __init__(self, learners: Learners, index: int, steps: int, before: Program | None = None) -> None:
+    def __init__(
+        self, learners: Learners, index: int, batches: Sequence[Tensor], before: Program | None = None
+    ) -> None:
         self.learners, self.task, self.before = learners, learners.streams[0].tasks[index], before
-        self.numbers = torch.arange(steps, device=learners.device)
+        self.sizes = [rows.shape[-1] for rows in batches]
+        self.numbers = torch.arange(len(batches), device=learners.device)
+        self.of_size = {size: _places(self.sizes, size) for size in {*self.sizes}}
+        self.there = {size: torch.tensor(found, device=learners.device) for size, found in self.of_size.items()}
         self.tables = learners.tables("samples")
         self.ways = learners.recipe.augmentation.ways(self.task.samples.pixels, learners.device)
         self.hooks = {hook for hook in ("batch", "penalty", "gradient", "after_step") if learners.strategy.has(hook)}
@@ -123,12 +136,11 @@ class Program:
         self.answers = {name: getattr(self.task, name) for name in ANSWERS} | self.rows
         self.asked: dict[str, Any] = {}
         self.noted: set[str] = set()
-        self.wanted: set[Draw] = set()
-        self.block: Pool = {}
-        self.drawn = 0
+        self.wanted: dict[int, set[Draw]] = defaultdict(set)  # what a step draws, by the size of its batch
+        self.blocks: dict[int, tuple[int, Pool]] = {}  # what is drawn, by size: from which step on, and the numbers
         self.first_is_done = False
         self.compiled: Callable[..., dict[str, Any]] | None = None
-        self.sizes: set[int] = set()  # of batches: the first of each notes what it draws
+        self.known: set[int] = set()  # sizes of batches: the first of each notes what it draws
 
     @property
     def later(self) -> Program:
@@ -151,9 +163,10 @@ class Program:
 
     def turn_to(self, other: Program) -> None:
         """Go on with the task of another program, whose later steps are the same."""
-        self.task, self.answers, self.numbers, self.drawn = other.task, other.answers, other.numbers, 0
-        self.rows = other.rows
-        self.wanted |= other.wanted
+        self.task, self.answers, self.numbers, self.sizes = other.task, other.answers, other.numbers, other.sizes
+        self.rows, self.of_size, self.there, self.blocks = other.rows, other.of_size, other.there, {}
+        for size, found in other.wanted.items():
+            self.wanted[size] |= found
         for name, value in self.held.items():
             value.copy_(other.held[name])
 
@@ -185,13 +198,14 @@ class Program:
 
     def notes(self) -> dict[str, Any]:
         """What was found as the task began, and what the first step noted, as JSON has it."""
-        wanted = [list(one) for one in sorted(self.later.wanted)]
+        wanted = [[size, *one] for size, found in self.later.wanted.items() for one in sorted(found)]
         return {"read": sorted(self.noted), "wanted": wanted, "fixed": self.fixed}
 
     def go_on(self, notes: dict[str, Any]) -> None:
         """Take the :meth:`notes` of the same task, whose first step was done elsewhere."""
         self.noted, self.fixed = self.noted | set(notes["read"]), bool(notes["fixed"])
-        self.wanted |= {(purpose, n, kind, high) for purpose, n, kind, high in notes["wanted"]}
+        for size, purpose, n, kind, high in notes["wanted"]:
+            self.wanted[size].add((purpose, n, kind, high))
         self._has_noted()
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
@@ -202,7 +216,7 @@ class Program:
             self.compiled = compiled(lambda *given: learners.map(self._forward, *given))
         if self.compiled is not None:  # else a GPU's graph would wait for the stream on which they were first used
             learners.renew_leaves()
-        self.notes_draws = self.own not in self.sizes  # later batches of a size ask for what the pool has
+        self.notes_draws = self.own not in self.known  # later batches of a size ask for what the pool has
         given = (learners.flat, learners.parts, learners.memory, context, rows)
         made = None if self.notes_draws else self.compiled
         found = learners.map(self._forward, *given) if made is None else made(*given)
@@ -217,14 +231,15 @@ class Program:
                 learners.theta[..., -learners.net.statistics :] = found["statistics"].detach()
             if "after_step" in self.hooks:
                 self._after_step(context, batch, out, {"before": before, "gradient": data_gradient})
-        self.sizes.add(self.own)
+        self.known.add(self.own)
         return loss
 
     def _task(self, context: Context) -> Task:
         """The task as the hooks of this step see it."""
         task, number = self.task, self.held["number"]
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
-        key = Key(context.seed, number, self.at, "step/", context.pool, self.wanted if self.notes_draws else set())
+        noting = self.wanted[self.own] if self.notes_draws else set[Draw]()
+        key = Key(context.seed, number, self.at, "step/", context.pool, noting)
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:
             samples = replace(samples, shown=Shown(augmentation, key.child("augment"), number, self.ways))
@@ -343,17 +358,28 @@ class Program:
             learners.theta.copy_(theta)
 
     def _pool(self, number: int) -> Pool:
-        """The random numbers of this step that earlier steps asked for."""
-        place = (number - 1) % POOLED_STEPS
-        if self.drawn != number - place or len(self.block) < len(self.wanted):
-            self.drawn, self.block = number - place, self.draw(number - place)
-        return {name: drawn[..., place, :] for name, drawn in self.block.items()}
+        """The random numbers of this step that earlier ones of its size asked for."""
+        size, start = self.sizes[number], block_of(number)
+        first, pool = self.blocks.get(size, (0, {}))
+        if first != start or len(pool) < len(self.wanted[size]):
+            self.blocks[size] = _, pool = start, self.draw(start, size)
+        place = self.sizes[start:number].count(size)
+        return {name: drawn[..., place, :] for name, drawn in pool.items()}
 
-    def draw(self, first: int) -> Pool:
-        """The random numbers of a block of steps, (..., POOLED_STEPS, m) each, or of those that are left."""
-        seed = self.learners.seed
-        steps = self.numbers[first : first + POOLED_STEPS].split(at_once(self.wanted, seed))
-        parts = [draws(seed[..., None], self.wanted, self.task.index, some) for some in steps]
+    def in_block(self, first: int, size: int) -> Tensor:
+        """The numbers of the steps of a block whose batches have a size."""
+        start, end = (bisect_left(self.of_size[size], number) for number in (first, first + POOLED_STEPS))
+        return self.there[size][start:end]
+
+    def draw(self, first: int, size: int) -> Pool:
+        """The random numbers of a block's steps of a size, (..., n, m) each."""
+        seed, wanted = self.learners.seed, self.wanted[size]
+        groups = self.in_block(first, size).split(at_once(wanted, seed))
+        parts = [draws(seed[..., None], wanted, self.task.index, some) for some in groups]
         return (
             parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
         )
+
+
+def _places(values: Sequence[int], wanted: int) -> list[int]:
+    return [number for number, value in enumerate(values) if value == wanted]

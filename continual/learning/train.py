@@ -177,7 +177,7 @@ class Course:
             self.place = self._place_of_losses(self.steps if index + 1 == self.tasks else 2 * self.steps)
         self.loss = self.place[..., : self.steps].zero_()
         self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
-        self.program = Program(learners, index, self.steps, self.program.later if self.program else None)
+        self.program = Program(learners, index, batches, self.program.later if self.program else None)
         if begun:
             self.loss[..., : self.done] = begun.tensors["loss"].to(device)
             self.program.go_on(begun.facts["notes"])

@@ -38,9 +38,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & LOW32, p1, ((p0 >> 32) ^ c3 ^ k1) & LOW32, p0
+        h0, h1 = p0 >> 32, p1 >> 32
+        if number < 3:
+            c0, c2 = (h1 ^ c1 ^ k0) & LOW32, (h0 ^ c3 ^ k1) & LOW32
+        else:  # all that is given has gone into each word by now, so they have the shape of the whole: no more memory
+            c0, c2 = (h.bitwise_xor_(c).bitwise_xor_(k).bitwise_and_(LOW32) for h, c, k in ((h1, c1, k0), (h0, c3, k1)))
+        c1, c3 = p1, p0
         k0, k1 = (k0 + WEYL[0]) & LOW32, (k1 + WEYL[1]) & LOW32
     return c0, c1 & LOW32, c2, c3 & LOW32
 
