@@ -17,7 +17,16 @@ from continual.conformance import check, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning.models import MLP, Gated, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Optimizer
-from continual.learning.projection import BLOCK, FEW, ITERATIONS, drawn, nonnegative, stored_gradients, unopposed
+from continual.learning.projection import (
+    BLOCK,
+    FEW,
+    ITERATIONS,
+    drawn,
+    nonnegative,
+    room_above,
+    stored_gradients,
+    unopposed,
+)
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
@@ -162,6 +171,18 @@ def test_bound_and_ridge_are_those_of_the_dual(bound: float, ridge: float) -> No
         opposed = bool((G @ g < 0).any())
         wanted = G.T @ torch.from_numpy(found.x) + g if opposed else g
         torch.testing.assert_close(unopposed(g, G, bound=bound, ridge=ridge), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tasks", [3, FEW, FEW + 3])
+@pytest.mark.parametrize("options", [{}, {"bound": 0.5}, {"added": 0.5, "ridge": 0.1}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_zeros_opposes_nothing(dtype: torch.dtype, options: dict[str, float], tasks: int) -> None:
+    """As a task has of which nothing is stored: the others are projected as without it."""
+    for seed in range(5):
+        G, g = (part.to(dtype) for part in problem("plain", tasks, seed))
+        empty = torch.zeros_like(G[:1])
+        found = unopposed(g, torch.cat([G[:1], empty, G[1:], empty]), **options)
+        torch.testing.assert_close(found, unopposed(g, G, **options), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_added_comes_after_the_programme() -> None:
@@ -331,6 +352,41 @@ def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bo
         loss = -logits.log_softmax(1)[torch.arange(len(rows)), samples.y[rows]].sum() / max(len(rows), 1)
         torch.testing.assert_close(got[r, line], torch.autograd.grad(loss, live)[0], rtol=1e-9, atol=1e-12)
     assert int((got.abs().sum(-1) > 0).sum()) == 4
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", NETS)
+def test_stored_gradients_are_written_where_they_are_asked_for(kind: str, mapped: bool) -> None:
+    """In another type, beside other numbers, which stay."""
+    net, task = copy.copy(NETS[kind]), STREAM.tasks[2]
+    net.mapped = mapped
+    thetas = vector(7, 2 * net.size).reshape(2, -1)
+    rows, there = torch.where(LINES >= 0, LINES, 17), LINES >= 0
+
+    def both(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        room = theta.new_full((len(rows) + 1, len(theta) + 3), 7.0, dtype=torch.float32)
+        stored_gradients(net, theta, rows, there, task, out=room[:-1, : len(theta)])
+        return room, stored_gradients(net, theta, rows, there, task)
+
+    pairs = torch.vmap(both)(thetas) if mapped else [torch.stack(pair) for pair in zip(*map(both, thetas), strict=True)]
+    for room, found in zip(*pairs, strict=True):
+        assert torch.equal(room[:-1, :-3], found.float()) and bool((room[-1] == 7).all() and (room[:, -3:] == 7).all())
+
+
+def test_there_is_room_above_a_gradient() -> None:
+    g = vector(1, BLOCK + 5).float()
+    room = room_above(g, 2)
+    assert room.shape == (3, 2 * BLOCK) and room.dtype == torch.float64
+    assert torch.equal(room[-1, : len(g)], g.double()) and not room[:, len(g) :].any()
+
+
+def test_layers_that_do_not_have_all_parameters_are_no_gradients() -> None:
+    class Head(type(NET)):  # type: ignore[misc]
+        def linear_layers(self, *given: Any) -> Any:
+            return super().linear_layers(*given)[-1:]
+
+    with pytest.raises(KeyError):
+        stored_gradients(Head((9, 6, 6)), vector(1), LINES.clamp_min(0), LINES >= 0, STREAM.tasks[2])
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])

@@ -58,6 +58,23 @@ def test_random_counters_against_integers() -> None:
     assert got.tolist() == [reference(row[:4], row[4:]) for row in given]
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("many", range(6))
+def test_whatever_has_a_shape_gives_it_to_all_words(many: int, mapped: bool) -> None:
+    """One of counter and key is a row of numbers, or mapped, and the others are one number each."""
+    numbers = random.Random(many)
+    given = [torch.tensor(numbers.getrandbits(32)) for _ in range(6)]
+    row = [numbers.getrandbits(32) for _ in range(7)]
+
+    def found(one: torch.Tensor) -> torch.Tensor:
+        c0, c1, c2, c3, k0, k1 = (*given[:many], one, *given[many + 1 :])
+        return torch.stack(torch.broadcast_tensors(*philox((c0, c1, c2, c3), (k0, k1))), dim=-1)
+
+    got = torch.vmap(found)(torch.tensor(row)) if mapped else found(torch.tensor(row))
+    wanted = [[int(one) for one in (*given[:many], number, *given[many + 1 :])] for number in row]
+    assert got.tolist() == [reference(one[:4], one[4:]) for one in wanted]
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 13])
 @pytest.mark.parametrize(
     ("seed", "purpose", "task", "step"), [(0, "", 0, 0), (7, "shuffle", 3, 11), (2**31 - 1, "θ", 9, 10**9)]

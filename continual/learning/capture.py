@@ -302,8 +302,10 @@ class Captured:
 
     def _pool(self, at: Tensor, size: int) -> Pool:
         pool: Pool = {}
+        if not self.blocks[size]:
+            return pool
+        line = self.line.index_select(0, at.view(1))
         for block, parts in self.blocks[size]:
-            line = self.line.index_select(0, at.view(1))
             numbers = block.index_select(-2, line).squeeze(-2)
             pool |= zip(parts, numbers.split([part.shape[-1] for part in parts.values()], -1), strict=True)
         return pool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,22 +41,22 @@ def stored_gradients(
     weight = there.to(theta.dtype)
     of_all = (task.samples.images(rows.flatten(), theta.dtype), *task.samples.labels(rows.flatten()))
     x, y, tasks = (part.unflatten(0, rows.shape) for part in of_all)
-    found = theta.new_empty(len(rows), *theta.shape) if out is None else out
 
     def loss(theta: Tensor, line: int) -> Tensor:
         logits = task.active(net.logits(theta, x[line], tasks[line]), tasks[line])
         return cross_entropy(logits, y[line], weight[line])
 
-    if net.mapped or not _by_layers(net, theta, x, y, tasks, weight, task, found):
-        for line, place in enumerate(found):
-            place.copy_(gradient_of(net, functools.partial(loss, line=line), theta))
+    found = None if net.mapped else _by_layers(net, theta, x, y, tasks, weight, task, out)
+    if found is None:
+        found = torch.stack([gradient_of(net, functools.partial(loss, line=line), theta) for line in range(len(rows))])
+        found = found if out is None else out.copy_(found)
     return found
 
 
 def _by_layers(
-    net: Net, theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor, task: Task, out: Tensor
-) -> bool:
-    """Write the gradients of :func:`stored_gradients`, of all lines at once, if the network has linear layers alone.
+    net: Net, theta: Tensor, x: Tensor, y: Tensor, tasks: Tensor, weight: Tensor, task: Task, out: Tensor | None
+) -> Tensor | None:
+    """The gradients of :func:`stored_gradients`, of all lines at once, for a network of linear layers; else None.
 
     The gradient of a layer is what came in times the gradient of what went out, summed over the samples of a line.
     """
@@ -65,21 +64,27 @@ def _by_layers(
     with torch.enable_grad():
         layers = net.linear_layers(theta.detach().requires_grad_(), x.flatten(0, 1), flat)
         if layers is None:
-            return False
+            return None
         share = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
         logits = task.active(layers[-1][2], flat)
         losses = torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
         deltas = torch.autograd.grad((losses * share.flatten()).sum(), [output for _, _, output in layers])
-    places = dict(zip(net.shapes, out.split([math.prod(shape) for shape in net.shapes.values()], 1), strict=True))
-    for (name, h, _), delta in zip(layers, deltas, strict=True):
-        went_out, came_in = delta.unflatten(0, count), h.detach().unflatten(0, count)
-        weights = places[f"{name}.weight"].unflatten(1, net.shapes[f"{name}.weight"])
-        whole = (weights, went_out, came_in)
+    passed = {
+        name: (delta.unflatten(0, count), h.detach().unflatten(0, count))
+        for (name, h, _), delta in zip(layers, deltas, strict=True)
+    }
+    found = theta.new_empty(len(weight), len(theta)) if out is None else out
+    for name, part in zip(net.shapes, found.split(net.sizes, 1), strict=True):
+        layer, _, kind = name.rpartition(".")
+        went_out, came_in = passed[layer]
+        if kind == "bias":
+            part.copy_(went_out.sum(1))
+            continue
+        whole = (part.unflatten(1, net.shapes[name]), went_out, came_in)
         # a processor writes each line's while it still has it at hand; a GPU has all of them at once
-        for place, d, i in zip(*whole, strict=True) if theta.device.type == "cpu" else [whole]:
-            place.copy_(d.mT @ i)
-        places[f"{name}.bias"].copy_(went_out.sum(1))
-    return True
+        for place, delta, h in zip(*whole, strict=True) if theta.device.type == "cpu" else [whole]:
+            place.copy_(delta.mT @ h)
+    return found
 
 
 def room_above(gradient: Tensor, count: int) -> Tensor:
@@ -128,7 +133,8 @@ def nonnegative(A: Tensor, q: Tensor, few: int = FEW, iterations: int = ITERATIO
     Of up to ``few`` constraints by trying which of them are tight, all sets of them at once; of more by a primal-dual
     interior-point method with a fixed number of iterations.
     """
-    # with a diagonal of ones and a solution of order one, all problems are of one size
+    # with a diagonal of ones and a solution of order one, all problems are of one size; of a constraint of zeros, whose
+    # u is never asked for anything, it may be of any
     tiny = torch.finfo(A.dtype).tiny
     scale = A.diagonal().clamp_min(tiny).rsqrt()
     # a little more on the diagonal makes the solution unique, and finite, where constraints contradict each other

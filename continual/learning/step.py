@@ -238,7 +238,7 @@ class Program:
         """The task as the hooks of this step see it."""
         task, number = self.task, self.held["number"]
         samples = task.samples.with_tables(context.tables) if context.tables else task.samples
-        noting = self.wanted[self.own] if self.notes_draws else set[Draw]()
+        noting: set[Draw] = self.wanted[self.own] if self.notes_draws else set()  # the compiler cannot read set[Draw]()
         key = Key(context.seed, number, self.at, "step/", context.pool, noting)
         augmentation = self.learners.recipe.augmentation
         if augmentation.active:

@@ -43,7 +43,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
         h0, h1 = p0 >> 32, p1 >> 32
         if number < 3:
             c0, c2 = (h1 ^ c1 ^ k0) & LOW32, (h0 ^ c3 ^ k1) & LOW32
-        else:  # all that is given has gone into each word by now, so they have the shape of the whole: no more memory
+        else:  # all that is given has gone into c0 and c2 by now, which have the shape of the whole: no more memory
             c0, c2 = (h.bitwise_xor_(c).bitwise_xor_(k).bitwise_and_(LOW32) for h, c, k in ((h1, c1, k0), (h0, c3, k1)))
         c1, c3 = p1, p0
         k0, k1 = (k0 + WEYL[0]) & LOW32, (k1 + WEYL[1]) & LOW32
