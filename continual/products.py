@@ -117,7 +117,7 @@ def _kernel(name: str) -> Callable[..., Any]:
         def do(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return own(keys, *args, **kwargs) if part is operation else part(*args, **kwargs)
 
-        return done(operation, args, kwargs, do)
+        return performed(operation, args, kwargs, do)
 
     return kernel
 
@@ -126,12 +126,12 @@ Do = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Does an operation with what it is given."""
 
 
-def done(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], do: Do) -> Any:
+def performed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], do: Do) -> Any:
     """What an operation gives, by ``do`` alone: where oneDNN multiplies, by operations that do not ask Python again."""
     aten = torch.ops.aten
     if operation is aten.bmm.default and _suits(args[0], args[1], 3):
         return _products(args[0], args[1], do)
-    if operation is aten.mm.default or operation is aten.addmm.default:
+    if operation in (aten.mm.default, aten.addmm.default):
         *bias, a, b = args
         if _suits(a, b, 2) and all(_adds(one, b, **kwargs) for one in bias):
             return _product(a, b, bias[0] if bias else None, do)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from continual.learning.projection import drawn, room_above, stored_gradients, unopposed_below
+from continual.learning.projection import drawn, room_above, stored_gradients, unopposed
 from continual.learning.strategy import Batch, Memory
 from continual.options import option
 from continual.strategies.rehearsal import Rehearsal
@@ -76,4 +76,4 @@ class GEM(Rehearsal):
         readable = torch.where(rows >= 0, rows, task.train[0])
         room = room_above(gradient, len(rows))
         stored_gradients(net, theta, readable, rows >= 0, task, out=room[:-1, : len(gradient)])
-        return unopposed_below(room, gradient, **{self.margin_as: self.margin}, ridge=self.ridge)
+        return unopposed(room, gradient, **{self.margin_as: self.margin}, ridge=self.ridge)

@@ -300,8 +300,6 @@ def test_what_is_recorded_once_serves_later_tasks(text: str, seeds: list[int], m
             return gave
 
     monkeypatch.setattr(capture, "Graph", Strict)
-    for module in (capture, step):  # what a size of batch draws is in the next block, and so in what is recorded
-        monkeypatch.setattr(module, "POOLED_STEPS", 1)
     strategy = config.make_strategy(text)
     course = Course(learners_of(strategy, seeds), replace(TRAINING, program="captured", batch=7), Watch())
     programs = []

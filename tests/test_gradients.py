@@ -15,18 +15,10 @@ from scipy.optimize import minimize, nnls
 from continual.config import make_strategy
 from continual.conformance import check, small_stream
 from continual.errors import BadChain, BadOption
+from continual.learning import projection
 from continual.learning.models import MLP, Gated, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Adam, Constant, Optimizer
-from continual.learning.projection import (
-    BLOCK,
-    FEW,
-    ITERATIONS,
-    drawn,
-    nonnegative,
-    room_above,
-    stored_gradients,
-    unopposed,
-)
+from continual.learning.projection import BLOCK, FEW, ITERATIONS, drawn, nonnegative, room_above, stored_gradients
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
@@ -41,6 +33,13 @@ from continual.streams.stream import Stream, Task
 STREAM = small_stream(0)  # six classes of 12 images, two in each of three tasks, class scenario
 NET = MLP(layers=(6,)).build(STREAM.shape, STREAM.units)
 PER_TASK = 24
+
+
+def unopposed(g: torch.Tensor, G: torch.Tensor, **options: float) -> torch.Tensor:
+    """The gradient that opposes none of G (t, P)."""
+    room = room_above(g, len(G))
+    room[:-1, : len(g)].copy_(G)
+    return projection.unopposed(room, g, **options)
 
 
 class Halves(Gated):

@@ -209,9 +209,9 @@ class Captured:
         ``losses`` (..., n) has a place for each step, and more where a later task has more: graphs are kept where it is
         the same tensor for both.
         """
-        self.begun, self.sizes = program, [rows.shape[-1] for rows in batches]
+        self.begun = program
         self.drawn: dict[int, int] = {}  # by size: the first step of the block that is drawn
-        self.left = Counter(self.sizes[done:])
+        self.left = Counter(program.sizes[done:])
         for graph in self.graphs.values():
             graph.doubt()
         self._lay_down(batches, losses, rates)
@@ -231,7 +231,7 @@ class Captured:
 
     def _lay_down(self, batches: Sequence[Tensor], losses: Tensor, rates: Sequence[float]) -> None:
         """What the task's steps read, where those of the last task read it, if there is room."""
-        most, lead = max(self.sizes, default=0), self.learners.seed.shape
+        most, lead = max(self.begun.sizes, default=0), self.learners.seed.shape
         if losses is not self.losses or self.table.shape[-1] < most:
             self._forget()
             self.losses = losses
@@ -256,7 +256,7 @@ class Captured:
 
     def __call__(self, number: int) -> None:
         """Step ``number``; they have to come in order."""
-        size = self.sizes[number]
+        size = self.begun.sizes[number]
         assert self.losses is not None
         if number == 0:  # it notes what the later ones need
             self.learners.seed_pytorch(self.begun.task.index, 0)

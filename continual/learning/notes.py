@@ -91,7 +91,7 @@ class Notes(TorchDispatchMode):
                 self._keep(one)
             if func is FRESH:  # the constant stays as it is, whatever becomes of what the function is given
                 func = ATEN.clone.default
-            return products.done(func, args, kwargs, self._do)
+            return products.performed(func, args, kwargs, self._do)
 
     def _do(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do an operation, and note it."""

@@ -100,21 +100,13 @@ def room_above(gradient: Tensor, count: int) -> Tensor:
     return room
 
 
-def unopposed(gradient: Tensor, others: Tensor, bound: float = 0.0, added: float = 0.0, ridge: float = 0.0) -> Tensor:
-    """The gradient g (P,) as it is, or g̃ where it has a negative product with one of ``others`` G (t, P).
+def unopposed(room: Tensor, gradient: Tensor, bound: float = 0.0, added: float = 0.0, ridge: float = 0.0) -> Tensor:
+    """The gradient g (P,) as it is, or g̃ where it has a negative product with one of G (t, P).
 
-    g̃ = G'(v + added) + g with the v that minimises ½ v'(GG' + ridge I)v + g'G'v over v ≥ bound. With all at 0 it is
-    the vector nearest to g that has no negative product with any of G.
+    G lies in the ``room`` above the gradient (:func:`room_above`). g̃ = G'(v + added) + g with the v that minimises
+    ½ v'(GG' + ridge I)v + g'G'v over v ≥ bound. With all at 0 it is the vector nearest to g that has no negative
+    product with any of G.
     """
-    room = room_above(gradient, len(others))
-    room[:-1, : len(gradient)].copy_(others)
-    return unopposed_below(room, gradient, bound, added, ridge)
-
-
-def unopposed_below(
-    room: Tensor, gradient: Tensor, bound: float = 0.0, added: float = 0.0, ridge: float = 0.0
-) -> Tensor:
-    """:func:`unopposed`, with the others in the room above the gradient (:func:`room_above`)."""
     count, size = len(room) - 1, len(gradient)
     # columns are shared out in blocks: of one product of a few long lines one thread is left
     parts = room.unflatten(1, (-1, BLOCK)).transpose(0, 1)

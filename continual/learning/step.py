@@ -123,7 +123,9 @@ class Program:
         self.learners, self.task, self.before = learners, learners.streams[0].tasks[index], before
         self.sizes = [rows.shape[-1] for rows in batches]
         self.numbers = torch.arange(len(batches), device=learners.device)
-        self.of_size = {size: _places(self.sizes, size) for size in {*self.sizes}}
+        self.of_size: dict[int, list[int]] = defaultdict(list)  # the steps of a size, and the same on the device
+        for number, size in enumerate(self.sizes):
+            self.of_size[size].append(number)
         self.there = {size: torch.tensor(found, device=learners.device) for size, found in self.of_size.items()}
         self.tables = learners.tables("samples")
         self.ways = learners.recipe.augmentation.ways(self.task.samples.pixels, learners.device)
@@ -379,7 +381,3 @@ class Program:
         return (
             parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
         )
-
-
-def _places(values: Sequence[int], wanted: int) -> list[int]:
-    return [number for number, value in enumerate(values) if value == wanted]
