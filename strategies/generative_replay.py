@@ -99,7 +99,7 @@ class GenerativeReplay(Strategy):
         if samples.channel is not None:
             raise BadChain("generative replay makes images whose pixels are all scaled alike; use normalize=unit or "
                            "standard, which do not differ by channel")  # fmt: skip
-        if samples.pixels.is_floating_point() and not 0 <= samples.pixels.min() <= samples.pixels.max() <= samples.top:
+        if not _are_images(samples):
             raise BadChain(f"generative replay makes images with pixels between 0 and 1, and these have values from "
                            f"{float(samples.pixels.min()):.4g} to {float(samples.pixels.max()):.4g} where "
                            f"{samples.top:g} stands for 1")  # fmt: skip
@@ -181,10 +181,10 @@ class GenerativeReplay(Strategy):
         return samples.scale * samples.top
 
     def _unit(self, x: Tensor, samples: Samples) -> Tensor:
-        """Images with their pixels in [0, 1]: (B, pixels)."""
+        """Images with their pixels in [0, 1], but for rounding: (B, pixels)."""
         x, span = x.flatten(1), self._range(samples)
         x = x - samples.shift if samples.shift else x
-        return (x if span == 1 else x / span).clamp(0, 1)
+        return x if span == 1 else x / span
 
     def _generate(self, generator: Tensor, latent: Tensor, samples: Samples) -> Tensor:
         """The images (n, C, H, W), normalised, of latent variables (n, latent)."""
@@ -194,6 +194,12 @@ class GenerativeReplay(Strategy):
         pixels = pixels if span == 1 else pixels * span
         images: Tensor = (pixels + samples.shift if samples.shift else pixels).unflatten(1, shape)
         return images
+
+
+def _are_images(samples: Samples) -> bool:
+    """Whether all pixels lie between 0 and the value that stands for 1."""
+    x, top = samples.pixels, samples.top
+    return (x.dtype == torch.uint8 and top >= torch.iinfo(x.dtype).max) or bool(0 <= x.min() <= x.max() <= top)
 
 
 def _bound(net: Autoencoder, theta: Tensor, x: Tensor, noise: Tensor, weight: Tensor) -> Tensor:

@@ -223,6 +223,7 @@ def numbers_of(x: torch.Tensor) -> torch.Tensor:
 IN_PLACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any], int]] = {
     "it is made where it is copied to": (lambda x, y, z: y.copy_(x + 1), 1),
     "of what lies there, number by number": (lambda x, y, z: y.copy_((y * 0.5).add_(x)), 2),
+    "it is what ReLU leaves": (lambda x, y, z: y.copy_(x.relu()), 1),
     "of what lies there, in another order": (lambda x, y, z: y.copy_(y.cumsum(0) / 3), 2),
     "of what lies there, in one go": (lambda x, y, z: y.copy_(y.softmax(0)), 2),
     "of a part of what lies there": (lambda x, y, z: y.copy_(x + y[:1]), 2),
@@ -285,6 +286,17 @@ def test_what_is_copied_is_made_in_its_place_where_nobody_sees_it(name: str) -> 
         assert given is None or torch.equal(given, theirs[0] * 2)
         for one in (mine, theirs):
             one[turn % 2].add_(turn + 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32])
+def test_what_relu_leaves_is_noted_to_the_bit(dtype: torch.dtype) -> None:
+    """Of what is no number, of 0 with a sign and of whole numbers, too."""
+    x = torch.tensor([torch.nan, -torch.nan, -0.0, 0.0, torch.inf, -torch.inf, -1.0, 2.0])
+    x = torch.cat([x, torch.linspace(-3, 3, 25)]).to(dtype)
+    noted, _ = recorded(x.relu)
+    assert noted is not None
+    found = noted.again()
+    assert found is not None and torch.equal(found.view(torch.uint8), x.relu().view(torch.uint8))
 
 
 OF_USE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any], int]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ BYTES = 16
 """What a parameter takes in training, at least: itself, its gradient, and what the optimiser keeps."""
 
 
+@functools.cache  # hooks may make a network in each step, and asking the system takes as long as ten operations
 def check_size(parameters: int) -> None:
     """:class:`~continual.errors.OutOfMemory` for a network that is larger than this machine's free memory."""
     import psutil

@@ -91,6 +91,8 @@ class Notes(TorchDispatchMode):
                 self._keep(one)
             if func is FRESH:  # the constant stays as it is, whatever becomes of what the function is given
                 func = ATEN.clone.default
+            if func is ATEN.relu.default:  # which is that to PyTorch, too, but cannot be told where to write
+                func, args = ATEN.clamp_min.default, (*args, 0)
             return products.performed(func, args, kwargs, self._do)
 
     def _do(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
