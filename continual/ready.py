@@ -15,7 +15,7 @@ import torch
 
 from continual import config, execution, resume, workers
 from continual.config import Plan
-from continual.errors import BadOption, Mistake
+from continual.errors import BadOption, Mistake, counted
 from continual.execution import Choice, Way
 from continual.learning.frozen import features_once
 from continual.learning.models import Net, Out
@@ -128,8 +128,11 @@ def prepare(
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     with execution.threads(training.threads, 0):  # they are soon built, but not by threads that wait for other runs'
         streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
-    for rows in {len(task.train) for stream in streams for task in stream.tasks}:
-        training.steps(rows)
+    sizes = {len(task.train) for stream in streams for task in stream.tasks}
+    most = max(training.steps(rows) for rows in sizes)  # refuses more than can be laid down
+    if training.evaluate_every and all(training.interval(rows) >= training.steps(rows) for rows in sizes):
+        told.note(f"evaluate_every={training.evaluate_every}: a task has {counted(most, 'step')}, so accuracy is "
+                  "measured at its end alone, and what a strategy loses in between is not seen")  # fmt: skip
     net = network(plan.model, streams[0])
     data, samples = streams[0].data, streams[0].samples
     plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]

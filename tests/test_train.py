@@ -26,6 +26,7 @@ from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
 from continual.learning.train import Course, Stopped, Watch, schedule, some, train
 from continual.learning.training import Training
+from continual.progress import Progress
 from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
 from continual.streams.data import Data
 from continual.streams.rng import key
@@ -911,3 +912,18 @@ def test_a_strategy_is_held_to_its_scenarios(scenario: str) -> None:
                 strategy.suits(uneven(scenario), MLP((8,)).build(SHAPE, 6))
         else:
             strategy.suits(uneven(scenario), MLP((8,)).build(SHAPE, 6))
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "told"), [(3, 1, 1), (2, 1, 0), (1000, 2, 1), ("epoch", 1, 1), ("epoch", 2, 0), (None, 1, 0)]
+)
+def test_that_a_task_is_over_before_it_is_measured_is_told(
+    every: Any, epochs: int, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(Progress, "note", lambda self, line: lines.append(line))
+    # three steps an epoch
+    result = cl.run("split-digits:limit=10", "finetune", seeds=1, batch=8, epochs=epochs, evaluate_every=every)
+    assert len([line for line in lines if f"a task has {3 * epochs} steps, so" in line]) == told
+    if every:
+        assert result.trace_task is not None and (len(result.trace_task) == 5) is bool(told)

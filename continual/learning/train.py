@@ -176,7 +176,7 @@ class Course:
         if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there may be more
             self.place = self._place_of_losses(self.steps if index + 1 == self.tasks else 2 * self.steps)
         self.loss = self.place[..., : self.steps].zero_()
-        self.traced.begin(index, self.training.epoch(self.rows.shape[-1]))
+        self.traced.begin(index, self.training.interval(self.rows.shape[-1]))
         self.program = Program(learners, index, batches, self.program.later if self.program else None)
         if begun:
             self.loss[..., : self.done] = begun.tensors["loss"].to(device)
@@ -343,13 +343,13 @@ class Trace:
 
     def __init__(self, learners: Learners, training: Training, captured: Captured | None = None) -> None:
         self.captured, self.graphs = captured, dict[tuple[str, int], Graph]()
-        self.every, self.learners, self.count = training.evaluate_every, learners, 0
+        self.learners, self.count = learners, 0
         self.rows: dict[str, tuple[str, list[list[Tensor]]]] = {}
         self.evaluations: dict[str, Evaluation] = {}
         self.pending: dict[str, list[Tensor]] = {}
         self.done: dict[str, list[Tensor]] = {}
         self.marks: list[tuple[int, int]] = []
-        if not self.every:
+        if not training.evaluate_every:
             return
         measured = {"trace": ("test_samples", "test")}
         if training.evaluate_rows == "all":
@@ -361,9 +361,9 @@ class Trace:
                     for stream in learners.streams]  # fmt: skip
             self.rows[name] = samples, rows
 
-    def begin(self, index: int, epoch: int) -> None:
-        """A task begins, with so many steps in an epoch: what is to be measured is laid out before its steps."""
-        self.interval = epoch if self.every == "epoch" else self.every
+    def begin(self, index: int, interval: int) -> None:
+        """A task begins, to be measured every so many steps (0: never): what is measured is laid out before them."""
+        self.interval = interval
         for name, (samples, rows) in self.rows.items():
             seen = [[one if j <= index else one[:0] for j, one in enumerate(own)] for own in rows]
             self.evaluations[name] = Evaluation(self.learners, samples, seen)

@@ -99,6 +99,10 @@ class Training(Configured):
             raise BadOption(f"epochs={self.epochs}: {steps} steps of {rows} rows are more than a task's {MOST_STEPS}")
         return steps
 
+    def interval(self, rows: int) -> int:
+        """The steps between two evaluations in a task of so many rows; 0 where there are none."""
+        return self.epoch(rows) if self.evaluate_every == "epoch" else self.evaluate_every or 0
+
     def epoch(self, rows: int) -> int:
         """The steps of an epoch of so many rows."""
         whole, rest = divmod(rows, self.batch)
