@@ -20,7 +20,7 @@ import torch
 from continual import failures, workers
 from continual.errors import BadOption, Mistake
 from continual.learning.capture import least_of
-from continual.learning.seeds import Learners, Recipe
+from continual.learning.seeds import Learners, Recipe, all_equal
 from continual.learning.step import Program
 from continual.learning.train import captured, schedule, steps_of
 from continual.learning.training import Training
@@ -79,7 +79,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
 
     Raises :class:`~continual.errors.BadOption` for seeds that were asked to be mapped and whose tasks differ in size.
     """
-    can_map = alike(training, streams) and recipe.strategy.can_be_captured
+    same = alike(training, streams)
     if training.seeds_as != "auto":
         return Choice("loop" if len(streams) == 1 else training.seeds_as)
     # a clock's choice may differ from time to time, and with it the last bits
@@ -87,7 +87,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
         return Choice("loop")
     seconds: dict[How, float] = {"loop": len(streams) * step_seconds(recipe, training, streams[:1])}
     cannot = ""
-    if can_map:
+    if same and classes_alike(streams) and recipe.strategy.can_be_captured:
         try:
             seconds["map"] = step_seconds(recipe, training, streams)
         except Mistake:
@@ -153,13 +153,21 @@ def alike(training: Training, streams: Sequence[Stream]) -> bool:
     sizes = {tuple((len(t.train), len(t.test), len(t.validation)) for t in stream.tasks) for stream in streams}
     if len(sizes) == 1:
         return True
-    if training.evaluate_every and training.iterations is None:
+    if training.evaluate_every and (training.iterations is None or training.evaluate_every == "epoch"):
         raise BadOption("evaluate_every: the seeds' tasks differ in size (the class order is drawn by the seed), so "
-                        "they are not measured at the same steps; give iterations, not epochs")  # fmt: skip
+                        "they are not measured at the same steps; give iterations, not epochs, and evaluate_every as "
+                        "a number of steps")  # fmt: skip
     if training.seeds_as == "map":
         raise BadOption("seeds_as=map: the seeds' tasks differ in size (the class order is drawn by the seed), so "
                         "seeds can only be run one after the other; use seeds_as=loop or auto")  # fmt: skip
     return False
+
+
+def classes_alike(streams: Sequence[Stream]) -> bool:
+    """Whether a task's classes are of the same sizes for all seeds; of how many rows each is may be what is learnt."""
+    if len({tuple(task.classes for task in stream.tasks) for stream in streams}) == 1:
+        return True
+    return all_equal([[stream.samples.y[task.train].bincount() for task in stream.tasks] for stream in streams])
 
 
 Steps = Sequence[Callable[[], None]]

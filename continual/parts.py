@@ -21,7 +21,7 @@ from continual.learning.seeds import Learners, tensor_float, under, within
 from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress, quietly
 from continual.ready import Ready, prepare, recipe_of
-from continual.results.pool import SHARED
+from continual.results.pool import SHARED, same_steps
 from continual.streams.stream import Stream
 from continual.tracking.follow import Follow
 
@@ -72,6 +72,7 @@ def in_groups(
             if not fed:  # nobody told of single tasks
                 follow.feed(part.seeds, -1, part.arrays)
             parts.append(part)
+            same_steps(parts)  # before the other seeds are trained
             told.end()
     return parts
 

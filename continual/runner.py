@@ -13,7 +13,7 @@ import torch
 
 from continual import config, execution, failures, plugins, resume
 from continual.config import Plan
-from continual.errors import BadOption
+from continual.errors import BadOption, mistakes_of
 from continual.execution import less_memory
 from continual.learning.train import program_of
 from continual.parts import in_groups, in_processes
@@ -234,4 +234,5 @@ def run_strategy(
         "stopped": stopped,
     }  # fmt: skip
     learners = {name: value for part in parts for name, value in part.learners.items()}
-    return Result(full, join(parts, seeds), learners)
+    with mistakes_of(record["title"]):
+        return Result(full, join(parts, seeds), learners)

@@ -214,6 +214,36 @@ def test_seeds_with_tasks_of_different_sizes_are_not_mapped() -> None:
         execution.choose(*ready(3, seeds_as="map", **asked), processes=False)
 
 
+@pytest.mark.parametrize("asked", [{"epochs": 2, "evaluate_every": 3}, {"iterations": 9, "evaluate_every": "epoch"}])
+def test_seeds_with_tasks_of_different_sizes_are_not_measured_at_different_steps(asked: dict[str, Any]) -> None:
+    """An epoch is of other steps for each of them."""
+    with pytest.raises(BadOption, match=r"the seeds' tasks differ in size .* evaluate_every as a number of steps"):
+        execution.choose(*ready(3, benchmark="split-digits:order=seed,tasks=3", **asked), processes=False)
+    result = cl.run("split-digits:order=seed,tasks=3", "finetune", seeds=2, iterations=9, evaluate_every=4)
+    assert result.trace_step is not None and result.trace_step.tolist() == [4, 8, 9, 13, 17, 18, 22, 26, 27]
+
+
+@pytest.mark.parametrize("strategy", ["icarl:capacity=44", "gdumb:capacity=44", "bic:capacity=44"])
+def test_seeds_with_classes_of_different_sizes_may_have_different_steps(strategy: str) -> None:
+    """The class of 30 rows and that of 10 are a task, which is the first of seed 8 and the second of seed 7."""
+    sizes, numbers = (30, 10, 20, 20, 20, 20), np.random.default_rng(0)
+    y, y_test = np.repeat(np.arange(6), sizes), np.repeat(np.arange(6), 5)
+    x, x_test = (numbers.random((len(labels), 1, 3, 3)).astype("float32") for labels in (y, y_test))
+    stream = cl.Stream.from_arrays(x, y, x_test, y_test, tasks=3, order="seed", scenario="class")
+    seeds, asked = (8, 7), {"epochs": 2, "batch": 8, "model": "mlp:layers=8"}
+    assert {len(task.train) for seed in seeds for task in stream.stream(seed).tasks} == {40}
+    both, alone = (cl.run(stream, strategy, seeds=which, **asked) for which in (seeds, seeds[1:]))
+    assert both.record["seeds_as"] == "loop"
+    assert np.isfinite(both.arrays["loss"]).all(1).tolist() == [False, True], "seed 8 has fewer steps"
+    np.testing.assert_allclose(both.accuracy[1:], alone.accuracy)
+    with pytest.raises(BadOption, match=f"{strategy}: its seeds were measured at different steps"):
+        cl.run(stream, strategy, seeds=seeds, evaluate_every=3, **asked)
+    fixed = asked | {"epochs": 1, "iterations": 10}
+    both, alone = (cl.run(stream, strategy, seeds=which, evaluate_every=3, **fixed) for which in (seeds, seeds[1:]))
+    assert both.trace is not None and alone.trace is not None
+    np.testing.assert_allclose(both.trace[1:], alone.trace)
+
+
 def test_a_step_is_timed_as_it_will_be_done() -> None:
     recipe, training, streams = ready(3)
     before = torch.get_num_threads()

@@ -74,6 +74,10 @@ def test_the_trace_as_a_table() -> None:
     by_task = run(benchmark="split-digits:limit=10,tasks=2", evaluate_every="epoch")
     lines = tables.trace(by_task).splitlines()
     assert [line.split()[:2] for line in lines[4:8]] == [["1", "1"], ["2", "1"], ["1", "2"], ["2", "2"]]
+    counted = run(benchmark="split-digits:limit=10,tasks=1", evaluate_every="epoch", epochs=1, iterations=13)
+    lines = tables.trace(counted).splitlines()
+    assert lines[2].split()[0] == "step" and counted.trace_step is not None
+    assert counted.trace_step.tolist() == [10, 13], "the last evaluation is within an epoch"
     by_step = run(benchmark="split-digits:limit=10,tasks=2", evaluate_every=1)
     lines = tables.trace(by_step).splitlines()
     assert by_step.trace_step is not None and lines[2].split()[0] == "step"

@@ -429,8 +429,9 @@ def task_names(result: Measured, word: str = "task ") -> list[str]:
 
 def epochs_of(result: Measured) -> NDArray[np.int64] | None:
     """The epoch of its task, from 1, after which each evaluation was made (E,); None unless one was made after each."""
-    every, task = result.record.get("protocol", {}).get("training", {}).get("evaluate_every"), result.trace_task
-    if every != "epoch" or task is None:
+    training, task = result.record.get("protocol", {}).get("training", {}), result.trace_task
+    # of iterations the last may end within an epoch
+    if training.get("evaluate_every") != "epoch" or training.get("iterations") is not None or task is None:
         return None
     found: NDArray[np.int64] = 1 + np.arange(len(task)) - np.searchsorted(task, task)  # tasks are in order
     return found

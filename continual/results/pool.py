@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from continual.errors import BadOption
+from continual.errors import BadOption, mistakes_of
 from continual.results.store import Result, canonical
 
 SHARED = ("trace_task", "trace_step")
@@ -29,12 +29,26 @@ class Group(Protocol):
         """What they gave."""
 
 
+def same_steps(groups: Sequence[Group]) -> None:
+    """Raise :class:`~continual.errors.BadOption` where seeds were not measured at the same steps.
+
+    What is drawn and computed from a trace takes its steps for those of all seeds.
+    """
+    for name in SHARED:
+        values = [group.arrays[name] for group in groups if name in group.arrays]
+        if any(not np.array_equal(one, values[0]) for one in values):
+            raise BadOption("its seeds were measured at different steps, as they differ in how many rows they learn "
+                            "from, and cannot be taken as one; give iterations, not epochs, and evaluate_every as a "
+                            "number of steps")  # fmt: skip
+
+
 def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
     """The arrays of all seeds in this order; of one that is in several groups, that of the first.
 
-    Seeds may differ in how many steps they took: the shorter ``loss`` and traces end in NaN. What a group does not
-    have, as it is of an earlier version, is left out.
+    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN. What a group does not have, as it is
+    of an earlier version, is left out. Raises what :func:`same_steps` does.
     """
+    same_steps(groups)
     found = [seed for group in groups for seed in group.seeds]
     order = [found.index(seed) for seed in seeds]
     joined: dict[str, Any] = {}
@@ -43,14 +57,11 @@ def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
         if len(values) < len(groups):
             continue
         if name in SHARED:
-            joined[name] = max(values, key=len)
+            joined[name] = first
             continue
-        longest = max(value.shape[1] for value in values)
-        if name == "loss" or name.endswith("trace"):
-            rest = ((0, 0),) * (first.ndim - 2)
-            values = [
-                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
-            ]
+        if name == "loss":
+            longest = max(value.shape[1] for value in values)
+            values = [np.pad(one, ((0, 0), (0, longest - one.shape[1])), constant_values=np.nan) for one in values]
         joined[name] = np.concatenate(values)[order]
     return joined
 
@@ -62,8 +73,7 @@ def pooled(results: Sequence[Result]) -> list[Result]:
     seeds do not have each for itself is said of the first run, but for how they were computed, which is said where all
     were so, and else named under ``differing``, and for the seconds, which add up on one kind of device.
 
-    Raises:
-        BadOption: where such runs were not measured at the same steps.
+    Raises what :func:`same_steps` does.
     """
     alike: dict[bytes, list[Result]] = {}
     for one in results:
@@ -75,11 +85,6 @@ def pooled(results: Sequence[Result]) -> list[Result]:
 
 def _one(runs: list[Result]) -> Result:
     """Runs of different seeds as one."""
-    for name in SHARED:
-        values = [run.arrays[name] for run in runs if name in run.arrays]
-        if values and any(not np.array_equal(one, max(values, key=len)[: len(one)]) for one in values):
-            raise BadOption(f"{runs[0].name}: its runs were measured at different steps, as the seeds' tasks differ in "
-                            "size, and cannot be taken as one")  # fmt: skip
     seeds, record = sorted({seed for run in runs for seed in run.seeds}), runs[0].record
     own = {seed: run for run in reversed(runs) for seed in run.seeds}  # the run that a seed is taken from
     stopped = [one for run in runs for one in run.record.get("stopped", ()) if own[one["seed"]] is run]
@@ -91,4 +96,5 @@ def _one(runs: list[Result]) -> Result:
         record["time"] = record["time"] | {"seconds": sum(run.record["time"]["seconds"] for run in runs)}
     else:
         record.pop("time", None)
-    return Result(record, join(runs, seeds))  # what was kept of learners lies with their own runs
+    with mistakes_of(runs[0].name):
+        return Result(record, join(runs, seeds))  # what was kept of learners lies with their own runs
