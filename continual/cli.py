@@ -288,6 +288,9 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
     from continual.cards import card, cards, readable
 
     if kind is not None and kind not in KINDS:
+        if name is not None:
+            raise UnknownName(f"continual list takes a KIND and a NAME, and {quoted(kind)} is no kind (there are "
+                              f"{choices(KINDS)})")  # fmt: skip
         kind, name = _kind_of(kind), kind
     elif kind is not None and name is not None and kind in plugins.KINDS:
         plugins.find(kind, name)

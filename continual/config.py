@@ -70,7 +70,9 @@ def make(kind: str, given: Any) -> Configured:
     name, options = read(given)
     cls = plugins.find(kind, name)
     if not hasattr(cls, METHODS[kind]):
-        raise BadOption(f"{cls.__name__} is not a {plugins.KINDS[kind]}: it has no method '{METHODS[kind]}'")
+        what = plugins.KINDS[kind]
+        article = "an" if what[0] in "aeiou" else "a"
+        raise BadOption(f"{cls.__name__} is not {article} {what}: it has no method '{METHODS[kind]}'")
     try:
         return cls.read(options, owner=name)
     except NoOption as error:
@@ -256,8 +258,10 @@ def plan(given: dict[str, Any]) -> Plan:
                 where = "beside 'sequence'" if _members(made) else f"there, as in NAME:{name}=VALUE"
                 raise BadOption(f"a run has no option '{name}', but its benchmark has: write it {where}")
             raise BadOption(f"a run has no option '{name}'{nearest(name, allowed)} (it has {choices(allowed)})")
-    strategies = merged.get("strategies") or ["finetune"]
+    strategies = merged.get("strategies", "finetune")
     listed = strategies if isinstance(strategies, list | tuple) else [strategies]
+    if not listed:
+        raise BadOption("strategies: there is none in the list; name one, or leave the list out")
     made_strategies = tuple(make_strategy(strategy) for strategy in listed)
     titles = [strategy_title(strategy) for strategy in made_strategies]
     for name in titles:

@@ -131,7 +131,7 @@ def outcome(learners: Learners, watch: Watch | None = None) -> dict[str, Tensor]
 
 def _outcome(learners: Learners, arrays: dict[str, Tensor], stopped: list[Stopped]) -> dict[str, Tensor]:
     if stopped:
-        raise Failed(f"the loss of seed {stopped[0].seed} is not finite at task {stopped[0].task}, "
+        raise Failed(f"seed {stopped[0].seed} was stopped: {stopped[0].why} at task {stopped[0].task}, "
                      f"step {stopped[0].step}")  # fmt: skip
     memory = {f"memory[{name!r}]": value for name, value in learners.memory.items()}
     return arrays | {"θ": learners.theta.detach()} | memory

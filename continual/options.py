@@ -70,7 +70,7 @@ class Option:
 
     def read(self, owner: str, value: Any) -> Any:
         """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
-        typed = _limited(self.hint, self.limits)
+        typed, value = _limited(self.hint, self.limits), _plain(value)
         try:
             result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
         except (msgspec.ValidationError, ValueError, OverflowError, RecursionError):
@@ -81,6 +81,13 @@ class Option:
             if fault := _fault(one):
                 raise BadOption(f"{owner}: option {self.name} was given {brief(value)}; it takes {self.kind}, {fault}")
         return result
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy's or PyTorch's, and ranges, as Python has them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list | tuple | range) else value
 
 
 def _fault(value: Any) -> str:

@@ -127,7 +127,7 @@ def _trained(
         "products": products,
         "size": size(learners, ready.streams[0], arrays["stored_samples"]),
     }
-    stopped = [vars(one) | {"why": "loss or parameters not finite"} for one in lost]
+    stopped = [vars(one) for one in lost]
     if kept:
         kept.finish(arrays | under(LEARNERS, learners.kept), {"stopped": stopped, "facts": facts})
     return Part(learners.seeds, _numpy(arrays), stopped, facts, learners.kept)

@@ -36,7 +36,7 @@ def run(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     again: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -65,7 +65,7 @@ def run_plan(
     *,
     out: str | Path | None = None,
     data: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     again: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
@@ -153,8 +153,9 @@ def _has(stored: Result, learners: str) -> bool:
     return not needed or set(needed) <= set(stored.learners)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU if there is one."""
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU if there is one; or PyTorch's own."""
+    name = str(name)
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")

@@ -55,10 +55,10 @@ class HAT(Gating):
     4. momentum and Adam move a weight whose gradient is zero, so what has the factor 0 is put back after each step,
     which keeps it to the bit; Adam also undoes a factor between 0 and 1, so ``scaled=step`` scales what a step does
     instead (the same for plain gradient descent, which the authors use); 5. no dropout, no clipping of gradients;
-    6. an epoch has as many rows as the task; where it has fewer (``last=drop``) or more (a part of a chain that adds
-    some) its end is not seen; where it is one batch, B = 1, s is 1/s_max in the first step and s_max in the others;
-    7. in a chain, a part that looks at the network when a task ends (EWC's Fisher) sees it at the s of the next step,
-    not at s_max.
+    6. an epoch has as many rows as the task; where it has fewer (``last=drop``) s reaches s_max one step late, in the
+    next epoch's first, and where it has more (a part of a chain that adds some) its end is not seen; where it is one
+    batch, B = 1, s is 1/s_max in the first step and s_max in the others; 7. in a chain, a part that looks at the
+    network when a task ends (EWC's Fisher) sees it at the s of the next step, not at s_max.
     """
 
     memory_grows_with: ClassVar[Growth] = "tasks"

@@ -9,7 +9,6 @@ import torch
 
 from continual.learning.strategy import Memory, Step, Strategy
 from continual.options import option
-from continual.streams.stream import only
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +34,8 @@ class Answers(Strategy):
     """What strategies share whose answer is a score of the features, from what they keep of each class.
 
     ``memory["counts"]`` (K,) says how many samples of each output's class were taken up, always at the end of a task.
-    Until then, in an evaluation between steps, the classes that are new in the task have the lowest score; where no
-    class has been taken up, the answer is the network's own.
+    Until then classes have lower scores than all that were taken up, and among each other those of the network: it
+    answers where the task is told and none of its classes was taken up.
     """
 
     def scores(self, memory: Memory, features: Tensor) -> Tensor:
@@ -44,12 +43,15 @@ class Answers(Strategy):
         raise NotImplementedError
 
     def predict(self, net: Net, theta: Tensor, memory: Memory, x: Tensor, tasks: Tensor) -> Tensor:
-        """The scores, where there are some."""
+        """The scores of classes that were taken up, above the network's own of the others."""
         out, known = net.forward(theta, x, tasks), memory["counts"] > 0
         # distances are differences of large numbers, which half precision does not keep
         with torch.autocast(x.device.type, enabled=False):
             scores = self.scores(memory, out.features.to(theta.dtype))
-        return torch.where(known.any(), only(scores, known), out.logits.to(scores.dtype))
+        logits = out.logits.to(scores.dtype)
+        least = scores.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        others = least - 1 - (logits.amax(-1, keepdim=True) - logits)
+        return torch.where(known.any(), torch.where(known, scores, others), logits)
 
 
 @dataclass(frozen=True)

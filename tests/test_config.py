@@ -275,6 +275,8 @@ def test_the_protocol_spells_out_every_default() -> None:
         ({"seeds": 0}, "give at least one"),
         ({"benchmark": "continual.strategies:EWC"}, "EWC is not a benchmark"),
         ({"model": 5}, "5 names nothing"),
+        ({"optimizer": "continual.strategies:EWC"}, "EWC is not an optimizer"),
+        ({"strategies": []}, "strategies: there is none in the list"),
         ({"strategies": [["ewc", ["replay"]]]}, r"\['replay'\] names nothing"),
     ],
 )

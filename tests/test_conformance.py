@@ -514,7 +514,9 @@ class Diverges(L2):
 
 
 def test_a_loss_that_is_lost_is_told_with_its_place() -> None:
-    assert_matches(problems_of(Diverges())[INERT], "the loss of seed 0 is not finite at task 2, step 1")
+    assert_matches(
+        problems_of(Diverges())[INERT], "seed 0 was stopped: loss or parameters not finite at task 2, step 1"
+    )
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,13 @@ def test_seeds_with_classes_of_different_sizes_may_have_different_steps(strategy
     np.testing.assert_allclose(both.trace[1:], alone.trace)
 
 
+def test_a_device_may_be_pytorchs_own() -> None:
+    with pytest.raises(BadOption, match="device 'meta': it takes cpu, cuda"):
+        cl.run("split-digits:limit=4", seeds=1, device=torch.device("meta"))
+    result = cl.run("split-digits:limit=4", seeds=1, epochs=1, device=torch.device("cpu"))
+    assert result.record["device"]["type"] == "cpu"
+
+
 def test_a_step_is_timed_as_it_will_be_done() -> None:
     recipe, training, streams = ready(3)
     before = torch.get_num_threads()

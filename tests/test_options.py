@@ -7,7 +7,9 @@ import math
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -294,3 +296,15 @@ def test_options_without_the_decorator_are_told() -> None:
         kind: ClassVar[str] = "no option"
 
     assert Nothing(count=2).count == 2
+
+
+def test_numbers_and_lists_of_arrays_are_numbers_and_lists() -> None:
+    """NumPy's and PyTorch's, and ranges."""
+    seeds = (range(2, 4), np.array([2, 3]), torch.tensor([2, 3]), [np.int64(2), 3], (2, torch.tensor(3)))
+    for asked in seeds:
+        training = Training(seeds=asked, epochs=np.int64(2), checkpoint_minutes=np.float32(0.5))  # type: ignore[arg-type]
+        assert training.values() == Training(seeds=(2, 3), epochs=2, checkpoint_minutes=0.5).values()
+        assert type(training.epochs) is int and type(training.checkpoint_minutes) is float
+    for wrong in (np.array([[2], [3]]), np.float32(1.5), torch.tensor([True])):
+        with pytest.raises(BadOption, match="option seeds was given"):
+            Training(seeds=wrong)  # type: ignore[arg-type]

@@ -97,14 +97,28 @@ ANSWERS = [NCM(), NCM(metric="cosine"), SLDA(), CWRStar(), ICaRL()]
 
 
 @pytest.mark.parametrize("strategy", ANSWERS, ids=repr)
-def test_classes_that_were_not_taken_up_come_last_and_without_any_the_network_answers(strategy: Strategy) -> None:
+def test_classes_that_were_not_taken_up_come_last_as_the_network_answers(strategy: Strategy) -> None:
     alone = learner(strategy)
     torch.testing.assert_close(predicted(alone), NET.logits(alone.theta, images(EVERY)))
-    learn(alone, 0)
-    scores = predicted(alone)
-    assert (scores[:, 2:] == torch.finfo(torch.float64).min).all() and (scores[:, :2] > -1e9).all()
-    learn(alone, 1)
-    assert (predicted(alone)[:, :4] > -1e9).all() and (predicted(alone)[:, 4:] < -1e300).all()
+    for index in range(3):
+        learn(alone, index)
+        scores, logits, known = predicted(alone), NET.logits(alone.theta, images(EVERY)), 2 * index + 2
+        features = NET.features(alone.theta, images(EVERY))
+        torch.testing.assert_close(scores[:, :known], strategy.scores(alone.memory, features)[:, :known])  # type: ignore[attr-defined]
+        if known < 6:
+            assert (scores[:, known:].amax(1) <= scores[:, :known].amin(1) - 1).all()
+            among = [one[:, known:] - one[:, known : known + 1] for one in (scores, logits)]
+            torch.testing.assert_close(*among)
+
+
+@pytest.mark.parametrize("strategy", ["ncm:trunk=never", "slda:trunk=never"])
+def test_a_task_that_is_told_before_it_is_learnt_is_answered_by_the_network(strategy: str) -> None:
+    """Whose trunk is never trained: what it could do stays, so nothing is transferred forward."""
+    result = cl.run("split-digits:scenario=task,limit=20", strategy, seeds=3, epochs=1, model="mlp:layers=8")
+    before = np.triu(np.ones((5, 5), bool), 1)
+    untrained = np.broadcast_to(result.accuracy[:, :1], (3, 5, 5))
+    np.testing.assert_array_equal(result.accuracy[:, 1:][:, before], untrained[:, before])
+    assert result.accuracy[:, 0].min() > 0 and np.abs(result.forward_transfer).max() == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"trunk": "always"}, {"trunk": "never"}], ids=str)

@@ -382,3 +382,6 @@ def test_nothing_to_find_says_what_to_type(tmp_path):
         store.find(tmp_path)
     with pytest.raises(BadFolder, match=r"there is no folder .*missing.*'continual run'"):
         store.find(tmp_path / "missing")
+    (tmp_path / "report.html").write_text("a report")
+    with pytest.raises(BadFolder, match=r"report\.html is a file, and no folder of runs"):
+        store.find(tmp_path / "report.html")

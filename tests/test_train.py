@@ -27,7 +27,7 @@ from continual.learning.strategy import Batch, Chain, Memory, Strategy
 from continual.learning.train import Course, Stopped, Watch, schedule, some, train
 from continual.learning.training import Training
 from continual.progress import Progress
-from continual.strategies import EWC, L2, SI, Finetune, Joint, Replay
+from continual.strategies import EWC, L2, SI, Finetune, Joint, Rehearsal, Replay
 from continual.streams.data import Data
 from continual.streams.rng import key
 from continual.streams.stream import Stream, Task, permuted
@@ -589,6 +589,76 @@ def test_a_seed_whose_parameters_alone_are_lost_is_given_up_at_the_next_step_or_
         found, stopped = train(learners(strategy, streams, [0, 1], training), training, Watch())
         assert stopped == [Stopped(seed=1, task=2, step=named)]
         assert found["accuracy"][1, 2:].isnan().all() and found["accuracy"][0].isfinite().all()
+
+
+@dataclass(frozen=True)
+class Overflowing(Failing):
+    """One seed's parameters become so large in a step that its answers are no numbers; a hook may fail of it."""
+
+    theta_only: bool = True
+    hook: str = ""
+
+    def gradient(
+        self, net: Any, theta: Any, memory: Memory, gradient: torch.Tensor, batch: Batch, task: Task
+    ) -> torch.Tensor:
+        return gradient * (1 + 1e200 * self._now(memory, batch, task).to(gradient.dtype))
+
+    def _asked(self, hook: str, net: Net, theta: torch.Tensor, task: Task) -> None:
+        rows = task.train[:3]
+        if hook == self.hook and not net.logits(theta, task.samples.images(rows, theta.dtype)).isfinite().all():
+            raise ZeroDivisionError("nothing is left to be divided by")
+
+    def before_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> Any:
+        self._asked("before_task", net, theta, task)
+        return theta, memory
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> Any:
+        self._asked("after_task", net, theta, task)
+        return theta, memory
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("hook", ["before_task", "after_task", ""])
+def test_a_seed_whose_answers_are_no_numbers_is_given_up(hook: str, mapped: bool) -> None:
+    """Also where it is a hook between tasks that finds out; what it raises is an error for the others."""
+    training, seeds = short(epochs=1), [0, 1] if mapped else [1]
+    streams = [uneven().stream(seed) for seed in seeds]
+    steps = training.steps(len(streams[-1].tasks[1].train))
+    group = learners(Overflowing(step=steps - 1, hook=hook), streams, seeds, training, SGD(lr=0.1))
+    found, stopped = train(group, training, Watch())
+    assert stopped == [Stopped(seed=1, task=2, step=steps, why="answers not finite")]
+    accuracy, loss = (found[name][-1] if mapped else found[name] for name in ("accuracy", "loss"))
+    until = sum(training.steps(len(task.train)) for task in streams[-1].tasks[:2])
+    assert accuracy[:2].isfinite().all() and accuracy[2:].isnan().all()
+    assert loss[:until].isfinite().all() and loss[until:].isnan().all()
+    if mapped:
+        alone = learners(Finetune(), streams[:1], [0], training, SGD(lr=0.1))
+        wanted, _ = train(alone, training, Watch())
+        compare({name: found[name][0] for name in wanted}, wanted, "the other seed")
+
+
+@pytest.mark.parametrize("hook", ["before_task", "after_task"])
+def test_what_a_hook_raises_is_raised_where_answers_are_numbers(hook: str) -> None:
+    def fails(*given: Any) -> Any:
+        raise ZeroDivisionError("of another reason")
+
+    mine = type("Mine", (Strategy,), {hook: fails})()
+    with pytest.raises(ZeroDivisionError, match="of another reason"):
+        outcome(learners(mine, [uneven()], [0], short()), short())
+
+
+def test_a_lost_seed_has_as_much_to_do_as_the_others() -> None:
+    """It stores nothing any more, and rows come from what is stored."""
+    training, seeds = short(epochs=1), [0, 1, 2]
+    streams = [uneven().stream(seed) for seed in seeds]
+    strategy = Chain((Failing(task=0, step=1), Rehearsal(capacity=9)))
+    group = learners(strategy, streams, seeds, training)
+    found, stopped = train(group, training, Watch())
+    assert stopped == [Stopped(seed=1, task=1, step=2)]
+    assert found["stored_samples"].tolist() == [[9, 8, 9], [0, 0, 0], [9, 8, 9]]
+    for r in (0, 2):
+        alone, _ = train(learners(strategy, [streams[r]], [seeds[r]], training), training, Watch())
+        compare({name: found[name][r] for name in alone}, alone, f"seed {seeds[r]} beside a lost one")
 
 
 def test_a_lost_seed_alone_and_a_learning_rate_that_loses_all() -> None:

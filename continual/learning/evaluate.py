@@ -32,16 +32,23 @@ class Evaluation:
         self.outputs = learners.streams[0].test_outputs.to("cpu")
 
     def __call__(self, index: int) -> Tensor:
-        """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1]."""
+        """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1].
+
+        NaN where an answer to one of a task's rows is no number.
+        """
         learners = self.learners
         if index != self.index:
             self.select(index)
         with torch.no_grad(), learners.measuring():
-            right = torch.cat([self._correct(rows) for rows in self.batches], dim=-1)
-            sums = torch.nn.functional.pad(right.cumsum(-1), (1, 0))
-            counts = sums.index_select(-1, self.ends) - sums.index_select(-1, self.starts)
-        # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
-        return counts.double() / self.counts
+            right, none = (torch.cat(parts, -1) for parts in zip(*map(self._answers, self.batches), strict=True))
+            # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
+            found = self._count(right).double() / self.counts
+            return found.masked_fill(self._count(none) > 0, torch.nan)
+
+    def _count(self, which: Tensor) -> Tensor:
+        """How many of each task's rows are some of all rows, bool (..., N): (..., T)."""
+        sums = torch.nn.functional.pad(which.cumsum(-1), (1, 0))
+        return sums.index_select(-1, self.ends) - sums.index_select(-1, self.starts)
 
     def select(self, index: int) -> None:
         """The rows that can be answered rightly after task ``index``: where no right output is active, none is.
@@ -60,17 +67,17 @@ class Evaluation:
         ends = torch.tensor([part.shape[-1] for part in parts]).cumsum(0)
         self.starts, self.ends = torch.stack([torch.cat([ends[:1] * 0, ends[:-1]]), ends]).to(self.learners.device)
 
-    def _correct(self, rows: Tensor) -> Tensor:
-        """Which of the rows are answered rightly, bool (B,) or (R, B)."""
+    def _answers(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the rows are answered rightly, and which by what is no number, bool (B,) or (R, B) each."""
         learners = self.learners
         if not learners.mapped:
             return self._of_one(learners.theta, learners.memory, self.tables, rows)
         by_seed = None if self.shared else 0
         mapped = torch.vmap(self._of_one, in_dims=(0, 0, 0, by_seed))
-        correct: Tensor = mapped(learners.theta, learners.memory, self.tables, rows)
-        return correct
+        found: tuple[Tensor, Tensor] = mapped(learners.theta, learners.memory, self.tables, rows)
+        return found
 
-    def _of_one(self, theta: Tensor, memory: Memory, tables: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    def _of_one(self, theta: Tensor, memory: Memory, tables: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, Tensor]:
         learners, stream = self.learners, self.learners.streams[0]
         samples = getattr(stream, self.samples)
         samples = samples.with_tables(tables) if tables else samples
@@ -82,6 +89,5 @@ class Evaluation:
         net = learners.network(memory)
         strategy, shape = learners.strategy, (len(rows), stream.units)
         scores = [gave(strategy, "predict", strategy.predict(net, theta, memory, x, told), *shape) for x in views]
-        answer = stream.test_outputs.apply(torch.stack(scores).mean(0), self.latest, own).argmax(-1)
-        right: Tensor = answer == samples.y[rows]
-        return right
+        shown = stream.test_outputs.apply(torch.stack(scores).mean(0), self.latest, own)
+        return shown.argmax(-1) == samples.y[rows], shown.isnan().any(-1)

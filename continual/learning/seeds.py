@@ -12,21 +12,22 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from continual.errors import BadChain
+from continual.errors import BadChain, Mistake
 from continual.learning.models import Net, check_extended
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
 from continual.learning.strategy import Memory, Strategy, gave_both
 from continual.streams.augment import Augmentation
 from continual.streams.rng import drawn_together, key, seed_pytorch
-from continual.streams.stream import Stream
+from continual.streams.stream import Stream, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 
 CACHE = 2**24
 """Bytes of a network's widest activation on a CPU: more come from main memory, and take longer."""
@@ -124,6 +125,7 @@ class Learners:
             self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
+        self.silent: list[int] = []  # those that were given up since their answers are no numbers
         self.replayed = False  # whether some step was a replay of a recorded one
         self.kept: dict[str, Tensor] = {}  # what they had learnt, see :meth:`keep`
         self.unrecorded = Counter[str]()  # why steps could not be recorded, where that showed, and how many those were
@@ -213,7 +215,7 @@ class Learners:
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         if any(tensor.shape != tensors[0].shape for tensor in tensors):
-            raise BadChain("these seeds differ in how much they have to do, so they cannot be mapped; run them with "
+            raise BadChain("these seeds differ in how much they have to do, so they cannot be done side by side; give "
                            "seeds_as=loop")  # fmt: skip
         return torch.stack(tensors) if self.mapped else tensors[0]
 
@@ -229,10 +231,14 @@ class Learners:
         return [{name: values[r] for name, values in parts.items()} for r in range(len(self.streams))]
 
     def stored(self) -> Tensor:
-        """How many samples each learner has in memory, () or (R,): the rows under names that end in ``rows``."""
+        """How many samples each learner has in memory, () or (R,): the rows under names that end in ``rows``.
+
+        One that was given up has none.
+        """
         rows = [value for name, value in self.memory.items() if name.endswith("rows")]
         none = torch.zeros(self.theta.shape[:-1], dtype=torch.int64, device=self.device)
-        return sum(((value >= 0).sum(-1) for value in rows), none)
+        alive = torch.tensor(self.alive, device=self.device).view(none.shape)
+        return sum(((value >= 0).sum(-1) for value in rows), none) * alive
 
     def rows(self, index: int, names: Sequence[str]) -> dict[str, Tensor]:
         """The rows (R, n) of a task under these names, for :meth:`map`; none where all seeds share them."""
@@ -279,19 +285,40 @@ class Learners:
     # ---- between tasks: plain Python, learner by learner
 
     def _between(self, hook: str, index: int) -> None:
+        """Call a hook for each learner. One whose hook fails, and whose answers are not finite, is given up."""
         thetas, memories = [], []
         for r, (theta, memory) in enumerate(zip(self._unstack(self.theta), self.memories(), strict=True)):
-            new_theta, new_memory = theta, memory
+            new_theta, new_memory, task = theta, memory, self.streams[r].tasks[index]
             if self.alive[r]:
                 self.seed_pytorch(index, hook, r=r)
-                task = self.streams[r].tasks[index]
                 net = self.network(memory)
-                found = getattr(self.strategy, hook)(net, theta.clone(), memory, task)
-                new_theta, new_memory = gave_both(self.strategy, hook, found, theta)
+                try:
+                    found = getattr(self.strategy, hook)(net, theta.clone(), memory, task)
+                except Mistake:
+                    raise
+                except Exception:
+                    if self._can_answer(net, theta, task):
+                        raise
+                    self.silence(r)
+                else:
+                    new_theta, new_memory = gave_both(self.strategy, hook, found, theta)
             thetas.append(new_theta.detach())
             memories.append({name: value.detach() for name, value in new_memory.items()})
         self.theta.copy_(self._stack(thetas))
-        self.memory = self._stack_memory(memories)
+        self.memory = self._stack_memory(self._of_alive(memories))
+
+    def _can_answer(self, net: Net, theta: Tensor, task: Task) -> bool:
+        """Whether one learner's answers to the rows of a task are finite; θ may be, and they too large."""
+        samples = task.samples
+        with torch.no_grad():
+            scores = (net.logits(theta, samples.images(rows, self.recipe.dtype), samples.task[rows])
+                      for rows in task.train.split(self.rows_at_once))  # fmt: skip
+            return all(bool(one.isfinite().all()) for one in scores)
+
+    def _of_alive(self, each: list[T]) -> list[T]:
+        """What each learner has; one that was given up has what another has, so that it has as much to do."""
+        like = self.alive.index(True) if any(self.alive) else 0
+        return [one if alive else each[like] for one, alive in zip(each, self.alive, strict=True)]
 
     def begin(self, index: int) -> Tensor:
         """Begin a task; the rows (n,) or (R, n) that an epoch of it runs through."""
@@ -302,7 +329,7 @@ class Learners:
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
         # memory may change before the task is over
-        return self._stack([self.strategy.rows(memory, task) for memory, task in pairs]).clone()
+        return self._stack(self._of_alive([self.strategy.rows(memory, task) for memory, task in pairs])).clone()
 
     def _set_optimizer(self, state: dict[str, list[Tensor]]) -> None:
         """The optimiser's state takes other values; it stays where it lies, as recorded steps look there."""
@@ -320,6 +347,12 @@ class Learners:
         """Give a learner up: it learns no more, and nothing of it is used."""
         self.alive[r] = False
         self._unstack(self.theta)[r].zero_()
+
+    def silence(self, r: int) -> None:
+        """Give up a learner, if it is not, whose answers are no numbers."""
+        if self.alive[r]:
+            self.stop(r)
+            self.silent.append(r)
 
     def keep(self, learnt: int) -> None:
         """Keep what each has when so many tasks were learnt, on the CPU: ``SEED/LEARNT/theta`` and ``.../memory/NAME``.

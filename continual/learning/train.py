@@ -50,11 +50,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A seed that was given up: at ``step`` of ``task`` (both from 1) its loss or its parameters were not finite."""
+    """A seed that was given up at ``step`` of ``task`` (both from 1), and ``why``."""
 
     seed: int
     task: int
     step: int
+    why: str = "loss or parameters not finite"
 
 
 def schedule(rows: Tensor, training: Training, seed: Tensor, index: int) -> list[Tensor]:
@@ -128,17 +129,29 @@ class Course:
         self.stopped: list[Stopped] = []
 
     def measure(self, index: int) -> dict[str, Tensor]:
-        """The accuracies after a task, -1 for before the first; of a learner that was given up, none."""
-        self.learners.seed_pytorch(index, "measured")
-        for name, evaluation in self.evaluations.items():
-            self.measured.setdefault(name, []).append(_of_alive(self.learners, evaluation(index).cpu()))
+        """The accuracies after a task, -1 for before the first; of a learner that was given up, none.
+
+        One whose answers are no numbers is given up, too.
+        """
+        learners = self.learners
+        learners.seed_pytorch(index, "measured")
+        found = {name: evaluation(index).cpu() for name, evaluation in self.evaluations.items()}
+        if index >= 0:
+            for name, evaluation in self.evaluations.items():
+                none = (found[name].isnan() & (evaluation.counts > 0).cpu()).any(-1).reshape(-1)
+                for r in none.nonzero().flatten().tolist():
+                    learners.silence(r)
+            self._note_silent(self.steps)
+        for name, values in found.items():
+            self.measured.setdefault(name, []).append(_of_alive(learners, values))
         return {name: values[-1][..., None, :] for name, values in self.measured.items()}
 
     def learn(self) -> None:
         """The next task, or what is left of it."""
         learners, watch, index = self.learners, self.watch, self.task
-        going = any(learners.alive)
-        for step in self._begin():
+        steps = self._begin()
+        going = [seed for seed, alive in zip(learners.seeds, learners.alive, strict=True) if alive]
+        for step in steps:
             watch.step(index, self.done, self.steps)
             if going:
                 step()
@@ -146,18 +159,25 @@ class Course:
             self.done += 1
             if watch.due(self.done):
                 watch.keep(self.state())
-        lost = _stop_lost(learners, self.loss, index)
-        self.stopped += lost
+        self.stopped += _stop_lost(learners, self.loss, index)
         learners.end(index)
+        self._note_silent(self.steps)
+        measured = self.measure(index)
         if self.training.keep_learners == "all" or (self.training.keep_learners == "last" and index + 1 == self.tasks):
             learners.keep(index + 1)
         self.stored.append(learners.stored().cpu())
-        self.losses.append(self._losses({one.seed: one.step for one in lost}))
-        new = self.traced.collect() | self.measure(index)
+        self.losses.append(self._losses({one.seed: one.step for one in self.stopped if one.seed in going}))
+        new = self.traced.collect() | measured
         watch.task(index, new | {"loss": self.losses[-1], "stored_samples": self.stored[-1][..., None]})
         self.task, self.done = index + 1, 0
         if self.task < self.tasks and watch.due(0):
             watch.keep(self.state())
+
+    def _note_silent(self, step: int) -> None:
+        """Note which learners were given up since their answers are no numbers."""
+        for r in self.learners.silent:
+            self.stopped.append(Stopped(self.learners.seeds[r], self.task + 1, step, "answers not finite"))
+        self.learners.silent.clear()
 
     def _losses(self, lost: dict[int, int]) -> Tensor:
         """The losses of the task, on the CPU; none of learners that were given up, from the step on where they were."""
@@ -171,6 +191,7 @@ class Course:
         """The steps of the task that are left, once it has begun."""
         learners, index, begun, device = self.learners, self.task, self.begun, self.learners.device
         self.rows = begun.tensors["rows"].to(device) if begun else learners.begin(index)
+        self._note_silent(1)
         batches = schedule(self.rows, self.training, learners.seed, index)
         self.steps = len(batches)
         if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there may be more

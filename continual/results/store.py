@@ -539,7 +539,8 @@ def find(path: Path) -> list[Result]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BadFolder(f"there is no folder {path}; 'continual run' writes runs to the folder given by --out")
+        what = f"{path} is a file, and no folder of runs" if path.exists() else f"there is no folder {path}"
+        raise BadFolder(f"{what}; 'continual run' writes runs to the folder given by --out")
     folders = [one for one in _folders(path, 2) if any((one / name).exists() for name in (RECORD, ARRAYS))]
     if not folders:
         raise BadFolder(f"the folder {path} holds no runs; 'continual run' writes some (see 'continual run --help')")
