@@ -85,6 +85,11 @@ def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
     for two in ([one, other], [one, longer], [longer, one]):
         with pytest.raises(BadOption, match=f"{two[0].name}: its seeds were measured at different steps"):
             pooled(two)
+    longer.arrays["trace"][:] = 0.5
+    one.arrays["trace"][:, 1:] = np.nan  # it was stopped
+    (both,) = pooled([one, longer])
+    assert both.trace is not None and both.trace_step is not None and both.trace_step.tolist() == [4, 8, 12]
+    assert np.isnan(both.trace[0, 1:]).all() and (both.trace[1] == 0.5).all()
 
 
 def test_how_runs_were_computed_is_said_where_all_were_so() -> None:

@@ -32,11 +32,15 @@ class Group(Protocol):
 def same_steps(groups: Sequence[Group]) -> None:
     """Raise :class:`~continual.errors.BadOption` where seeds were not measured at the same steps.
 
-    What is drawn and computed from a trace takes its steps for those of all seeds.
+    What is drawn and computed from a trace takes its steps for those of all seeds. That of seeds that were stopped may
+    end there.
     """
     for name in SHARED:
-        values = [group.arrays[name] for group in groups if name in group.arrays]
-        if any(not np.array_equal(one, values[0]) for one in values):
+        measured = [group.arrays for group in groups if name in group.arrays]
+        longest = max((arrays[name] for arrays in measured), key=len, default=np.zeros(0))
+        stopped = [bool(np.isnan(arrays["trace"][:, -1]).all()) for arrays in measured]
+        pairs = zip((arrays[name] for arrays in measured), stopped, strict=True)
+        if any(not np.array_equal(steps, longest[: len(steps)] if ended else longest) for steps, ended in pairs):
             raise BadOption("its seeds were measured at different steps, as they differ in how many rows they learn "
                             "from, and cannot be taken as one; give iterations, not epochs, and evaluate_every as a "
                             "number of steps")  # fmt: skip
@@ -45,8 +49,9 @@ def same_steps(groups: Sequence[Group]) -> None:
 def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
     """The arrays of all seeds in this order; of one that is in several groups, that of the first.
 
-    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN. What a group does not have, as it is
-    of an earlier version, is left out. Raises what :func:`same_steps` does.
+    Seeds may differ in how many steps they took: the shorter ``loss`` ends in NaN, and so do traces of seeds that were
+    stopped. What a group does not have, as it is of an earlier version, is left out. Raises what :func:`same_steps`
+    does.
     """
     same_steps(groups)
     found = [seed for group in groups for seed in group.seeds]
@@ -57,11 +62,14 @@ def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
         if len(values) < len(groups):
             continue
         if name in SHARED:
-            joined[name] = first
+            joined[name] = max(values, key=len)
             continue
-        if name == "loss":
-            longest = max(value.shape[1] for value in values)
-            values = [np.pad(one, ((0, 0), (0, longest - one.shape[1])), constant_values=np.nan) for one in values]
+        longest = max(value.shape[1] for value in values)
+        if name == "loss" or name.endswith("trace"):
+            rest = ((0, 0),) * (first.ndim - 2)
+            values = [
+                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
+            ]
         joined[name] = np.concatenate(values)[order]
     return joined
 
