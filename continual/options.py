@@ -70,7 +70,7 @@ class Option:
 
     def read(self, owner: str, value: Any) -> Any:
         """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
-        typed, value = _limited(self.hint, self.limits), _plain(value)
+        typed, value = _limited(self.hint, self.limits), value if self.hint is Any else _plain(value)
         try:
             result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
         except (msgspec.ValidationError, ValueError, OverflowError, RecursionError):
