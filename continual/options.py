@@ -24,6 +24,8 @@ from continual.errors import BadOption, NoOption, brief, choices, is_text, neare
 
 LARGEST = 2**31 - 1
 """No whole number is larger: random numbers are drawn by counters of 32 bits, and nothing is counted further."""
+MOST_LISTED = 10**6
+"""A range is read as a list of no more numbers."""
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 """A number as people and Python write it; msgspec takes it as JSON has it, where 0.5 is not .5 and 5.0 not 5."""
 LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -70,10 +72,11 @@ class Option:
 
     def read(self, owner: str, value: Any) -> Any:
         """``value`` in the option's type, or :class:`BadOption`; text is read as a command line has it."""
-        typed, value = _limited(self.hint, self.limits), value if self.hint is Any else _plain(value)
+        typed = _limited(self.hint, self.limits)
         try:
-            result = msgspec.convert(_untexted(self.hint, value), typed, strict=False)
-        except (msgspec.ValidationError, ValueError, OverflowError, RecursionError):
+            given = value if self.hint is Any else _plain(value)
+            result = msgspec.convert(_untexted(self.hint, given), typed, strict=False)
+        except (msgspec.ValidationError, ValueError, OverflowError, RecursionError, NotImplementedError):
             hint = nearest(value if isinstance(value, str) else brief(value), _words(self.hint))
             raise BadOption(f"{owner}: option {self.name} was given {brief(value)}; it takes {self.kind}{hint}"
                             ) from None  # fmt: skip
@@ -85,9 +88,10 @@ class Option:
 
 def _plain(value: Any) -> Any:
     """Numbers and arrays of NumPy's or PyTorch's, and ranges, as Python has them."""
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
-    return [_plain(one) for one in value] if isinstance(value, list | tuple | range) else value
+    listed = isinstance(value, list | tuple) or (isinstance(value, range) and len(value) <= MOST_LISTED)
+    return [_plain(one) for one in value] if listed else value
 
 
 def _fault(value: Any) -> str:

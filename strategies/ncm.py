@@ -48,7 +48,7 @@ class Answers(Strategy):
         # distances are differences of large numbers, which half precision does not keep
         with torch.autocast(x.device.type, enabled=False):
             scores = self.scores(memory, out.features.to(theta.dtype))
-        logits = out.logits.to(scores.dtype)
+        scores, logits = scores.double(), out.logits.double()  # whose differences are small beside large scores
         least = scores.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
         others = least - 1 - (logits.amax(-1, keepdim=True) - logits)
         return torch.where(known.any(), torch.where(known, scores, others), logits)

@@ -305,6 +305,9 @@ def test_numbers_and_lists_of_arrays_are_numbers_and_lists() -> None:
         training = Training(seeds=asked, epochs=np.int64(2), checkpoint_minutes=np.float32(0.5))  # type: ignore[arg-type]
         assert training.values() == Training(seeds=(2, 3), epochs=2, checkpoint_minutes=0.5).values()
         assert type(training.epochs) is int and type(training.checkpoint_minutes) is float
-    for wrong in (np.array([[2], [3]]), np.float32(1.5), torch.tensor([True])):
+    endless: list[Any] = []
+    endless.append(endless)
+    meta = torch.zeros(2, dtype=torch.int64, device="meta")
+    for wrong in (np.array([[2], [3]]), np.float32(1.5), torch.tensor([True]), endless, meta, np.ndarray, range(10**9)):
         with pytest.raises(BadOption, match="option seeds was given"):
             Training(seeds=wrong)  # type: ignore[arg-type]

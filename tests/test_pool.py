@@ -90,6 +90,11 @@ def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
     (both,) = pooled([one, longer])
     assert both.trace is not None and both.trace_step is not None and both.trace_step.tolist() == [4, 8, 12]
     assert np.isnan(both.trace[0, 1:]).all() and (both.trace[1] == 0.5).all()
+    other.arrays["trace"][:, 1:] = np.nan  # this one, too: its later steps are nobody's
+    for two in ([other, longer], [longer, other]):
+        (both,) = pooled(two)
+        assert both.trace is not None and both.trace_step is not None and both.trace_step.tolist() == [4, 8, 12]
+        assert np.isnan(both.trace[0, 1:]).all() and np.isfinite(both.trace[:, 0]).all()
 
 
 def test_how_runs_were_computed_is_said_where_all_were_so() -> None:

@@ -661,6 +661,50 @@ def test_a_lost_seed_has_as_much_to_do_as_the_others() -> None:
         compare({name: found[name][r] for name in alone}, alone, f"seed {seeds[r]} beside a lost one")
 
 
+@pytest.mark.parametrize("seeds_as", ["loop", "map"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_seed_that_has_less_to_do_is_measured_beside_the_others(seeds_as: str, lost: int) -> None:
+    """By itself it has fewer steps from then on, as it stores nothing."""
+    strategy = Chain((Failing(seed=lost, task=0, step=1), Rehearsal(capacity=25)))
+    asked: dict[str, Any] = {"epochs": 1, "batch": 16, "evaluate_every": 3, "model": "mlp:layers=8"}
+    result = cl.run("split-digits:limit=20", strategy, seeds=2, seeds_as=seeds_as, **asked)
+    alone = cl.run("split-digits:limit=20", strategy, seeds=[1 - lost], **asked)
+    assert [one["seed"] for one in result.record["stopped"]] == [lost] and result.trace is not None
+    for name in ("trace_step", "trace_task"):
+        np.testing.assert_array_equal(result.arrays[name], alone.arrays[name])
+    np.testing.assert_allclose(result.trace[1 - lost], alone.arrays["trace"][0], atol=0.02)
+    assert np.isnan(result.trace[lost]).all() and result.arrays["stored_samples"][lost].tolist() == [0] * 5
+
+
+class Unmet(Strategy):
+    """Its answers are no numbers, or infinite, for classes that no task has brought."""
+
+    def __init__(self, answer: float) -> None:
+        self.answer = answer
+
+    def init(self, net: Net, theta: torch.Tensor, stream: Stream) -> Memory:
+        return {"met": torch.zeros(stream.units, dtype=torch.bool)}
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> Any:
+        return theta, {"met": memory["met"] | task.own_units}
+
+    def predict(self, net: Net, theta: torch.Tensor, memory: Memory, x: torch.Tensor, tasks: torch.Tensor) -> Any:
+        return net.logits(theta, x, tasks).masked_fill(~memory["met"], self.answer)
+
+
+@pytest.mark.parametrize(("answer", "lost"), [(torch.nan, True), (torch.inf, True), (-torch.inf, False)])
+def test_answers_about_what_was_not_learnt_stop_nobody(answer: float, lost: bool) -> None:
+    """Where the task is told, they are of tasks that come; where all outputs are active, of what was learnt, too."""
+    told, _ = train(learners(Unmet(answer), [uneven("task")], [0], short()), short(), Watch())
+    usual, _ = train(learners(Finetune(), [uneven("task")], [0], short()), short(), Watch())
+    learnt = torch.ones(3, 3).tril().bool()
+    assert torch.equal(told["accuracy"][1:][learnt], usual["accuracy"][1:][learnt])
+    assert told["accuracy"].isfinite().all()
+    stream = replace(uneven(), test_outputs=replace(uneven().test_outputs, active="all"))
+    found, stopped = train(learners(Unmet(answer), [stream], [0], short()), short(), Watch())
+    assert bool(stopped) is lost and bool(found["accuracy"][1:].isnan().all()) is lost
+
+
 def test_a_lost_seed_alone_and_a_learning_rate_that_loses_all() -> None:
     training = short(epochs=1)
     alone = learners(Failing(), [uneven().stream(1)], [1], training)

@@ -34,7 +34,7 @@ class Evaluation:
     def __call__(self, index: int) -> Tensor:
         """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1].
 
-        NaN where an answer to one of a task's rows is no number.
+        NaN for a task that was learnt where an answer to one of its rows is not finite.
         """
         learners = self.learners
         if index != self.index:
@@ -42,8 +42,9 @@ class Evaluation:
         with torch.no_grad(), learners.measuring():
             right, none = (torch.cat(parts, -1) for parts in zip(*map(self._answers, self.batches), strict=True))
             # the counts are exact, and so is their quotient; tasks without rows are 0 / 0
-            found = self._count(right).double() / self.counts
-            return found.masked_fill(self._count(none) > 0, torch.nan)
+            found, lost = self._count(right).double() / self.counts, self._count(none) > 0
+            found[..., : index + 1].masked_fill_(lost[..., : index + 1], torch.nan)
+            return found
 
     def _count(self, which: Tensor) -> Tensor:
         """How many of each task's rows are some of all rows, bool (..., N): (..., T)."""
@@ -68,7 +69,7 @@ class Evaluation:
         self.starts, self.ends = torch.stack([torch.cat([ends[:1] * 0, ends[:-1]]), ends]).to(self.learners.device)
 
     def _answers(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the rows are answered rightly, and which by what is no number, bool (B,) or (R, B) each."""
+        """Which of the rows are answered rightly, and which by no finite number, bool (B,) or (R, B) each."""
         learners = self.learners
         if not learners.mapped:
             return self._of_one(learners.theta, learners.memory, self.tables, rows)
@@ -90,4 +91,4 @@ class Evaluation:
         strategy, shape = learners.strategy, (len(rows), stream.units)
         scores = [gave(strategy, "predict", strategy.predict(net, theta, memory, x, told), *shape) for x in views]
         shown = stream.test_outputs.apply(torch.stack(scores).mean(0), self.latest, own)
-        return shown.argmax(-1) == samples.y[rows], shown.isnan().any(-1)
+        return shown.argmax(-1) == samples.y[rows], ~(shown < torch.inf).all(-1)  # the least there is may be -∞

@@ -231,14 +231,10 @@ class Learners:
         return [{name: values[r] for name, values in parts.items()} for r in range(len(self.streams))]
 
     def stored(self) -> Tensor:
-        """How many samples each learner has in memory, () or (R,): the rows under names that end in ``rows``.
-
-        One that was given up has none.
-        """
+        """How many samples each learner has in memory, () or (R,): the rows under names that end in ``rows``."""
         rows = [value for name, value in self.memory.items() if name.endswith("rows")]
         none = torch.zeros(self.theta.shape[:-1], dtype=torch.int64, device=self.device)
-        alive = torch.tensor(self.alive, device=self.device).view(none.shape)
-        return sum(((value >= 0).sum(-1) for value in rows), none) * alive
+        return sum(((value >= 0).sum(-1) for value in rows), none)
 
     def rows(self, index: int, names: Sequence[str]) -> dict[str, Tensor]:
         """The rows (R, n) of a task under these names, for :meth:`map`; none where all seeds share them."""

@@ -138,7 +138,7 @@ class Course:
         found = {name: evaluation(index).cpu() for name, evaluation in self.evaluations.items()}
         if index >= 0:
             for name, evaluation in self.evaluations.items():
-                none = (found[name].isnan() & (evaluation.counts > 0).cpu()).any(-1).reshape(-1)
+                none = (found[name].isnan() & (evaluation.counts > 0).cpu())[..., : index + 1].any(-1).reshape(-1)
                 for r in none.nonzero().flatten().tolist():
                     learners.silence(r)
             self._note_silent(self.steps)
@@ -165,7 +165,7 @@ class Course:
         measured = self.measure(index)
         if self.training.keep_learners == "all" or (self.training.keep_learners == "last" and index + 1 == self.tasks):
             learners.keep(index + 1)
-        self.stored.append(learners.stored().cpu())
+        self.stored.append(self._stored())
         self.losses.append(self._losses({one.seed: one.step for one in self.stopped if one.seed in going}))
         new = self.traced.collect() | measured
         watch.task(index, new | {"loss": self.losses[-1], "stored_samples": self.stored[-1][..., None]})
@@ -178,6 +178,12 @@ class Course:
         for r in self.learners.silent:
             self.stopped.append(Stopped(self.learners.seeds[r], self.task + 1, step, "answers not finite"))
         self.learners.silent.clear()
+
+    def _stored(self) -> Tensor:
+        """How many samples each learner has stored; of one that was given up, those that it had after the last task."""
+        found = self.learners.stored().cpu()
+        before = self.stored[-1] if self.stored else torch.zeros_like(found)
+        return torch.where(torch.tensor(self.learners.alive).view(found.shape), found, before)
 
     def _losses(self, lost: dict[int, int]) -> Tensor:
         """The losses of the task, on the CPU; none of learners that were given up, from the step on where they were."""

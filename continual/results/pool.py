@@ -29,21 +29,29 @@ class Group(Protocol):
         """What they gave."""
 
 
-def same_steps(groups: Sequence[Group]) -> None:
-    """Raise :class:`~continual.errors.BadOption` where seeds were not measured at the same steps.
+def same_steps(groups: Sequence[Group]) -> dict[str, NDArray[Any]]:
+    """The steps and tasks of all evaluations between steps, which are those of all seeds.
 
-    What is drawn and computed from a trace takes its steps for those of all seeds. That of seeds that were stopped may
-    end there.
+    But for seeds that were stopped: from there on theirs may be others. Raises :class:`~continual.errors.BadOption`
+    where seeds were measured at different steps.
     """
-    for name in SHARED:
-        measured = [group.arrays for group in groups if name in group.arrays]
-        longest = max((arrays[name] for arrays in measured), key=len, default=np.zeros(0))
-        stopped = [bool(np.isnan(arrays["trace"][:, -1]).all()) for arrays in measured]
-        pairs = zip((arrays[name] for arrays in measured), stopped, strict=True)
-        if any(not np.array_equal(steps, longest[: len(steps)] if ended else longest) for steps, ended in pairs):
+    measured = [group.arrays for group in groups if all(name in group.arrays for name in SHARED)]
+    lengths = [_measured(arrays["trace"]) for arrays in measured]
+    whole = [arrays for arrays, n in zip(measured, lengths, strict=True) if n == arrays["trace"].shape[1]]
+    first = max(whole or measured, key=lambda arrays: len(arrays[SHARED[0]]), default={})
+    for arrays, n in zip(measured, lengths, strict=True):
+        until = n if n < arrays["trace"].shape[1] else None
+        if any(not np.array_equal(arrays[name][:until], first[name][:until]) for name in SHARED):
             raise BadOption("its seeds were measured at different steps, as they differ in how many rows they learn "
                             "from, and cannot be taken as one; give iterations, not epochs, and evaluate_every as a "
                             "number of steps")  # fmt: skip
+    return {name: first[name] for name in SHARED} if first else {}
+
+
+def _measured(trace: NDArray[Any]) -> int:
+    """How many evaluations (R, E, T) there are until all seeds were stopped."""
+    there = np.flatnonzero(np.isfinite(trace).any((0, 2)))
+    return int(there[-1]) + 1 if len(there) else 0
 
 
 def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
@@ -53,25 +61,29 @@ def join(groups: Sequence[Group], seeds: list[int]) -> dict[str, Any]:
     stopped. What a group does not have, as it is of an earlier version, is left out. Raises what :func:`same_steps`
     does.
     """
-    same_steps(groups)
+    shared = same_steps(groups)
     found = [seed for group in groups for seed in group.seeds]
     order = [found.index(seed) for seed in seeds]
     joined: dict[str, Any] = {}
-    for name, first in groups[0].arrays.items():
+    for name in groups[0].arrays:
         values = [group.arrays[name] for group in groups if name in group.arrays]
         if len(values) < len(groups):
             continue
         if name in SHARED:
-            joined[name] = max(values, key=len)
+            joined[name] = shared[name]
             continue
-        longest = max(value.shape[1] for value in values)
-        if name == "loss" or name.endswith("trace"):
-            rest = ((0, 0),) * (first.ndim - 2)
-            values = [
-                np.pad(one, ((0, 0), (0, longest - one.shape[1]), *rest), constant_values=np.nan) for one in values
-            ]
+        if name == "loss":
+            values = [_of_length(one, max(value.shape[1] for value in values)) for one in values]
+        elif name.endswith("trace"):
+            values = [_of_length(one, len(shared[SHARED[0]])) for one in values]
         joined[name] = np.concatenate(values)[order]
     return joined
+
+
+def _of_length(values: NDArray[Any], length: int) -> NDArray[Any]:
+    """The values (R, n, ...) up to a length, NaN behind them."""
+    rest = ((0, 0),) * (values.ndim - 2)
+    return np.pad(values[:, :length], ((0, 0), (0, max(0, length - values.shape[1])), *rest), constant_values=np.nan)
 
 
 def pooled(results: Sequence[Result]) -> list[Result]:
