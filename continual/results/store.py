@@ -539,7 +539,7 @@ def find(path: Path) -> list[Result]:
     """
     path = Path(path)
     if not path.is_dir():
-        what = f"{path} is a file, and no folder of runs" if path.exists() else f"there is no folder {path}"
+        what = f"{path} is a file, and no folder of runs" if path.is_file() else f"there is no folder {path}"
         raise BadFolder(f"{what}; 'continual run' writes runs to the folder given by --out")
     folders = [one for one in _folders(path, 2) if any((one / name).exists() for name in (RECORD, ARRAYS))]
     if not folders:
