@@ -125,7 +125,6 @@ class Learners:
             self.net.mapped = True
         self.device = streams[0].samples.image.device
         self.alive = [True] * len(streams)
-        self.silent: list[int] = []  # those that were given up since their answers are no numbers
         self.replayed = False  # whether some step was a replay of a recorded one
         self.kept: dict[str, Tensor] = {}  # what they had learnt, see :meth:`keep`
         self.unrecorded = Counter[str]()  # why steps could not be recorded, where that showed, and how many those were
@@ -295,13 +294,13 @@ class Learners:
                 except Exception:
                     if self._can_answer(net, theta, task):
                         raise
-                    self.silence(r)
+                    self.stop(r)
                 else:
                     new_theta, new_memory = gave_both(self.strategy, hook, found, theta)
             thetas.append(new_theta.detach())
             memories.append({name: value.detach() for name, value in new_memory.items()})
         self.theta.copy_(self._stack(thetas))
-        self.memory = self._stack_memory(self._of_alive(memories))
+        self.memory = self._stack_memory(self._replaced(memories))
 
     def _can_answer(self, net: Net, theta: Tensor, task: Task) -> bool:
         """Whether one learner's answers to the rows of a task are finite; θ may be, and they too large."""
@@ -311,7 +310,7 @@ class Learners:
                       for rows in task.train.split(self.rows_at_once))  # fmt: skip
             return all(bool(one.isfinite().all()) for one in scores)
 
-    def _of_alive(self, each: list[T]) -> list[T]:
+    def _replaced(self, each: list[T]) -> list[T]:
         """What each learner has; one that was given up has what another has, so that it has as much to do."""
         like = self.alive.index(True) if any(self.alive) else 0
         return [one if alive else each[like] for one, alive in zip(each, self.alive, strict=True)]
@@ -325,7 +324,7 @@ class Learners:
         tasks = [stream.tasks[index] for stream in self.streams]
         pairs = zip(self.memories(), tasks, strict=True)
         # memory may change before the task is over
-        return self._stack(self._of_alive([self.strategy.rows(memory, task) for memory, task in pairs])).clone()
+        return self._stack(self._replaced([self.strategy.rows(memory, task) for memory, task in pairs])).clone()
 
     def _set_optimizer(self, state: dict[str, list[Tensor]]) -> None:
         """The optimiser's state takes other values; it stays where it lies, as recorded steps look there."""
@@ -343,12 +342,6 @@ class Learners:
         """Give a learner up: it learns no more, and nothing of it is used."""
         self.alive[r] = False
         self._unstack(self.theta)[r].zero_()
-
-    def silence(self, r: int) -> None:
-        """Give up a learner, if it is not, whose answers are no numbers."""
-        if self.alive[r]:
-            self.stop(r)
-            self.silent.append(r)
 
     def keep(self, learnt: int) -> None:
         """Keep what each has when so many tasks were learnt, on the CPU: ``SEED/LEARNT/theta`` and ``.../memory/NAME``.

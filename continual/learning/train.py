@@ -131,7 +131,8 @@ class Course:
     def measure(self, index: int) -> dict[str, Tensor]:
         """The accuracies after a task, -1 for before the first; of a learner that was given up, none.
 
-        One whose answers are no numbers is given up, too.
+        One whose answers to a task that it has learnt are not finite is given up, too, and noted with those whose hook
+        failed as the task ended.
         """
         learners = self.learners
         learners.seed_pytorch(index, "measured")
@@ -140,8 +141,8 @@ class Course:
             for name, evaluation in self.evaluations.items():
                 none = (found[name].isnan() & (evaluation.counts > 0).cpu())[..., : index + 1].any(-1).reshape(-1)
                 for r in none.nonzero().flatten().tolist():
-                    learners.silence(r)
-            self._note_silent(self.steps)
+                    learners.stop(r)
+            self._note_stopped(self.steps)
         for name, values in found.items():
             self.measured.setdefault(name, []).append(_of_alive(learners, values))
         return {name: values[-1][..., None, :] for name, values in self.measured.items()}
@@ -161,7 +162,6 @@ class Course:
                 watch.keep(self.state())
         self.stopped += _stop_lost(learners, self.loss, index)
         learners.end(index)
-        self._note_silent(self.steps)
         measured = self.measure(index)
         if self.training.keep_learners == "all" or (self.training.keep_learners == "last" and index + 1 == self.tasks):
             learners.keep(index + 1)
@@ -173,11 +173,12 @@ class Course:
         if self.task < self.tasks and watch.due(0):
             watch.keep(self.state())
 
-    def _note_silent(self, step: int) -> None:
-        """Note which learners were given up since their answers are no numbers."""
-        for r in self.learners.silent:
-            self.stopped.append(Stopped(self.learners.seeds[r], self.task + 1, step, "answers not finite"))
-        self.learners.silent.clear()
+    def _note_stopped(self, step: int) -> None:
+        """Note which learners were given up and are not noted: their answers are not finite."""
+        noted = {one.seed for one in self.stopped}
+        for seed, alive in zip(self.learners.seeds, self.learners.alive, strict=True):
+            if not alive and seed not in noted:
+                self.stopped.append(Stopped(seed, self.task + 1, step, "answers not finite"))
 
     def _stored(self) -> Tensor:
         """How many samples each learner has stored; of one that was given up, those that it had after the last task."""
@@ -197,7 +198,7 @@ class Course:
         """The steps of the task that are left, once it has begun."""
         learners, index, begun, device = self.learners, self.task, self.begun, self.learners.device
         self.rows = begun.tensors["rows"].to(device) if begun else learners.begin(index)
-        self._note_silent(1)
+        self._note_stopped(1)
         batches = schedule(self.rows, self.training, learners.seed, index)
         self.steps = len(batches)
         if self.steps > self.place.shape[-1]:  # rows of earlier tasks have joined, and soon there may be more
