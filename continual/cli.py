@@ -22,6 +22,7 @@ from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, cho
 from continual.progress import Progress, quietly
 
 if TYPE_CHECKING:
+    from continual.config import Plan
     from continual.results.store import Result
 
 # PyTorch's profiler, by which a run sees how long a GPU waits, says on standard error when it begins and ends
@@ -133,7 +134,8 @@ def run(what: tuple[str, ...], **given: Any) -> None:
     chained with +. Nothing: the main job, the classic strategies on Split Digits.
 
     The defaults below give way to those of configs/runs/BENCHMARK.yaml, where there is one (split-digits has). --limit
-    and --test-limit are the benchmark's own options: split-mnist --limit 50 is split-mnist:limit=50.
+    and --test-limit are the benchmark's own options: split-mnist --limit 50 is split-mnist:limit=50, whatever limit a
+    file says.
 
     \b
     continual run split-mnist:scenario=class finetune ewc:strength=600 ewc+replay:capacity=500 --seeds 10 --epochs 4
@@ -155,17 +157,35 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     said = {name: value for name, value in given.items() if value not in (None, ())}
     with flags.named(said), quietly(places["quiet"]):
         plan = config.plan(flags.added(_asked(list(what), usual), said))
-        from continual.results import store, tables
+        from continual.failures import first_line
         from continual.runner import run_plan
 
-        bar = Bar(places["quiet"])
+        bar, errors = Bar(places["quiet"]), list[Exception]()
+
+        def failed(title: str, error: Exception) -> None:
+            bar.stop()
+            if len(plan.strategies) > len(errors) + 1:
+                bar.say(f"{title}: {type(error).__name__}: {first_line(error)}; the other strategies go on")
+            errors.append(error)
+
         try:
             results = run_plan(
                 plan, out=places["out"], data=places["data"], device=places["device"], again=places["again"],
-                progress=bar, processes=True,
+                progress=bar, processes=True, failed=failed,
             )  # fmt: skip
         finally:
             bar.stop()
+    if not results:
+        raise errors[0]
+    _show_run(plan, results, places)
+    if errors:
+        raise errors[0]
+
+
+def _show_run(plan: Plan, results: list[Result], places: dict[str, Any]) -> None:
+    """What ``run`` prints of results: a table, and what to do next."""
+    from continual.results import store, tables
+
     if places["as_json"]:
         click.echo(tables.table(results, format="json"))
         _draw(results, places["picture"], told=False)
@@ -396,6 +416,9 @@ def show(
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
     from continual.results import tables
 
+    if (matrix or trace) and style not in ("table", "markdown"):
+        raise BadOption(f"--{'matrix' if matrix else 'trace'} is for a terminal, and --format {style} is not; give one "
+                        "of the two")  # fmt: skip
     results = _found([folder], pool)
     click.echo(tables.table(results, metrics=_names(names), format=style, interval=error))
     for result in results if matrix else ():
@@ -521,7 +544,7 @@ def reproduce(table: str, rows: tuple[str, ...], columns: tuple[str, ...], jobs:
             bar.update()
 
         reproduction.run(chosen, asked, place, done)
-    lines = reproduction.outcome(whole, asked, place)
+    lines = reproduction.outcome(whole, asked, place, chosen)
     click.echo(tables.reproduction(whole.source, whole.metric, lines, given["style"]))
     if any(line.comparison.verdict in ("differs", "stopped") for line in lines):
         raise SystemExit(1)

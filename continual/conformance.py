@@ -35,7 +35,7 @@ from continual.streams.stream import Samples, Stream, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLASSES, TASKS, PER_CLASS = 6, 3, 12
+CLASSES, TASKS, PER_CLASS, TESTED = 6, 3, 12, 8
 TRAINING = Training(seeds=3, epochs=2, batch=9, precision="float64", train_samples=0)
 """Of a task's 24 samples, an epoch's last batch is a partial one."""
 MANY_TASKS = 6
@@ -95,8 +95,9 @@ def small_stream(seed: int, scenario: str = "class", tasks: int = TASKS) -> Stre
     noise = key(2).uniform("noise", classes, 2 * PER_CLASS, 9) * 55
     x = (centres + noise).to(torch.uint8).unflatten(-1, (1, 3, 3))
     y = torch.arange(classes)[:, None].expand(classes, PER_CLASS).flatten()
-    train_x, test_x = (part.flatten(0, 1) for part in x.split(PER_CLASS, dim=1))
-    return Stream.from_arrays(train_x, y, test_x, y, tasks=tasks, scenario=scenario).stream(seed)
+    y_test = torch.arange(classes)[:, None].expand(classes, TESTED).flatten()
+    train_x, test_x = x[:, :PER_CLASS].flatten(0, 1), x[:, -TESTED:].flatten(0, 1)
+    return Stream.from_arrays(train_x, y, test_x, y_test, tasks=tasks, scenario=scenario).stream(seed)
 
 
 def suited_stream(strategy: Strategy, seed: int) -> Stream:

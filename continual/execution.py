@@ -254,8 +254,23 @@ def threads(asked: int | None, multiplications: int, usual: int | None = None) -
 def prepared(fast: bool = True) -> Iterator[None]:
     """Within it, a processor does steps as fast as it can; ``fast``: also by fast products of matrices."""
     ask_for_constants()
-    with kept_memory(), fast_products() if fast else contextlib.nullcontext():
+    with kept_memory(), usual_attention(), fast_products() if fast else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def usual_attention() -> Iterator[None]:
+    """Within it, PyTorch's attention is the same operations whether they are noted or not.
+
+    In a pass without a gradient it is one operation of its own, which rounds in another way, but not where operations
+    are noted: a recorded step whose teacher is a transformer would do something else than the step itself.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def ask_for_constants() -> None:

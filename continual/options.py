@@ -223,6 +223,13 @@ class Configured:
     def check(self) -> None:
         """Checks across options; raise :class:`BadOption` where two do not go together."""
 
+    def check_unused(self, why: str, *names: str) -> None:
+        """Raise :class:`BadOption` where one of some options is given that do nothing, ``why`` as "with retrain=0"."""
+        for name in names:
+            value = getattr(self, name)
+            if value != options_of(type(self))[name].default:
+                raise BadOption(f"{type(self).__name__}: {name}={typed(value)} does nothing {why}; leave it out")
+
     @classmethod
     def read(cls, values: dict[str, Any], owner: str = "") -> Self:
         """An object of this class from named values (text or typed); unknown names raise :class:`BadOption`."""

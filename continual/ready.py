@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from continual import config, execution, resume, workers
 from continual.config import Plan
-from continual.errors import BadOption, Mistake, counted
+from continual.errors import BadOption, Mistake, Notice, counted
 from continual.execution import Choice, Way
 from continual.learning.frozen import features_once
 from continual.learning.models import Net, Out
@@ -85,16 +86,21 @@ def network(model: Any, stream: Stream) -> Net:
 
     def given(words: str, count: int) -> Out:
         with _told(f"{name}: its network, given {words} of shape {shape},"), torch.no_grad():
-            images, first = torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)
-            return net.forward(torch.zeros(net.size), images, first)
+            images, first = key.uniform("tried", count, *shape), torch.zeros(count, dtype=torch.int64)
+            return net.forward(theta, images, first)
 
-    out = given("two images", 2)
+    key = stream.tasks[0].key.child("model")
+    theta = net.initial(key, torch.float32)
+    out, again = given("two images", 2), given("two images", 2)
     given("a single image", 1)  # as an epoch's last batch may be
     found = [getattr(getattr(out, part, None), "shape", ()) for part in ("logits", "features")]
     if found[0] != (2, units) or len(found[1]) != 2:
         shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"
         raise BadOption(f"{name}: its network gives {shapes} for two images; it gives logits (2, {units}) and features "
                         "(2, D), as an Out")  # fmt: skip
+    if not all(map(torch.equal, out, again)):
+        warnings.warn(Notice(f"{name}: its network gives something else each time in evaluation, too; if that is not "
+                             "meant, functions such as dropout take training=self.training"), stacklevel=2)  # fmt: skip
     return net
 
 

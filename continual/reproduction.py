@@ -210,11 +210,12 @@ def run_cell(cell: Cell, seeds: list[int], place: Place) -> None:
         run_plan(plan, out=place.out, data=place.data, device=place.device)
 
 
-def outcome(table: Table, seeds: Sequence[int], place: Place) -> list[Line]:
-    """Every cell held against what was published, by the seeds that are stored."""
+def outcome(table: Table, seeds: Sequence[int], place: Place, chosen: Table | None = None) -> list[Line]:
+    """Every cell held against what was published, by the seeds that are stored; with ``chosen``, those of its cells."""
     lines = []
     for cell in table.cells:
-        found, stopped = values(table.metric, cell, seeds, place)
+        judged = chosen is None or cell in chosen.cells
+        found, stopped = values(table.metric, cell, seeds, place) if judged else (np.empty(0), [])
         lines.append(Line(cell, compare(found, cell.published, len(stopped)), tuple(stopped)))
     return lines
 
@@ -233,5 +234,8 @@ def values(name: str, cell: Cell, seeds: Sequence[int], place: Place) -> tuple[A
         stored = store.lookup(place.out, new_record(plan, plan.strategies[0], device, root))
         found.append(np.full(len(group), np.nan) if stored is None else scale * named(stored))
         lost = stored.record.get("stopped", []) if stored else []
+        if stored and not lost and np.isnan(found[-1]).any():
+            raise BadOption(f"{cell.row}, {cell.column}: the metric {name} has no value here; take another, such as "
+                            "average-accuracy")  # fmt: skip
         stopped += [f"seed {one['seed']} was stopped: {store.why_stopped(one)}" for one in lost]
     return np.concatenate(found), stopped

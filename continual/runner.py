@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +69,12 @@ def run_plan(
     again: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> list[Result]:
     """Every strategy of a plan in turn; see :func:`run`.
+
+    With ``failed`` a strategy that raises something while it learns does not end the others: it is called with its
+    title and the error, and the strategy has no result.
 
     With ``processes`` seeds are run in several of them where that is found to be faster: for programs that may be
     started again, such as the command line. (A script has to begin with ``if __name__ == "__main__":`` for that.)
@@ -99,19 +103,28 @@ def run_plan(
         begun, done = _begun(plan, strategies, own, root, target, told, processes), dict[int, Result]()
         for number, ready in zip(missing, begun, strict=True):
             record, found = records[number], kept[number]
-            with following(plan.trackers, record, told.say, found.mark if found else "") as follow:
-                done[number] = run_strategy(ready, plan.strategies[number], record, told, found, follow)
-                place = None
-                if folder is not None:
-                    anew = again or bool(record["code"]) or learners != "none"
-                    if learners == "none" and store.has_learners(store.folder(folder, record)):
-                        told.say(f"{record['title']}: what its seeds had learnt was kept before, and now is not "
-                                 "(--keep-learners)")  # fmt: skip
-                    place = store.save(done[number], folder, replace=anew)
-                follow.end(done[number], place)
+            try:
+                with following(plan.trackers, record, told.say, found.mark if found else "") as follow:
+                    result = run_strategy(ready, plan.strategies[number], record, told, found, follow)
+                    place = None
+                    if folder is not None:
+                        anew = again or bool(record["code"]) or learners != "none"
+                        if learners == "none" and store.has_learners(store.folder(folder, record)):
+                            told.say(f"{record['title']}: what its seeds had learnt was kept before, and now is not "
+                                     "(--keep-learners)")  # fmt: skip
+                        place = store.save(result, folder, replace=anew)
+                    follow.end(result, place)
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(record["title"], error)
+                continue
+            done[number] = result
             if found:
                 found.checkpoints.forget()
-    return [stored or done[number] for number, stored in enumerate(there)]
+    results = [stored or done[number] for number, stored in enumerate(there) if stored or number in done]
+    _tell_other_data(results, told)
+    return results
 
 
 def _begun(
@@ -128,6 +141,14 @@ def _begun(
     with failures.memory(f"preparing on {device.type}", less_memory(plan.training.seeds_as) + other):
         ready = prepare(plan, strategies, root, device, told, processes, resume.begun(kept))
         return [ready.begun(strategy, one, told, processes) for strategy, one in zip(strategies, kept, strict=True)]
+
+
+def _tell_other_data(results: Sequence[Result], told: Progress) -> None:
+    """Say which of them, that were stored before, were of other data: their benchmark has no ``facts`` that say so."""
+    sums = [one.record.get("data", {}).get("sha256") for one in results]  # the last was made now, if any was
+    for one, found in zip(results, sums, strict=True):
+        if found and found != sums[-1]:
+            told.say(f"{one.record['title']}: of other data than {results[-1].record['title']}; --again runs it anew")
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress, learners: str) -> Result | None:

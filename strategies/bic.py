@@ -117,7 +117,8 @@ class BiC(Strategy):
         distilled = soft_targets(
             logits, scale * answers + shift, old, self.temperature, squared=False, weight=batch.weight
         )
-        strength = old.sum() / task.seen_units.sum() if self.strength is None else self.strength
+        share = old.sum().to(theta.dtype) / task.seen_units.sum()
+        strength = share if self.strength is None else self.strength
         return strength * distilled + (1 - strength) * data
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
@@ -149,7 +150,7 @@ class BiC(Strategy):
         point = torch.tensor([1.0, 0.0], dtype=torch.float64, device=theta.device, requires_grad=True)
         ridge = point.new_tensor([self.ridge_scale, self.ridge])
         optimizer = torch.optim.LBFGS(
-            [point], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+            [point], max_iter=200, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
         )
 
         def objective() -> Tensor:

@@ -70,8 +70,8 @@ class ERACE(Online):
     combine: Literal["sum", "mean"] = option("sum", "what is made of the two losses")
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
-        """L_ace."""
-        own, joined, weight = batch.own, batch.joined, batch.weight
+        """L_ace; in a chain what other parts join is replayed, too."""
+        own, joined, weight = batch.own, slice(batch.own, None), batch.weight
         assert weight is not None, "the weights come with the stored samples"
         logits = task.active(out.logits, batch.task)
         present = task.own_units

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual.errors import BadOption
 from continual.learning import importance
 from continual.learning.strategy import Batch, Memory, Strategy
 from continual.options import option
@@ -26,10 +27,11 @@ class EWC(Strategy):
 
     Choices, each of which changes what a strength means: 1. the factor ½ (``half``); 2. the label in the Fisher
     (``label``), by default the expectation over all active labels, which is the Fisher itself; 3. the gradient is
-    squared per sample, or per batch of ``fisher_batch`` samples: that is what avalanche-lib's EWC does, and much
-    smaller; 4. one term per task as in the paper, or one sum of Fishers, decayed, around the last weights (``terms``:
-    Huszár 2018, Schwarz et al. 2018). The terms of all tasks are kept as one, Σ_t F_t (θ - θ*_t)² =
-    (Σ_t F_t) (θ - θ̄)² + constant with θ̄ their weighted mean, so neither memory nor time grow with the tasks.
+    squared per sample, or per batch of ``fisher_batch`` samples, which is much smaller: that is what avalanche-lib's
+    EWC does, with the true label (of the expectation it would be the Fisher over ``fisher_batch``); 4. one term per
+    task as in the paper, or one sum of Fishers, decayed, around the last weights (``terms``: Huszár 2018, Schwarz et
+    al. 2018). The terms of all tasks are kept as one, Σ_t F_t (θ - θ*_t)² = (Σ_t F_t) (θ - θ̄)² + constant with θ̄
+    their weighted mean, so neither memory nor time grow with the tasks.
     """
 
     strength: float = option(100.0, "λ, the weight of the penalty", ge=0)
@@ -39,6 +41,12 @@ class EWC(Strategy):
     fisher_batch: int = option(1, "rows whose gradient is averaged before it is squared; 1 is the Fisher", ge=1)
     terms: Literal["each", "last"] = option("each", "one term per task, or all importance around the last weights")
     decay: float = option(1.0, "factor on the earlier tasks' Fisher when a task is added", ge=0, le=1)
+
+    def check(self) -> None:
+        """A batch's gradient is of one label for each sample."""
+        if self.fisher_batch > 1 and self.label == "expected":
+            raise BadOption(f"ewc: fisher_batch={self.fisher_batch} squares the gradient of one label for each sample, "
+                            "and label=expected takes all; give label=true, sampled or argmax")  # fmt: skip
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``fisher``: Σ F (P,); ``anchor``: θ̄ (P,)."""

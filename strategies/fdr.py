@@ -44,6 +44,11 @@ class FDR(Strategy):
     distance: Literal["norm", "root", "square"] = option("norm", "how the distance is estimated from samples")
     rounding: float = option(0.0001, "ε, which rounds a norm off near 0: √(s + ε²) - ε for √s", gt=0, le=1)
 
+    def check(self) -> None:
+        """A square has a gradient of its own near 0."""
+        if self.distance == "square":
+            self.check_unused("with distance=square", "rounding")
+
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows`` (capacity,), -1 where empty, and their ``outputs`` (capacity, K)."""
         return {

@@ -49,6 +49,11 @@ class GEM(Rehearsal):
     samples: int | None = option(None, "stored samples of each past task in a step; none: all", ge=1, le=1_000_000)
     rehearse: bool = option(False, "whether stored samples also join the epochs")
 
+    def check(self) -> None:
+        """Stored samples are repeated where they join the epochs."""
+        if not self.rehearse:
+            self.check_unused("without rehearse=true", "repeat")
+
     def has(self, hook: str) -> bool:
         """The rows of an epoch are its own only where it rehearses."""
         return super().has(hook) and (hook != "rows" or self.rehearse)

@@ -58,7 +58,9 @@ class HAT(Gating):
     6. an epoch has as many rows as the task; where it has fewer (``last=drop``) s reaches s_max one step late, in the
     next epoch's first, and where it has more (a part of a chain that adds some) its end is not seen; where it is one
     batch, B = 1, s is 1/s_max in the first step and s_max in the others; 7. in a chain, a part that looks at the
-    network when a task ends (EWC's Fisher) sees it at the s of the next step, not at s_max.
+    network when a task ends (EWC's Fisher) sees it at the s of the next step, not at s_max; 8. σ is rounded to 1 where
+    s e is above 17 (in float64 37), and its gradient to 0, as in the authors' code: a gate that is open so far stays as
+    it is, while one that is closed as far, whose σ is a small number, can still be opened.
     """
 
     memory_grows_with: ClassVar[Growth] = "tasks"

@@ -97,6 +97,11 @@ class ICaRL(Means):
         """Not with another loss."""
         return self.outputs == "softmax"
 
+    def check(self) -> None:
+        """What is summed over outputs may be averaged."""
+        if self.outputs == "softmax":
+            self.check_unused("with outputs=softmax", "reduce")
+
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for an exemplar of each class."""
         super().suits(stream, net)
@@ -132,7 +137,7 @@ class ICaRL(Means):
         label = (batch.y[:, None] == torch.arange(answers.shape[1], device=batch.y.device)).to(answers.dtype)
         targets, counted = torch.where(old, torch.sigmoid(answers.detach()), label), active | old
         terms = sigmoid_targets(out.logits, targets, counted, batch.weight)
-        return terms if self.reduce == "sum" else terms / (counted.sum() / len(counted))
+        return terms if self.reduce == "sum" else terms / (counted.sum().to(terms.dtype) / len(counted))
 
     def scores(self, memory: Memory, features: Tensor) -> Tensor:
         """-‖φ(x) - μ_y‖."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from continual.errors import BadOption
 from continual.learning.models import Out
 from continual.learning.projection import drawn
 from continual.learning.strategy import Batch, Memory, cross_entropy, gradient_and_more
@@ -45,6 +46,12 @@ class MIR(Online):
         "joint", "one loss of all samples, or that of batch and stored ones added"
     )
     past: bool = option(False, "whether only samples of past tasks are candidates")
+
+    def check(self) -> None:
+        """Candidates are more than what is chosen of them."""
+        if self.candidates is not None and self.samples is not None and self.candidates < self.samples:
+            raise BadOption(f"MIR: of candidates={self.candidates} not samples={self.samples} can be chosen; give as "
+                            "many candidates or more")  # fmt: skip
 
     @property
     def first_task_like_finetuning(self) -> bool:  # type: ignore[override]
@@ -95,10 +102,10 @@ class MIR(Online):
         return losses(torch.sub(theta, gradient, alpha=self.rate)) - losses(theta)
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
-        """Of all samples alike, or that of the batch and that of the stored ones added."""
+        """Of all samples alike, or that of the batch and that of what joined it added."""
         if self.combine == "joint" or batch.weight is None:
             return super().loss(net, theta, memory, batch, out, task)
         logits = task.active(out.logits, batch.task)
-        own, stored = slice(batch.own), batch.joined
-        parts = [cross_entropy(logits[part], batch.y[part], batch.weight[part]) for part in (own, stored)]
+        own, joined = slice(batch.own), slice(batch.own, None)
+        parts = [cross_entropy(logits[part], batch.y[part], batch.weight[part]) for part in (own, joined)]
         return parts[0] + parts[1]

@@ -53,6 +53,11 @@ class PackNet(Strategy):
     retrain_lr: float = option(0.001, "learning rate of these epochs", ge=0)
     retrain_batch: int = option(128, "rows in a batch of these epochs", ge=1, le=10_000_000)
 
+    def check(self) -> None:
+        """Kept weights are trained again."""
+        if not self.retrain:
+            self.check_unused("with retrain=0", "retrain_lr", "retrain_batch")
+
     def suits(self, stream: Stream, net: Net) -> None:
         """Tasks are told, and there are weights before the head."""
         super().suits(stream, net)

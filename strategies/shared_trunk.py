@@ -31,6 +31,11 @@ class SharedTrunk(Strategy):
     trunk: Literal["trained", "slowed", "frozen"] = option("slowed", "what becomes of the trunk after the first task")
     rate: float = option(0.1, "how far a slowed trunk moves in a step, of what the optimiser says", ge=0, le=1)
 
+    def check(self) -> None:
+        """A trunk that is slowed has a rate."""
+        if self.trunk != "slowed":
+            self.check_unused(f"with trunk={self.trunk}", "rate")
+
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rate`` (P,): how far each parameter moves."""
         return {"rate": torch.ones_like(theta)}

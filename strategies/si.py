@@ -38,6 +38,10 @@ class SI(Strategy):
         """``path``: ω of this task; ``importance``: Ω; ``anchor``: θ*, where this task began. (P,) each."""
         return {"path": torch.zeros_like(theta), "importance": torch.zeros_like(theta), "anchor": theta.clone()}
 
+    def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """The task begins where the last one ended, or where another part of a chain has set θ since."""
+        return theta, memory | {"anchor": theta}
+
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """c Σ_i Ω_i (θ_i - θ*_i)²."""
         return self.strength * pull(theta, memory["anchor"], memory["importance"])

@@ -960,3 +960,48 @@ def test_what_cannot_be_compared_says_why(
     monkeypatch.chdir(stored.out)
     refused = invoke("compare", *words)
     assert refused.exit_code == 2 and message in refused.stderr
+
+
+FAILS = """
+from dataclasses import dataclass
+
+from continual import Strategy
+
+
+@dataclass(frozen=True)
+class Fails(Strategy):
+    \"\"\"It fails in its second task.\"\"\"
+
+    def before_task(self, net, theta, memory, task):
+        if not task.first:
+            raise KeyError("forgotten")
+        return theta, memory
+
+
+@dataclass(frozen=True)
+class Counts(Strategy):
+    \"\"\"Its memory is no tensor.\"\"\"
+
+    def init(self, net, theta, stream):
+        return {"n": 0}
+"""
+
+
+def test_a_strategy_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_mine.py").write_text(FAILS)
+    words = ["--seeds", 1, "--epochs", 1, "--out", "runs", "--model", "mlp:layers=4"]
+    done = invoke("run", "split-digits:limit=5", "finetune", "failing_mine:Fails", "l2", *words)
+    assert isinstance(done.exception, KeyError)
+    assert "failing_mine:Fails: KeyError: 'forgotten'; the other strategies go on" in done.stderr
+    assert "finetune" in done.stdout and "l2" in done.stdout and "Fails" not in done.stdout
+    assert len(list((tmp_path / "runs").glob("*/*/run.json"))) == 2
+    alone = invoke("run", "split-digits:limit=5", "failing_mine:Counts", *words)
+    assert alone.exit_code == 2 and "Counts.init gives memory whose 'n' is a int; it takes tensors" in alone.stderr
+
+
+@pytest.mark.parametrize("format", ["latex", "csv", "json"])
+def test_matrices_are_not_printed_behind_what_programs_read(stored: Stored, format: str) -> None:
+    done = invoke("show", stored.out, "--matrix", "--format", format)
+    assert done.exit_code == 2 and not done.stdout and f"--format {format} is not; give one of the two" in done.stderr

@@ -140,6 +140,15 @@ class NewName(L2):
 
 
 @dataclass(frozen=True)
+class Peeks(L2):
+    """It takes the rows of tests for rows of the training table."""
+
+    def after_task(self, net: Net, theta: torch.Tensor, memory: Memory, task: Task) -> tuple[torch.Tensor, Memory]:
+        task.samples.images(task.test, theta.dtype)
+        return super().after_task(net, theta, memory, task)
+
+
+@dataclass(frozen=True)
 class Rereads(L2):
     """Replays rows of the first task without having stored them."""
 
@@ -384,6 +393,7 @@ BAD: dict[type[Strategy], dict[str, str]] = {
     Growing: {PURE: r"after_task gives a memory of another form than init did: .*anchors.*\(1, 166\)"},
     OtherType: {PURE: r"after_task gives a memory of another form than init did: .*anchor.*float32"},
     NewName: {PURE: "after_task gives a memory of another form than init did: .*last"},
+    Peeks: {READS: r"row \d+ is read, which is neither the task's nor in memory"},
     Rereads: {READS: r"row \d+ is read, which is neither the task's nor in memory"},
     LooksAhead: {READS: "row 24 is read, which is neither the task's nor in memory"},
     HiddenRows: {READS: r"row \d+ is read, which is neither the task's nor in memory"},

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,45 @@ def test_the_real_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert same(load("mnist", tmp_path), data), "from the packed file alone"
     with contextlib.suppress(OSError):
         (tmp_path / "packed" / "mnist" / "original.safetensors").unlink()  # 55 MB
+
+
+Y4 = [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"x": np.ma.masked_equal(np.arange(16.0).reshape(4, 4), 3)}, "some of it is masked"),
+        ({"y": np.ma.masked_equal([0, 1, 0, 1], 1)}, "some of it is masked"),
+        ({"x": np.zeros((4, 8, 10, 3), np.uint8)}, "with the channels last"),
+        ({"x": np.zeros((4, 8, 8, 4), np.uint8)}, "with the channels last"),
+        ({"x": torch.zeros(4, 4).to_sparse()}, "sparse or nested"),
+        ({"classes": ["a", "a"]}, "classes names 'a' twice"),
+        ({"top": "a"}, "top was given a"),
+    ],
+)
+def test_what_would_be_misread_is_refused(given: dict[str, Any], told: str) -> None:
+    usual: dict[str, Any] = {"x": np.zeros((4, 4), np.float32), "y": Y4}
+    with pytest.raises(BadData, match=told):
+        named = usual | given
+        Data.from_arrays(named["x"], named["y"], named["x"], named["y"], "mine", named.get("classes"), named.get("top"))
+
+
+def test_floats_that_look_like_levels_are_told_of() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (4, 1, 5, 5)).astype(np.float32)
+    with pytest.warns(Notice, match=r"whole numbers from .* are shown as they are; give top=255"):
+        assert Data.from_arrays(levels, Y4, levels, Y4).top == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Data.from_arrays(levels, Y4, levels, Y4, top=255).top == 255
+        Data.from_arrays(levels / 255, Y4, levels / 255, Y4)
+        Data.from_arrays(levels.round().reshape(4, -1), Y4, levels.reshape(4, -1), Y4)
+
+
+def test_a_dataset_of_mappings_and_one_of_large_labels_are_refused() -> None:
+    one = [{"x": torch.zeros(3), "y": 0}]
+    with pytest.raises(BadData, match=r"sample 0 is no pair .*it is \{'x'"):
+        Data.from_datasets(one, one)
+    huge = [(torch.zeros(3), 2**70)]
+    with pytest.raises(BadData, match=r"the label of sample 0 is .*; it takes one of 64 bits"):
+        Data.from_datasets(huge, huge)

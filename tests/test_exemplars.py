@@ -215,6 +215,17 @@ def test_fewer_slots_than_classes_hold_at_most_one_of_each(capacity: int) -> Non
             assert len(found) == capacity, "no slot stays empty"
 
 
+def test_of_more_classes_than_slots_those_of_each_task_have_one_equally_often() -> None:
+    seeds, times, stream = 600, Counter[int](), small_stream(0)
+    for seed in range(seeds):
+        stored = empty(2, torch.zeros(1))
+        for index, task in enumerate(stream.tasks):
+            stored = balanced(stored, task.train, task.samples, key(seed, task=index))
+        times.update(stream.samples.y[stored].tolist())
+    p = 2 / 6
+    assert all(abs(times[y] - seeds * p) < 4 * (seeds * p * (1 - p)) ** 0.5 for y in range(6)), times
+
+
 def test_rows_are_chosen_at_random_and_equally_often() -> None:
     seeds, times = 1000, Counter[int]()
     later = Counter[int]()

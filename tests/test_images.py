@@ -1002,3 +1002,47 @@ def test_channels_are_normalised_each_by_its_own() -> None:
         [0.229, 0.224, 0.225]
     )[:, None, None].double()
     torch.testing.assert_close(known, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_of_images_that_are_no_levels_is_refused_and_what_stands_for_1_is_part_of_it(tmp_path: Path) -> None:
+    """Else floats are cut off at 0 and 1, and what was packed of other levels is taken for these."""
+    y = [0, 1, 0, 1]
+    levels = np.arange(4 * 16, dtype=np.uint8).reshape(4, 1, 4, 4) % 17
+    shown = []
+    for top in (16, 255, 32):
+        parts = [Data.from_arrays(levels, y, levels, y, name, top=top) for name in ("a", "b")]
+        shown.append(int(sets.load_joined(parts, 4, tmp_path).x.max()))
+    assert shown == [255, 16, round(255 / 2)]
+    outside = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 1, 4, 4)
+    fine = Data.from_arrays(levels, y, levels, y, "a", top=16)
+    with pytest.raises(
+        BadData, match=r"b: images of a sequence have pixels from 0 .* here 1, and these go from -1 to 1"
+    ):
+        joined([fine, Data.from_arrays(outside, y, outside, y, "b")], 4)
+
+
+def test_a_sequence_of_a_benchmark_whose_file_changed_is_of_what_is_there(tmp_path: Path) -> None:
+    y = np.arange(8) % 2
+
+    class Own(cl.benchmarks.SplitDigits):
+        def load(self, root: Path) -> Data:
+            x = np.load(tmp_path / "mine.npy")
+            return Data.from_arrays(x, y, x, y, "mine")
+
+    seen = []
+    for level in (10, 200):
+        np.save(tmp_path / "mine.npy", np.full((8, 1, 4, 4), level, np.uint8))
+        look_again()
+        made = Sequence.of([Own(tasks=1), Own(tasks=1)], size=4)
+        seen.append((int(made.stream(0, tmp_path).samples.pixels.max()), made.facts(tmp_path)["sha256"]))
+    assert [level for level, _ in seen] == [10, 200] and seen[0][1] != seen[1][1]
+
+
+def test_a_file_that_a_list_has_in_two_classes_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "val"
+    folder.mkdir()
+    (folder / "val_annotations.txt").write_text("a.png\tcat \nb.png\tdog\na.png\tcat\n")
+    assert images.class_folders(folder) == ["cat", "dog"]
+    (folder / "val_annotations.txt").write_text("a.png\tcat\nb.png\tdog\na.png\tdog\n")
+    with pytest.raises(BadData, match=r"has a\.png in two classes, cat and dog"):
+        images.class_folders(folder)

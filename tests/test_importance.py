@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from continual import config
-from continual.conformance import small_stream
+from continual.conformance import TRAINING, learners_of, small_stream
 from continual.learning import importance
 from continual.learning.models import LinearNet, Out
-from continual.learning.strategy import cross_entropy
+from continual.learning.step import Program
+from continual.learning.strategy import Chain, cross_entropy
+from continual.learning.train import schedule
+from continual.strategies import SI
+from continual.strategies.cwr import CWRStar
 from continual.streams.rng import Key, key
 from continual.streams.stream import Task
 
@@ -345,3 +349,24 @@ def test_the_largest_and_the_smallest_draw_take_an_active_label() -> None:
         chosen = p.gather(1, labels[:, None]).squeeze(1)
         wrong = int((chosen == 0).sum())
         assert wrong == 0, f"{wrong} of {len(p)} draws chose a label of probability 0, such as {int(labels.max())}"
+
+
+def test_the_way_that_a_task_went_begins_where_another_part_has_set_theta() -> None:
+    """CWR* sets the head between tasks, which is no way that the task went."""
+    si = SI(strength=0.5, damping=0.01)
+    group = learners_of(Chain((CWRStar(trunk="always"), si)), [0])
+    ends = []
+    for index in range(2):
+        rows = group.begin(index)
+        start = group.theta.clone()
+        batches = schedule(rows, TRAINING, group.seed, index)
+        program = Program(group, index, batches)
+        for number, batch in enumerate(batches):
+            program(number, batch)
+        path, before = group.memory["1/path"].clone(), group.memory["1/importance"].clone()
+        end = group.theta.clone()
+        group.end(index)
+        wanted = before + path / ((group.theta - start).square() + si.damping)
+        torch.testing.assert_close(group.memory["1/importance"], wanted)
+        ends.append((start, end))
+    assert not torch.equal(ends[1][0], ends[0][1]), "it begins elsewhere than the last one ended"

@@ -526,15 +526,15 @@ def test_evaluation_asks_for_one_task_at_a_time_where_that_is_less(
         return usual(self, *given)
 
     monkeypatch.setattr(PackNet, "used", used)
-    monkeypatch.setattr(group, "rows_at_once", 5)
+    monkeypatch.setattr(group, "rows_at_once", 6)
     found = []
     for by_task in (True, False):
         monkeypatch.setattr(PackNet, "answers_by_task", by_task)
         asked.clear()
         found.append((Evaluation(group, "test_samples", rows)(2), len(asked)))
     assert torch.equal(found[0][0].nan_to_num(), found[1][0].nan_to_num())
-    batches = sum(-(-len(one) // 5) for one in rows[0])
-    whole = -(-sum(len(one) for one in rows[0]) // 5)
+    batches = sum(-(-len(one) // 6) for one in rows[0])
+    whole = -(-sum(len(one) for one in rows[0]) // 6)
     assert (found[0][1], found[1][1]) == (batches, 3 * whole)
 
 
@@ -554,7 +554,7 @@ def test_a_task_that_is_not_learnt_is_answered_with_free_weights_too() -> None:
     alone.end(1)
 
 
-@pytest.mark.parametrize(("epochs", "rate", "size"), [(0, 0.01, 7), (3, 0.02, 7), (1, 0.01, 128)])
+@pytest.mark.parametrize(("epochs", "rate", "size"), [(0, 0.001, 128), (3, 0.02, 7), (1, 0.01, 128)])
 def test_retraining_is_a_plain_loop_over_the_kept_weights(epochs: int, rate: float, size: int) -> None:
     strategy, task, theta = PackNet(retrain=epochs, retrain_lr=rate, retrain_batch=size), STREAM.tasks[1], vector(5)
     memory = strategy.init(NET, theta, STREAM)
@@ -664,7 +664,7 @@ def test_the_bounds_lie_where_they_should() -> None:
         last_row(one) for one in (Finetune(), FromScratch(), Cumulative(), Joint(), Joint(every=False))
     )
     for upper in (cumulative, joint, offline):
-        assert upper[-1].mean() > 0.9 and upper[-1].mean() > finetune[-1].mean() + 0.3
+        assert upper[-1].mean() > 0.85 and upper[-1].mean() > finetune[-1].mean() + 0.3
     assert torch.equal(joint[-1], offline[-1])
     assert (scratch[-1, :2] == 0).all() and scratch[-1, 2] > 0.9, "what came before is not in the network"
     assert (offline[:-1] == offline[0]).all() and torch.equal(offline[0], joint[0])

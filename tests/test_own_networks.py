@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 import continual as cl
+from continual import ready
 from continual.conformance import TRAINING, small_stream, suited_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import modules, norms
@@ -589,3 +591,58 @@ def test_vectors_have_no_channels_that_could_be_last(seeds: int) -> None:
     stream = Stream.from_arrays(x, y, x, y, tasks=2, scenario="class")
     found = cl.run(stream, "finetune", model=OfSignals(), seeds=seeds, batch=10, epochs=1)
     assert np.isfinite(found.arrays["loss"]).all()
+
+
+@dataclass(frozen=True)
+class Encoder(Configured):
+    """PyTorch's own transformer with its defaults, of which it has a faster way in evaluation."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> modules.ModuleNet:
+        """See ``continual.learning.models``."""
+
+        def make() -> modules.Headed:
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            rows = nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (8, 8)), nn.Flatten(1, 2))
+            return modules.Headed(nn.Sequential(rows, layer, nn.Flatten()), 64, units)
+
+        return modules.ModuleNet(make)
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "lwf", "icarl:capacity=20", "bic:capacity=40"])
+def test_attention_is_the_same_operations_in_a_recorded_step(strategy: str) -> None:
+    usual = torch.backends.mha.get_fastpath_enabled()
+    found = [
+        cl.run("split-digits:limit=20,tasks=2", strategy, seeds=1, epochs=9, batch=16, model=Encoder(), program=program)
+        for program in ("auto", "eager")
+    ]
+    assert found[0].record["program"].startswith("captured")
+    np.testing.assert_array_equal(found[0].arrays["loss"], found[1].arrays["loss"])
+    np.testing.assert_array_equal(found[0].accuracy, found[1].accuracy)
+    assert torch.backends.mha.get_fastpath_enabled() is usual
+
+
+@dataclass(frozen=True)
+class Rolls(Configured):
+    """A network whose answers are random in evaluation, too, where it is ``forgotten`` to ask."""
+
+    forgotten: bool = cl.option(True, "whether it drops whatever it is done for")
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> modules.ModuleNet:
+        """See ``continual.learning.models``."""
+        forgotten = self.forgotten
+
+        class Dropped(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.dropout(x.flatten(1), 0.5, training=forgotten or self.training)
+
+        return modules.ModuleNet(lambda: modules.Headed(nn.Sequential(Dropped(), nn.Linear(64, 8)), 8, units))
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_network_that_answers_otherwise_each_time_is_told_of(forgotten: bool) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        stream = cl.benchmarks.SplitDigits(limit=5).stream(0)
+        ready.network(Rolls(forgotten=forgotten), stream)
+    said = [str(one.message) for one in told if "gives something else each time in evaluation" in str(one.message)]
+    assert len(said) == forgotten

@@ -39,8 +39,9 @@ def test_runs_of_some_seeds_and_of_others_are_that_of_all(tmp_path: Path) -> Non
         assert one.arrays.keys() == other.arrays.keys()
         for name, values in one.arrays.items():
             np.testing.assert_array_equal(values, other.arrays[name], err_msg=name)
-    seconds = sum(one.record["time"]["seconds"] for one in parts[:3])
-    assert found[0].record["time"]["seconds"] == pytest.approx(seconds)
+    assert "time" not in found[0].record, "seed 2 was trained twice"
+    (both,) = pooled(parts[:2])
+    assert both.record["time"]["seconds"] == pytest.approx(sum(one.record["time"]["seconds"] for one in parts[:2]))
 
     def said(*words: str) -> Any:
         done = CliRunner().invoke(cli.main, [*words])
@@ -114,6 +115,11 @@ def test_how_runs_were_computed_is_said_where_all_were_so() -> None:
 def test_what_differs_in_more_stays_apart() -> None:
     found = [made([1]), made([2], code={"mine": "0" * 64}), made([3], strategy=[{"name": "other"}])]
     assert pooled(found) == found
+
+
+def test_seeds_of_other_data_stay_apart() -> None:
+    found = [made([1], data={"sha256": "a"}), made([2], data={"sha256": "b"}), made([3], data={"sha256": "a"})]
+    assert [one.seeds for one in pooled(found)] == [[1, 3], [2]]
 
 
 def test_an_array_that_not_all_have_is_left_out() -> None:

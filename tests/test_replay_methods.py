@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import continual as cl
 from continual import config
 from continual.conformance import TRAINING, check, learners_of, small_stream
-from continual.errors import BadChain
+from continual.errors import BadChain, BadOption
 from continual.learning.models import MLP, Gated, LinearNet, Net, Out
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
@@ -543,8 +544,10 @@ def test_mir_draws_its_candidates_without_replacement() -> None:
         for candidates in (None, 5, 8, 2)
     }
     assert firsts[None] == firsts[5] and len(firsts[8]) == 1 and firsts[8] < firsts[5] <= firsts[2]
-    fewer = MIR(samples=9, candidates=4).batch(NET, theta, memory_of(*STORED), batch_of(task), task)
+    fewer = MIR(candidates=4).batch(NET, theta, memory_of(*STORED), batch_of(task), task)
     assert len(fewer.row) == 5 + 4, "no more can join than there are candidates"
+    with pytest.raises(BadOption, match="MIR: of candidates=4 not samples=9 can be chosen"):
+        MIR(samples=9, candidates=4)
 
 
 def test_mir_of_past_tasks_alone() -> None:
@@ -844,3 +847,29 @@ def test_each_part_of_a_chain_knows_what_it_has_joined(text: str, wanted: dict[s
     for (path, (first, last)), part in zip(wanted.items(), chain.parts, strict=True):
         per_sample = shares[path] / max(last - first, 1)
         assert per_sample == pytest.approx(0 if "DER" in type(part).__name__ or first == last else own / 5)
+
+
+@pytest.mark.parametrize("first", ["er-ace", "mir:combine=sum", "mir"])
+def test_what_another_part_of_a_chain_joins_is_learnt(first: str) -> None:
+    def losses(chain: str) -> list[float]:
+        run = cl.run("split-digits:limit=12,tasks=3", chain, seeds=1, epochs=1, batch=16, model="mlp:layers=8")
+        return run.arrays["loss"][0].tolist()  # type: ignore[no-any-return]
+
+    alone, few, many = losses(first), losses(f"{first}+replay:capacity=6"), losses(f"{first}+replay:capacity=60")
+    assert alone != few != many != alone
+
+
+@pytest.mark.parametrize(
+    ("strategy", "told"),
+    [
+        ("gem:repeat=once", "repeat=once does nothing without rehearse=true"),
+        ("fdr:distance=square,rounding=0.1", "rounding=0.1 does nothing with distance=square"),
+        ("icarl:outputs=softmax,reduce=mean", "reduce=mean does nothing with outputs=softmax"),
+        ("shared-trunk:trunk=frozen,rate=0.5", "rate=0.5 does nothing with trunk=frozen"),
+        ("packnet:retrain=0,retrain_lr=0.1", "retrain_lr=0.1 does nothing with retrain=0"),
+        ("ewc:fisher_batch=4", "and label=expected takes all; give label=true, sampled or argmax"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(strategy: str, told: str) -> None:
+    with pytest.raises(BadOption, match=told):
+        config.make_strategy(strategy)

@@ -126,6 +126,19 @@ def test_cells_that_were_not_asked_for_are_not_run(tmp_path: Path) -> None:
     assert "not run 2" in done.stdout and done.stdout.count("not run") == 1, "counted, and left out"
 
 
+def test_cells_that_were_not_chosen_are_not_judged(tmp_path: Path) -> None:
+    given = [written(tmp_path), "--out", str(tmp_path / "out")]
+    assert typed(*given).exit_code == 1, "one of them differs"
+    done = typed(*given, "--row", "fine-tuning", "--column", "task")
+    assert done.exit_code == 0 and "Of 3 cells: reproduced 1, not run 2." in done.stdout and "L2" not in done.stdout
+
+
+def test_a_metric_without_a_value_is_no_cell_that_was_not_run(tmp_path: Path) -> None:
+    rows = {"A": {"strategy": "finetune", "benchmark": {"tasks": 1}, "cells": {"task": "50 ± 5"}}}
+    done = typed(written(tmp_path, rows=rows, metric="forgetting"), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 2 and "A, task: the metric forgetting has no value here" in done.stderr
+
+
 def test_jobs_give_the_same_numbers(tmp_path: Path) -> None:
     table = reproduction.read(written(tmp_path))
     cell, seeds = table.cells[0], [0, 1]

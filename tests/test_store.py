@@ -385,3 +385,18 @@ def test_nothing_to_find_says_what_to_type(tmp_path):
     (tmp_path / "report.html").write_text("a report")
     with pytest.raises(BadFolder, match=r"report\.html is a file, and no folder of runs"):
         store.find(tmp_path / "report.html")
+
+
+def test_a_run_that_was_put_in_another_ones_place_is_not_taken_for_it(tmp_path):
+    """Its folder's name says what it is asked for by, and its record what it is."""
+    one, other = result("ewc"), result("si")
+    place = store.save(one, tmp_path)
+    shutil.rmtree(store.save(other, tmp_path))
+    shutil.copytree(place, store.folder(tmp_path, other.record))
+    with pytest.raises(BadFolder, match="has another run, ewc, whose strategy is not the one that the folder's name"):
+        store.lookup(tmp_path, other.record)
+    with pytest.raises(BadFolder, match="has another run, ewc"):
+        store.save(other, tmp_path)
+    assert store.lookup(tmp_path, one.record).name == "ewc"
+    store.save(other, tmp_path, replace=True)
+    assert store.lookup(tmp_path, other.record).name == "si"

@@ -20,6 +20,7 @@ from continual.errors import BadData, BadOption, BadStream
 from continual.learning.models import MLP
 from continual.streams.benchmark import Benchmark, Sequence
 from continual.streams.data import Data, joined
+from continual.streams.given import Given
 from continual.streams.placement import place
 from continual.streams.rng import key
 from continual.streams.stream import Split, Stream, Task, _first, class_order, permuted, rotated, set_aside, split
@@ -151,7 +152,9 @@ class Beyond(Split):
 def test_places_that_are_none_are_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [[0, 1, 2], [] if wrong is None else [3, wrong]]
     monkeypatch.setattr(Beyond, "groups", lambda *given: groups)
-    with pytest.raises(BadStream, match=r"Beyond\.groups gives .*; each task takes one number or more, from 0 to 4"):
+    with pytest.raises(
+        BadStream, match=r"Beyond\.groups gives .*; it takes a list for each task of one number or more f"
+    ):
         Beyond(tasks=2).build(data())
 
 
@@ -362,20 +365,24 @@ def test_quarter_turns_are_those_of_rot90() -> None:
         )
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (3, 7), (6, 4)])
 @pytest.mark.parametrize("angle", [30, 45, 200])
-def test_a_turn_by_any_angle_is_bilinear_with_black_outside(angle: int) -> None:
-    source = data(size=5)
+def test_a_turn_by_any_angle_is_bilinear_with_black_outside(angle: int, shape: tuple[int, int]) -> None:
+    y, (height, width) = np.repeat(np.arange(2), 3), shape
+    x, x_test = np.random.default_rng(0).integers(0, 256, (2, len(y), 1, height, width), dtype=np.uint8)
+    source = Data.from_arrays(x, y, x_test, y)
     stream = rotated(source, angles=(0, angle))
     shown = pictures(stream, stream.tasks[1].train)
     image, a = source.x.numpy() / 255, np.deg2rad(angle)
 
     def pixel(n: int, i: int, j: int) -> float:
-        return float(image[n, 0, i, j]) if 0 <= i < 5 and 0 <= j < 5 else 0.0
+        return float(image[n, 0, i, j]) if 0 <= i < height and 0 <= j < width else 0.0
 
-    for n, i, j in itertools.product(range(3), range(5), range(5)):
+    for n, i, j in itertools.product(range(3), range(height), range(width)):
         # counter-clockwise with y upwards: the source of a place is the place turned back
-        x, y = j - 2, 2 - i
-        u, v = np.cos(a) * x + np.sin(a) * y + 2, 2 - (-np.sin(a) * x + np.cos(a) * y)
+        right, up = j - (width - 1) / 2, (height - 1) / 2 - i
+        u = np.cos(a) * right + np.sin(a) * up + (width - 1) / 2
+        v = (height - 1) / 2 - (-np.sin(a) * right + np.cos(a) * up)
         left, top = int(np.floor(u)), int(np.floor(v))
         wanted = sum(
             pixel(n, top + di, left + dj) * (1 - abs(v - top - di)) * (1 - abs(u - left - dj))
@@ -714,3 +721,100 @@ def test_what_a_transform_returns_is_not_written_over(normalize: str) -> None:
     samples, before = dataclasses.replace(stream.samples, transforms=(Kept(table),)), table.clone()
     first, again = (samples.images(torch.arange(5), torch.float32) for _ in range(2))
     assert torch.equal(first, again) and torch.equal(table, before)
+
+
+# ---- classes that come again, and what is refused
+
+
+@dataclass(frozen=True)
+class Again(Split):
+    """Tasks that share a class, as whatever ``given`` says."""
+
+    def groups(self, classes: int, seed: int, name: str) -> Any:
+        return GIVEN[0]
+
+
+GIVEN: list[Any] = [None]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_class_of_two_tasks_has_one_unit_where_classes_have_units(scenario: str) -> None:
+    GIVEN[0] = [[0, 1], [1, 2, 3]]
+    source = data()
+    stream = Again(tasks=2, scenario=scenario).build(source)
+    units = {"class": {0: [0, 1], 1: [1, 2, 3]}, "task": {0: [0, 1], 1: [2, 3, 4]}, "domain": {0: [0, 1], 1: [0, 1, 2]}}
+    for task in stream.tasks:
+        assert task.own_units.nonzero().flatten().tolist() == units[scenario][task.index]
+        labels = source.y[stream.samples.image[task.train]].tolist()
+        of = dict(zip(GIVEN[0][task.index], units[scenario][task.index], strict=True))
+        assert stream.samples.y[task.train].tolist() == [of[label] for label in labels]
+    for made_anew in (permuted(source, tasks=2, scenario=scenario), rotated(source, angles=(0, 90), scenario=scenario)):
+        assert made_anew.units == (5 if scenario == "domain" else 10), (
+            "of an image that is shown otherwise it is another"
+        )
+
+
+def test_groups_may_be_anything_that_is_gone_through() -> None:
+    wanted = [[0, 1, 2], [3, 4]]
+    for given in (np.array_split(np.arange(5), 2), (part for part in wanted), [range(3), torch.arange(3, 5)]):
+        GIVEN[0] = given
+        assert [classes_of(task) for task in Again(tasks=2).build(data()).tasks] == wanted
+    for wrong in (None, 5, [], [[0, 0], [1]], [[0], ["1"]], [[0, 1], 3]):
+        GIVEN[0] = wrong
+        with pytest.raises(BadStream, match=r"Again\.groups gives .*; it takes a list for each task"):
+            Again(tasks=2).build(data())
+
+
+def test_a_stream_in_which_something_was_replaced_is_not_made_anew_in_silence() -> None:
+    stream = made(tasks=2)
+    assert len(cl.run(stream, epochs=1, model="mlp:layers=4").accuracy[0, 0]) == 2
+    for changed in (dataclasses.replace(stream, tasks=stream.tasks[:1]),
+                    stream.with_samples(stream.samples, stream.test_samples)):  # fmt: skip
+        with pytest.raises(BadStream, match="something was replaced in this stream after it was made"):
+            cl.run(changed, epochs=1, model="mlp:layers=4")
+
+
+def test_pixels_of_colours_are_not_permuted_where_each_channel_has_its_own_factor() -> None:
+    y = np.arange(8) % 2
+    x = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 4), dtype=np.uint8)
+    source = Data.from_arrays(x, y, x, y)
+    for normalize in ("channel", "imagenet"):
+        with pytest.raises(BadStream, match="permuted tasks take pixels of one channel to another's place"):
+            permuted(source, tasks=2, normalize=normalize)
+    stream = permuted(source, tasks=2, normalize="standard")
+    shown = [np.sort(pictures(stream, task.train).reshape(8, -1)) for task in stream.tasks]
+    np.testing.assert_array_equal(*shown)
+
+
+def test_a_channel_of_one_level_is_refused_whatever_rounding_leaves() -> None:
+    y, x = np.arange(6) % 2, np.random.default_rng(0).integers(0, 256, (6, 3, 5, 5), dtype=np.uint8)
+    for level in range(0, 256, 5):
+        x[:, 1] = level
+        with pytest.raises(BadStream, match="all pixels of a channel are equal"):
+            split(Data.from_arrays(x, y, x, y), tasks=2, normalize="channel")
+    x[0, 1, 0, 0] = 0
+    assert split(Data.from_arrays(x, y, x, y), tasks=2, normalize="channel").samples.channel is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "task_test", "told"),
+    [
+        ([0, 0, 1, 1], [0, 0, 2, 1], "task_test has numbers from 0 to 2; it takes those of tasks that are learnt, 0 "),
+        ([0, 0, 1, 1], [0, 0, -2, 1], "task_test has numbers from -2 to 1"),
+        ([0, -1, 1, 1], [0, 0, 1, 1], "task has numbers from -1 to 1"),
+        ([0, 0, 1, 1], [0], "task_test has 1 number for 4 samples"),
+        ([0, 0, 1], [0, 0, 1, 1], "task has 3 numbers for 4 samples"),
+    ],
+)  # fmt: skip
+def test_given_tasks_are_looked_at(task: Any, task_test: Any, told: str) -> None:
+    x, y = np.zeros((4, 1, 2, 2), np.uint8), [0, 1, 0, 1]
+    source = Data.from_arrays(x, y, x, y)
+    with pytest.raises(BadStream, match=told):
+        Given.of(task, task_test).build(source)
+    assert len(Given.of(np.array([0, 0, 1, 1]), [-1] * 4).build(source).tasks) == 2
+
+
+def test_a_limit_that_leaves_a_task_without_rows_is_named() -> None:
+    x, y = np.zeros((6, 1, 2, 2), np.uint8), [0, 0, 0, 0, 0, 0]
+    with pytest.raises(BadStream, match=r"task 2 .* has 0 training and 6 test rows with limit=2"):
+        Given.of([0, 0, 0, 1, 1, 1], [-1] * 6, limit=2).build(Data.from_arrays(x, y, x, y))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from continual.errors import BadOption, UnknownName
-from continual.results import content, metrics, store, tables
+from continual.results import content, differences, metrics, store, tables
 from continual.results.store import Result
 
 # two seeds, two tasks; rows: untrained, after task 1, 2
@@ -352,3 +352,33 @@ def test_footnotes_name_the_convention_of_each_column_once():
     assert "lower is better (Chaudhry et al. 2018)" in text and text.count("{") == text.count("}")
     tasks = tables.table([result(), result("b")], ["tasks"], "markdown")
     assert tasks.count("<sup>a</sup> accuracy after the last task.") == 1 and "<sup>b</sup>" not in tasks
+
+
+def test_what_is_no_percentage_is_named_beside_percentages():
+    sizes = {"size": {"parameters": [5, 5], "stored_samples_per_task": 0, "train_samples_per_task": 9}}
+    assert "seeds, in %." in " ".join(tables.table([result()], ["average-accuracy"]).split())
+    names = ["average-accuracy", "model-size-efficiency"]
+    made = [result(**sizes), result("si", A + 0.1, **sizes)]
+    assert "in % (but for model size efficiency)" in " ".join(tables.table(made, names).split())
+    assert "in %" not in tables.table(made, names[1:])
+    text = " ".join(differences.table(differences.differences(made, names)).split())
+    assert "In % (but for model size efficiency); differences in points" in text
+
+
+def test_data_that_changed_between_two_runs_is_told_of():
+    """Of a benchmark of one's own that does not say so itself."""
+    group = [result(data={"sha256": "a" * 64}), result("si", A + 0.1, data={"sha256": "b" * 64})]
+    text = " ".join(tables.table(group, ["average-accuracy"]).split())
+    assert "the data of split-digits" in text and "were not the same for all (SHA-256): aaaaaaaa for ewc; bbb" in text
+    assert "not the same" in differences.table(differences.differences(group, ["average-accuracy"]))
+    assert "not the same" not in tables.table(group[:1] * 2, ["average-accuracy"])
+    elsewhere = result("si", benchmark="split-mnist", data={"sha256": "b" * 64})
+    assert "not the same" not in tables.table([group[0], elsewhere], ["average-accuracy"])
+
+
+def test_an_experiment_without_joint_training_has_no_intransigence_beside_one_that_has():
+    group = [result(), result("joint", A + 0.04), result("si", benchmark="split-mnist")]
+    first, second = json.loads(tables.table(group, ["average-accuracy", "intransigence"], "json"))
+    assert first["results"][0]["metrics"]["intransigence"]["mean"] == pytest.approx(0.04)
+    assert second["results"][0]["metrics"]["intransigence"]["mean"] is None
+    assert differences.differences(group, ["intransigence"])

@@ -957,7 +957,7 @@ def test_what_a_trace_lays_out_is_let_go_with_its_task() -> None:
     for _ in group.streams[0].tasks:
         course.learn()
         held.append([sum(map(len, one.batches)) for one in course.traced.evaluations.values()])
-    assert held == [[24], [48], [72]]
+    assert held == [[16], [32], [48]]
 
 
 def test_counts_of_right_answers_are_exact_for_any_number_of_tasks_and_rows() -> None:
@@ -1041,3 +1041,43 @@ def test_that_a_task_is_over_before_it_is_measured_is_told(
     assert len([line for line in lines if f"a task has {3 * epochs} steps, so" in line]) == told
     if every:
         assert result.trace_task is not None and (len(result.trace_task) == 5) is bool(told)
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "slda", "ncm", "cwr*", "icarl:capacity=12", "bic:capacity=24",
+                                      "replay:capacity=6", "ewc"])  # fmt: skip
+def test_a_tasks_last_accuracies_are_of_what_it_has_become(strategy: str) -> None:
+    """Some learn as a task ends; what was measured before that is neither what they know nor what they forget."""
+    result = cl.run("split-digits:limit=12,test_limit=8,tasks=3", strategy, seeds=[0, 1], epochs=2, batch=16,
+                    evaluate_every=2, evaluate_samples=None, model="mlp:layers=8")  # fmt: skip
+    assert result.trace is not None and result.trace_task is not None
+    for index in range(3):
+        last = np.flatnonzero(result.trace_task == index)[-1]
+        np.testing.assert_array_equal(result.trace[:, last, : index + 1], result.accuracy[:, index + 1, : index + 1])
+
+
+def test_sizes_of_batches_that_were_met_are_noted_for_who_goes_on() -> None:
+    """The first of each is not compiled, so that an interrupted run has to know them."""
+    training = short(batch=7, epochs=2)
+    alone = learners(Finetune(), [uneven()], [0], training)
+    batches = schedule(alone.begin(0), training, alone.seed, 0)
+    whole = Program(alone, 0, batches)
+    for number, rows in enumerate(batches[:3]):
+        whole(number, rows)
+    notes = whole.notes()
+    assert notes["known"] == sorted({len(rows) for rows in batches[:3]})
+    other = Program(alone, 0, batches)
+    other.go_on(notes)
+    assert other.later.known == whole.later.known
+    second = Program(alone, 1, schedule(alone.begin(1), training, alone.seed, 1), whole.later)
+    second(0, second_rows := schedule(alone.begin(1), training, alone.seed, 1)[0])
+    assert second.later.known == {len(second_rows)}, "as of who begins there"
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "lwf:strength=1000", "icarl:capacity=12", "der:capacity=12"])
+def test_losses_in_bfloat16_are_sums_in_full(strategy: str) -> None:
+    """The network's numbers have three digits there, and what is made of them has more."""
+    found = [cl.run("split-digits:limit=12,tasks=3", strategy, seeds=1, epochs=3, batch=16, model="mlp:layers=8",
+                    precision=precision).arrays["loss"][0] for precision in ("float32", "bfloat16")]  # fmt: skip
+    assert len(set(found[1].tolist())) > 0.9 * len(found[1]), "not numbers of three digits"
+    assert (found[1] > 0).all()
+    np.testing.assert_allclose(found[1], found[0], rtol=0.1, atol=0.02)

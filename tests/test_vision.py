@@ -636,7 +636,10 @@ def test_weights_without_the_count_of_batches_are_taken_as_older_ones_are(tmp_pa
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: CNN().build((64,), 10), r"cnn takes images of \(channels, height, width\).*not 64"),
+        (
+            lambda: CNN().build((64,), 10),
+            r"cnn takes images of \(channels, height, width\), not samples of 64; use model=mlp$",
+        ),
         (lambda: CNN(channels=(1,) * 4).build((1, 8, 8), 10), "16 or more pixels"),
         (lambda: ResNet18().build((3, 4, 4), 10), "8 or more pixels"),
         (lambda: Torchvision(arch="vit_b_16", weights="new").build((3, 64, 64), 10), "with 224 pixels .* size=224"),

@@ -176,6 +176,8 @@ class Loop:
         if index and not self.learners.recipe.keep_optimizer:
             self.optimizer.state.clear()
         self.theirs.train(experience, eval_streams=[], drop_last=self.training.last == "drop")
+        if self.training.evaluate_every and self.pending:  # a plug-in may have learnt more as the task ended
+            self._measure_trace()
         losses = torch.stack(self.pending) if self.pending else torch.zeros(0, device=self.device)
         self.losses.append(losses.to("cpu", self.dtype))
         bad = (~self.losses[-1].isfinite()).nonzero()
@@ -194,19 +196,22 @@ class Loop:
             group["lr"] = self.learners.recipe.optimizer.lr * factor
         self.watch.step(self.index, self.number, self.total)
         every = epoch if self.training.evaluate_every == "epoch" else self.training.evaluate_every
-        self.due = bool(every) and ((self.number + 1) % int(every or 1) == 0 or self.number + 1 == self.total)
+        self.due = bool(every) and (self.number + 1) % int(every or 1) == 0 and self.number + 1 < self.total
 
     def ended(self, theirs: Any) -> None:
         """A step ended: its loss stays on the device; measure if it is time."""
         self.pending.append(theirs.loss.detach().reshape(()).clone())
         self.steps += 1
         if self.due:
-            for name in self.measured:
-                if name.endswith("trace"):
-                    self.traced.setdefault(name, []).append(self.measure(name, self.index + 1))
-            self.marks.append((self.index, self.steps))
+            self._measure_trace()
         if len(self.pending) == self.training.iterations:
             theirs.stop_training()
+
+    def _measure_trace(self) -> None:
+        for name in self.measured:
+            if name.endswith("trace"):
+                self.traced.setdefault(name, []).append(self.measure(name, self.index + 1))
+        self.marks.append((self.index, self.steps))
 
     def _trace(self) -> dict[str, Tensor]:
         """What was measured between steps, NaN from the step on at which the seed was stopped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,13 +96,16 @@ def balanced(stored: Tensor, rows: Tensor, samples: Samples, key: Key, quota: in
     """The memory after a task: equally many rows of each class of each task so far, chosen at random.
 
     ``quota`` is how many of each; by default the capacity is divided among the classes seen. Kept exemplars were
-    chosen at random already, so a smaller quota keeps the first of each class. Plain Python for between tasks.
+    chosen at random already, so a smaller quota keeps the first of each class. Where there are more classes than slots,
+    chance says which have one, those of all tasks alike. Plain Python for between tasks.
     """
     shuffled = rows[key.permutation("exemplars", len(rows))]
     candidates = torch.cat([stored[stored >= 0], shuffled])
     groups = by_class(candidates, samples)
     each = max(1, len(stored) // len(groups)) if quota is None else quota
     kept = torch.cat([group[:each] for group in groups])
-    if len(kept) > len(stored):  # there are more classes than slots: which have one is left to chance
-        kept = kept[key.permutation("classes", len(kept))][: len(stored)]
+    if len(kept) > len(stored):  # a class has one lot for all tasks, so that those of earlier ones are not drawn again
+        kind = kinds(samples, kept)
+        lots = replace(key, task=0).bits("classes", int(kind.max()) + 1)
+        kept = kept[lots[kind].sort(stable=True).indices][: len(stored)]
     return padded(kept, len(stored))

@@ -141,12 +141,12 @@ class Net:
         return theta[..., : -self.statistics] if self.statistics else theta
 
     def logits(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """The logits (B, K)."""
-        return self.forward(theta, x, tasks).logits
+        """The logits (B, K), in θ's type, whatever arithmetic made them."""
+        return self.forward(theta, x, tasks).logits.to(theta.dtype)
 
     def features(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """What the last layer takes (B, D)."""
-        return self.forward(theta, x, tasks).features
+        """What the last layer takes (B, D), in θ's type."""
+        return self.forward(theta, x, tasks).features.to(theta.dtype)
 
     def head_rows(self, like: Tensor, units: Tensor) -> Tensor:
         """Which entries of θ belong to the output units (bool (K,)): bool (P,)."""
@@ -402,9 +402,11 @@ def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
     if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved and not unsaid:
         return
     lost = "normalises by the batch, with running statistics" if inner.statistics else "drops units"
+    what = ("let its learn call that of the network inside, as Extended.learn does, or write answer or inside instead"
+            if isinstance(net, Extended) and not unsaid else
+            "derive it from continual.learning.models.Extended, which keeps it")  # fmt: skip
     raise BadChain(f"{hook} gives a {type(net).__name__} around a network that {lost}, and would lose that in silence"
-                   f"{f' (it does not say {listed(unsaid, 2)})' if unsaid else ''}; derive it from "
-                   "continual.learning.models.Extended, which keeps it")  # fmt: skip
+                   f"{f' (it does not say {listed(unsaid, 2)})' if unsaid else ''}; {what}")  # fmt: skip
 
 
 def _last(net: Net) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from continual.errors import BadChain, Mistake
 from continual.learning.models import Net, check_extended
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
-from continual.learning.strategy import Memory, Strategy, gave_both
+from continual.learning.strategy import Memory, Strategy, gave_both, gave_memory
 from continual.streams.augment import Augmentation
 from continual.streams.rng import drawn_together, key, seed_pytorch
 from continual.streams.stream import Stream, Task
@@ -134,7 +134,10 @@ class Learners:
         keys = [key(seed, device=self.device).child("initial θ") for seed in numbers]
         starts = [self.net.initial(one, recipe.dtype) for one in drawn_together(keys)]
         self.memory = self._stack_memory(
-            [self.strategy.init(self.net, start, stream) for start, stream in zip(starts, streams, strict=True)]
+            [
+                gave_memory(self.strategy, "init", self.strategy.init(self.net, start, stream))
+                for start, stream in zip(starts, streams, strict=True)
+            ]
         )
         if self.strategy.has("network"):
             check_extended(self.network(self.memories()[0]), self.net, "network")

@@ -167,6 +167,7 @@ class Program:
         """Go on with the task of another program, whose later steps are the same."""
         self.task, self.answers, self.numbers, self.sizes = other.task, other.answers, other.numbers, other.sizes
         self.rows, self.of_size, self.there, self.blocks = other.rows, other.of_size, other.there, {}
+        self.known = set(other.known)
         for size, found in other.wanted.items():
             self.wanted[size] |= found
         for name, value in self.held.items():
@@ -201,13 +202,14 @@ class Program:
     def notes(self) -> dict[str, Any]:
         """What was found as the task began, and what the first step noted, as JSON has it."""
         wanted = [[size, *one] for size, found in self.later.wanted.items() for one in sorted(found)]
-        return {"read": sorted(self.noted), "wanted": wanted, "fixed": self.fixed}
+        return {"read": sorted(self.noted), "wanted": wanted, "fixed": self.fixed, "known": sorted(self.later.known)}
 
     def go_on(self, notes: dict[str, Any]) -> None:
         """Take the :meth:`notes` of the same task, whose first step was done elsewhere."""
         self.noted, self.fixed = self.noted | set(notes["read"]), bool(notes["fixed"])
         for size, purpose, n, kind, high in notes["wanted"]:
             self.wanted[size].add((purpose, n, kind, high))
+        self.known |= set(notes.get("known", ()))  # checkpoints of earlier versions do not say
         self._has_noted()
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:
@@ -266,6 +268,7 @@ class Program:
             out, statistics = net.learn(theta, batch.images[done:], batch.task[done:], self.fixed)
             if passed is not None:
                 out = Out(*(torch.cat(pair) for pair in zip(passed.out, out, strict=True)))
+            out = Out(*(part.to(theta.dtype) for part in out))  # losses are computed in full, as a GPU does by itself
             loss = gave(strategy, "loss", strategy.loss(net, theta, memory, batch, out, task))
             found: dict[str, Any] = {"loss": loss, "out": out}
             if statistics is not None:

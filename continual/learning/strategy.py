@@ -294,7 +294,18 @@ def gave_both(strategy: Strategy, hook: str, found: Any, theta: Tensor) -> tuple
     if not pair or not isinstance(found[1], Mapping):
         kind = f"({type(found[0]).__name__}, {type(found[1]).__name__})" if pair else f"a {type(found).__name__}"
         raise _gives(strategy, hook, f"{kind}; it gives θ and memory: 'return theta, memory'")
-    return gave(strategy, hook, found[0], *theta.shape), dict(found[1])
+    return gave(strategy, hook, found[0], *theta.shape), gave_memory(strategy, hook, found[1])
+
+
+def gave_memory(strategy: Strategy, hook: str, found: Any) -> Memory:
+    """What a hook gave as memory, where that is tensors by name; else :class:`~continual.errors.BadChain`."""
+    if not isinstance(found, Mapping):
+        raise _gives(strategy, hook, f"a {type(found).__name__}; it gives memory, a dict of tensors by their names")
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            kind = type(value).__name__
+            raise _gives(strategy, hook, f"memory whose '{name}' is a {kind}; it takes tensors, as torch.zeros(())")
+    return dict(found)
 
 
 def _gives(strategy: Strategy, hook: str, what: str) -> BadChain:
@@ -349,7 +360,8 @@ class Chain(Strategy):
     """Several strategies at once, itself a strategy.
 
     Batches and gradients pass through from left to right, penalties add, each part keeps its own memory and draws its
-    own random numbers. Only one part may have a ``loss``, ``rows`` or ``predict`` of its own.
+    own random numbers (but in ``init``, where two parts of a kind draw the same). Only one part may have a ``loss``,
+    ``rows`` or ``predict`` of its own.
     """
 
     def __init__(self, parts: tuple[Strategy, ...]) -> None:

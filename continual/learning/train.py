@@ -162,6 +162,7 @@ class Course:
                 watch.keep(self.state())
         self.stopped += _stop_lost(learners, self.loss, index)
         learners.end(index)
+        self.traced.end(index, self.steps)
         measured = self.measure(index)
         if self.training.keep_learners == "all" or (self.training.keep_learners == "last" and index + 1 == self.tasks):
             learners.keep(index + 1)
@@ -398,13 +399,23 @@ class Trace:
             self.evaluations[name].select(index)
 
     def after(self, index: int, number: int, steps: int) -> None:
-        """After a step: measure if it is time, and always after a task's last step."""
+        """After a step that is not the task's last: measure if it is time."""
         self.count += 1
-        if self.interval and ((number + 1) % self.interval == 0 or number + 1 == steps):
-            self.learners.seed_pytorch(index, number, "measured")
-            for name, evaluation in self.evaluations.items():
-                self.pending.setdefault(name, []).append(self._measured(name, evaluation, index))
-            self.marks.append((index, self.count))
+        if self.interval and (number + 1) % self.interval == 0 and number + 1 < steps:
+            self._measure(index, number)
+
+    def end(self, index: int, steps: int) -> None:
+        """After the task, of which a strategy may learn more as it ends: measure what it has become."""
+        self.graphs = {}  # what was recorded reads what the steps wrote
+        if self.interval and steps:
+            self._measure(index, steps - 1, ended=True)
+
+    def _measure(self, index: int, number: int, ended: bool = False) -> None:
+        self.learners.seed_pytorch(index, number, "measured")
+        for name, evaluation in self.evaluations.items():
+            found = evaluation(index) if ended else self._measured(name, evaluation, index)
+            self.pending.setdefault(name, []).append(found)
+        self.marks.append((index, self.count))
 
     def _measured(self, name: str, evaluation: Evaluation, index: int) -> Tensor:
         if self.captured is None:
@@ -425,7 +436,7 @@ class Trace:
             self.done.setdefault(name, []).append(measured)
             count = measured.shape[-2]
         new = {name: self.done[name][-1] for name in self.pending}
-        self.pending, self.graphs = {}, {}  # the next task measures other rows
+        self.pending = {}
         return new | self._when(self.marks[len(self.marks) - count :]) if new else {}
 
     @staticmethod

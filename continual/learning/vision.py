@@ -20,9 +20,13 @@ WIDEST = 65536
 
 def _needs_images(name: str, shape: tuple[int, ...], least: int, most: int | None = None) -> None:
     """:class:`BadOption` where images have not as many pixels on each side as a network takes."""
-    if len(shape) != 3 or min(shape[1:]) < least or max(shape[1:]) > (most or max(shape[1:])):
-        given, more = "x".join(map(str, shape)), "" if most == least else " or more"
-        lacks = (least - min(shape[1:]) + 1) // 2 if len(shape) == 3 else 0
+    given = "x".join(map(str, shape))
+    if len(shape) != 3:
+        grey = "; grey images of floats are (N, 1, height, width)" if len(shape) == 2 else ""
+        raise BadOption(f"{name} takes images of (channels, height, width), not samples of {given}; use model=mlp"
+                        f"{grey}")  # fmt: skip
+    if min(shape[1:]) < least or max(shape[1:]) > (most or max(shape[1:])):
+        more, lacks = "" if most == least else " or more", (least - min(shape[1:]) + 1) // 2
         pad = f" or pad={lacks}" if 0 < lacks <= MOST_PADDED else ""
         raise BadOption(f"{name} takes images of (channels, height, width) with {least}{more} pixels on each side, "
                         f"not {given}; use model=mlp, or give the benchmark size={least}{pad}, where it has that option"

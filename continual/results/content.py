@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from continual.errors import counted, one_line, unknown
 from continual.options import typed
 from continual.results.comparison import Difference, difference
@@ -96,12 +98,21 @@ def computed(groups: Sequence[list[Result]], names: list[str] | None = None) -> 
 
     UnknownName or BadOption for a metric that there is not or that does not fit.
     """
-    return [_computed(group, text, names) for group, text in zip(groups, headings(groups), strict=True)]
+    somewhere = any(map(joint, groups))
+    pairs = zip(groups, headings(groups), strict=True)
+    return [_computed(group, text, chosen(group, names), somewhere) for group, text in pairs]
 
 
-def _computed(group: list[Result], text: str, names: list[str] | None) -> Content:
-    metrics, reference = chosen(group, names), joint(group)
-    values = [[one(result, reference) for one in metrics] for result in group]
+def valued(one: Metric, result: Result, reference: Result | None, somewhere: bool) -> Array:
+    """A metric's value of each seed; none where ``reference``, joint training, is there in another experiment alone."""
+    if one.needs == "joint" and reference is None and somewhere:
+        return np.full(len(result.seeds), np.nan)
+    return one(result, reference)
+
+
+def _computed(group: list[Result], text: str, metrics: list[Metric], somewhere: bool) -> Content:
+    reference = joint(group)
+    values = [[valued(one, result, reference, somewhere) for one in metrics] for result in group]
     return Content(text, group, metrics, values, [[summarise(value) for value in line] for line in values])
 
 
@@ -289,8 +300,18 @@ def caption(table: Content, interval: str) -> str:
     if not counts:
         return "no seed has a value."
     error = f" ± {INTERVALS[interval]}" if max(counts) > 1 else ""
-    percent = ", in %" if any(one.unit == "%" for one in table.metrics) else ""
-    return f"mean{error} over {_range(counts)} {'seed' if counts == [1] else 'seeds'}{percent}."
+    percent = percentages(table.metrics)
+    unit = f", in {percent}" if percent else ""
+    return f"mean{error} over {_range(counts)} {'seed' if counts == [1] else 'seeds'}{unit}."
+
+
+def percentages(metrics: Iterable[Metric]) -> str:
+    """Of numbers in %, that they are, but for which; nothing where none is."""
+    units = {one.title: one.unit for one in metrics}
+    others = [title for title, unit in units.items() if unit != "%"]
+    if len(others) == len(units):
+        return ""
+    return f"% (but for {', '.join(others)})" if others else "%"
 
 
 def source(one: Metric) -> str:
@@ -300,7 +321,7 @@ def source(one: Metric) -> str:
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
-    """What has to be known of a table's results: seeds that ended early, and files that changed between two runs."""
+    """What has to be known of a table's results: seeds that ended early, files and data that changed between runs."""
     named = [(one.name, one) for one in results]
     return [*stopped(named), *rewritten(named)]
 
@@ -319,17 +340,25 @@ def stopped(named: Iterable[tuple[str, Result]]) -> list[str]:
 
 
 def rewritten(named: Iterable[tuple[str, Result]]) -> list[str]:
-    """A line for each file of a user's own that was another one for some of the results, which go by these names."""
-    files: dict[str, dict[str, list[str]]] = {}
+    """A line for each file of a user's own, and each benchmark's data, that was another for some of the results.
+
+    Those go by the names that they are given with.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
     for name, result in named:
-        for module, digest in result.record.get("code", {}).items():
-            files.setdefault(module, {}).setdefault(digest[:8] if digest else "not known", []).append(name)
+        record = result.record
+        same = {f"{module} was not the same file": digest for module, digest in record.get("code", {}).items()}
+        if "sha256" in record.get("data", {}):
+            benchmark = record["protocol"]["benchmark"]
+            same[f"the data of {described(benchmark)} were not the same"] = record["data"]["sha256"]
+        for what, digest in same.items():
+            found.setdefault(what, {}).setdefault(digest[:8] if digest else "not known", []).append(name)
     told = {
-        module: "; ".join(f"{digest} for {', '.join(names)}" for digest, names in found.items())
-        for module, found in files.items()
-        if len(found) > 1
+        what: "; ".join(f"{digest} for {', '.join(names)}" for digest, names in each.items())
+        for what, each in found.items()
+        if len(each) > 1
     }
-    return [one_line(f"{module} was not the same file for all (SHA-256): {said}.") for module, said in told.items()]
+    return [one_line(f"{what} for all (SHA-256): {said}.") for what, said in told.items()]
 
 
 def tabulated(head: list[str], rows: list[list[str]], style: str, names: int = 1) -> str:

@@ -61,9 +61,11 @@ def _difference(
     named: Metric, one: Result, other: Result, results: Sequence[Result], pairs: bool
 ) -> tuple[Metric, Result, Result, tuple[str, str], tuple[Summary, Summary], Difference]:
     """One line but for the correction, which needs all of them."""
+    peers = [[peer for peer in results if experiment(peer.record) == experiment(each.record)] for each in (one, other)]
+    somewhere = content.joint(list(results)) is not None
     ours, theirs = (
-        named(each, content.joint([peer for peer in results if experiment(peer.record) == experiment(each.record)]))
-        for each in (one, other)
+        content.valued(named, each, content.joint(own), somewhere)
+        for each, own in zip((one, other), peers, strict=True)
     )
     found = difference(ours, theirs, one.seeds, other.seeds, pairs)
     left, right, _ = sides(ours, theirs, one.seeds, other.seeds, pairs)
@@ -113,7 +115,8 @@ def _p(value: float) -> str:
 def _notes(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, and what makes the runs differ beside their strategies."""
     metrics = {line.metric.name: line.metric for line in lines}.values()
-    percent = " In %; differences in points." if any(one.unit == "%" for one in metrics) else ""
+    percent = content.percentages(metrics)
+    percent = f" In {percent}; differences in points." if percent else ""
     notes = [f"{'; '.join(content.source(one) for one in metrics)}.{percent}"]
     if tested := sum(math.isfinite(line.difference.p) for line in lines):
         notes.append("The interval is that of each difference alone, uncorrected; p (Holm) is corrected for the "

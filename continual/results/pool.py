@@ -87,11 +87,12 @@ def _of_length(values: NDArray[Any], length: int) -> NDArray[Any]:
 
 
 def pooled(results: Sequence[Result]) -> list[Result]:
-    """Each run with the seeds of those that differ from it in their seeds alone: strategy, protocol and code are one.
+    """Each run with the seeds of those that differ from it in their seeds alone, not in protocol, code or data.
 
     They stand where the first of them stood, in the order of their seeds. A seed that is in several counts once. What
     seeds do not have each for itself is said of the first run, but for how they were computed, which is said where all
-    were so, and else named under ``differing``, and for the seconds, which add up on one kind of device.
+    were so, and else named under ``differing``, and for the seconds, which add up where no seed is in two of them and
+    they are of one kind of device.
 
     Raises what :func:`same_steps` does.
     """
@@ -99,7 +100,8 @@ def pooled(results: Sequence[Result]) -> list[Result]:
     for one in results:
         record = one.record
         protocol = record["protocol"] | {"seeds": []}
-        alike.setdefault(canonical([record["strategy"], protocol, record.get("code")]), []).append(one)
+        of = [record["strategy"], protocol, record.get("code"), record.get("data", {}).get("sha256")]
+        alike.setdefault(canonical(of), []).append(one)
     return [runs[0] if len(runs) == 1 else _one(runs) for runs in alike.values()]
 
 
@@ -112,7 +114,8 @@ def _one(runs: list[Result]) -> Result:
     differing = [name for name in HOW if any(run.record.get(name) != record.get(name) for run in runs)]
     record = {name: value for name, value in record.items() if name not in differing}
     record |= {"differing": differing} if differing else {}
-    if "device" not in differing and all("seconds" in run.record.get("time", {}) for run in runs):
+    once = len(seeds) == sum(len(run.seeds) for run in runs)
+    if once and "device" not in differing and all("seconds" in run.record.get("time", {}) for run in runs):
         record["time"] = record["time"] | {"seconds": sum(run.record["time"]["seconds"] for run in runs)}
     else:
         record.pop("time", None)

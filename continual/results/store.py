@@ -289,7 +289,7 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
     except OSError as error:
         raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
     if not placed:
-        load(target)
+        _check_same(load(target), result.record, target)
     return target
 
 
@@ -511,7 +511,7 @@ def _read_file(path: Path) -> bytes:
     try:
         return files.read_bytes(path)
     except FileNotFoundError:
-        raise BadFolder(f"there is no file {path}") from None
+        raise BadFolder(f"there is no file {path}; delete the folder, or run it again with --again") from None
     except OSError as error:
         raise BadFolder(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -565,12 +565,22 @@ def _folders(path: Path, depth: int) -> Iterator[Path]:
 
 
 def lookup(out: Path, record: dict[str, Any]) -> Result | None:
-    """The result of the same run (strategy and protocol) if it is under ``out``; BadFolder where it is damaged.
+    """The result of the same run (strategy and protocol) if it is under ``out``.
 
+    Raises :class:`~continual.errors.BadFolder` where it is damaged, or is another run's that was put in its place.
     It is not the same where ``code``, the digests of files that are not the framework's own, differs or is not known.
     """
     path = folder(out, record)
     if not path.exists():
         return None
     found, code = load(path), record.get("code", {})
+    _check_same(found, record, path)
     return found if None not in code.values() and found.record.get("code", {}) == code else None
+
+
+def _check_same(found: Result, record: dict[str, Any], path: Path) -> None:
+    """Raise BadFolder where what was found in a run's place is not of its strategy and protocol."""
+    for part in ("strategy", "protocol"):
+        if canonical(found.record[part]) != canonical(record[part]):
+            raise BadFolder(f"{path} has another run, {found.name}, whose {part} is not the one that the folder's name "
+                            "stands for; move it away")  # fmt: skip

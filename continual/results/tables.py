@@ -82,6 +82,9 @@ def trace(result: Result) -> str:
         for line, (when, task) in enumerate(zip(time, result.trace_task, strict=True))
     ]
     note = f"accuracy in %, mean over {counted(len(result.trace), 'seed')}"
+    training = result.record["protocol"]["training"]
+    if isinstance(training, dict) and training.get("evaluate_samples"):
+        note += f", on at most {counted(training['evaluate_samples'], 'row')} of each task"
     return "\n".join(
         [result.name, "", tabulated(head, rows, "simple"), "", note, *content.stopped([(result.name, result)])]
     )

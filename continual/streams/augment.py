@@ -144,9 +144,11 @@ class Images(Augmentation):
             if given >= min(pixels.shape[2:]):
                 raise BadOption(f"augment: {option_name}={given} is not less than the sides of the images of {name}, "
                                 f"{pixels.shape[2]}x{pixels.shape[3]}, of which nothing may be left")  # fmt: skip
-        if self.hue and pixels.shape[1] != 3:
-            raise BadOption(f"augment: hue={self.hue:g} is for images of red, green and blue, and those of {name} have "
-                            f"{counted(pixels.shape[1], 'channel')}; leave it out")  # fmt: skip
+        for option_name, suited in (("saturation", pixels.shape[1] > 1), ("hue", pixels.shape[1] == 3)):
+            given = getattr(self, option_name)
+            if given and not suited:
+                raise BadOption(f"augment: {option_name}={given:g} is for images of red, green and blue, and those of "
+                                f"{name} have {counted(pixels.shape[1], 'channel')}; leave it out")  # fmt: skip
         if self.colours and pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
             if low < 0 or high > top:

@@ -34,7 +34,7 @@ def _source(name: str, root: Path, wanted: Wanted) -> Source:
     return source(name, root, wanted)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _load(name: str, root: Path, wanted: Wanted, made_of: Source) -> Data:
     from continual.streams.sets import load
 
@@ -42,10 +42,10 @@ def _load(name: str, root: Path, wanted: Wanted, made_of: Source) -> Data:
 
 
 @functools.lru_cache(maxsize=1)  # the seeds of a run share it
-def _joined(parts: tuple[Benchmark, ...], size: int, root: Path, made_of: tuple[Source, ...]) -> Data:
+def _joined(parts: tuple[Data, ...], size: int, root: Path) -> Data:
     from continual.streams.sets import load_joined
 
-    return load_joined([part.load(root) for part in parts], size, root)
+    return load_joined(parts, size, root)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Sequence(Benchmark):
 
     def load(self, root: Path) -> Data:
         """See :meth:`Benchmark.load`."""
-        return _joined(self.parts(), self.size, root, tuple(part.made_of(root) for part in self.parts()))
+        return _joined(tuple(part.load(root) for part in self.parts()), self.size, root)
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 import math
+import numbers
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.errors import BadData, listed, nearest
+from continual.errors import BadData, Notice, brief, listed, nearest
 from continual.progress import waited
 
 if TYPE_CHECKING:
@@ -151,7 +153,9 @@ class Data:
             BadData: lengths, shapes, types or labels that do not fit, no samples, or a value that is not finite.
         """
         x, x_test = _samples(x, f"{name}: training samples"), _samples(x_test, f"{name}: test samples")
-        y, y_test = _labels(y, f"{name}: training labels"), _labels(y_test, f"{name}: test labels")
+        if top is None and x.is_floating_point() and x.ndim == 4:
+            _tell_levels(x, name)
+        y, y_test = integers(y, f"{name}: training labels"), integers(y_test, f"{name}: test labels")
         for part, samples, labels in (("training", x, y), ("test", x_test, y_test)):
             if len(samples) != len(labels):
                 raise BadData(f"{name}: {len(samples)} {part} samples, but {len(labels)} {part} labels; give one each")
@@ -202,7 +206,7 @@ def in_memory(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 def joined(parts: Sequence[Data], size: int, room: Room = in_memory) -> Data:
-    """Several data sets as one, in colour at ``size`` x ``size`` pixels, their classes one after the other.
+    """Several data sets as one, in colour at ``size`` x ``size`` pixels of 8 bits, their classes one after the other.
 
     A class whose name two sets have is named with its set, ``mnist/3``; where a set comes twice, ``mnist-2/3``. Files
     that were left out are all named with theirs, ``imagenet/train/cat/0.jpg``. ``room`` gives the arrays that images
@@ -216,6 +220,10 @@ def joined(parts: Sequence[Data], size: int, room: Room = in_memory) -> Data:
         x, start = torch.from_numpy(room((sum(map(len, images)), 3, size, size))), 0
         for part, own in zip(parts, images, strict=True):
             for some in in_parts(own):
+                if float(some.min()) < 0 or float(some.max()) > part.top:
+                    raise BadData(f"{part.name}: images of a sequence have pixels from 0 to the value that stands for "
+                                  f"1, here {part.top:g}, and these go from {float(own.min()):.4g} to "
+                                  f"{float(own.max()):.4g}; scale them, or say top=VALUE")  # fmt: skip
                 x[start : start + len(some)] = _resized(_in_colour(some, 255.0 / part.top), size)
                 start += len(some)
         return x
@@ -278,9 +286,13 @@ def _tensor(given: Any, what: str) -> Tensor:
     """What a user gave as a tensor on the CPU; numpy's wide integers become ``int64`` and its floats ``float32``."""
     try:
         if isinstance(given, Tensor):
+            if given.is_nested or given.layout is not torch.strided:
+                raise TypeError("it is a sparse or nested tensor; give it dense, as its method to_dense does")
             return given.detach().cpu()
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
             return torch.stack(list(given)).detach().cpu()
+        if isinstance(given, np.ma.MaskedArray) and given.mask.any():
+            raise TypeError("some of it is masked, and what is masked would be learnt; leave it out, or fill it")
         array = np.asarray(given)
         wide = {"b": np.bool_, "u": np.int64, "i": np.int64, "f": np.float32}.get(array.dtype.kind)
         if wide is None:
@@ -301,7 +313,7 @@ def _samples(given: Any, what: str) -> Tensor:
         raise BadData(f"{what} have shape {tuple(x.shape)}; they take (N, C, H, W) or (N, features)")
     if x.is_complex():
         raise BadData(f"{what} are complex; they take integers in 0..255 or floats")
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 3:
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
         raise BadData(f"{what} have shape {tuple(x.shape)}, with the channels last; they take (N, C, H, W), which "
                       "numpy's x.transpose(0, 3, 1, 2) gives")  # fmt: skip
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -321,8 +333,8 @@ def _every(good: Tensor, x: Tensor, what: str, fault: str) -> None:
         raise BadData(f"{what}: the value {x[first].item()} in row {first[0]} {fault}")
 
 
-def _labels(given: Any, what: str) -> Tensor:
-    """Labels as ``int64``, (N,)."""
+def integers(given: Any, what: str) -> Tensor:
+    """Labels, or other whole numbers of samples, as ``int64``, (N,)."""
     y = _tensor(given, what)
     if y.numel() == 0:
         raise BadData(f"{what} are empty (shape {tuple(y.shape)})")
@@ -344,13 +356,23 @@ def _numbered(
         return torch.searchsorted(known, y), torch.searchsorted(known, y_test), tuple(map(str, known.tolist()))
     if not isinstance(classes, (list, tuple)) or not all(isinstance(text, str) for text in classes):
         raise BadData(f"{name}: classes was given {classes!r}; it takes a list of names")
+    if twice := [text for text in dict.fromkeys(classes) if classes.count(text) > 1]:
+        raise BadData(f"{name}: classes names {brief(twice[0])} twice; every label has a name of its own")
     fault = f"has no name: classes names the labels 0..{len(classes) - 1}"
     _every((y >= 0) & (y < len(classes)), y, f"{name}: training labels", fault)
     return y, y_test, tuple(classes)
 
 
+def _tell_levels(x: Tensor, name: str) -> None:
+    """Say so where images are floats that look like the levels of 8 bits, and will not be taken for them."""
+    least, most = float(x.min()), float(x.max())
+    if 0 <= least < 1 < most <= 255 and all(bool((part == part.round()).all()) for part in in_parts(x)):
+        warnings.warn(Notice(f"{name}: images of floats that are whole numbers from {least:g} to {most:g} are shown as "
+                             "they are; give top=255 to have them from 0 to 1"), stacklevel=4)  # fmt: skip
+
+
 def _checked_top(top: float, name: str) -> float:
-    if not (math.isfinite(top) and top > 0):
+    if not (isinstance(top, numbers.Real) and math.isfinite(top) and top > 0):
         raise BadData(f"{name}: top was given {top}; it takes the value that stands for 1.0, finite and above 0")
     return float(top)
 
@@ -380,13 +402,18 @@ def _collected(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
 def _sample(dataset: Any, row: int, what: str) -> tuple[Tensor, int]:
     """One sample and its label."""
     try:
-        sample, label = dataset[row]
+        found = dataset[row]
+        if isinstance(found, (dict, str)):  # whose names, or letters, would be taken for sample and label
+            raise TypeError(f"it is {brief(found)}")
+        sample, label = found
     except Exception as error:
         raise BadData(f"{what}: sample {row} is no pair (x, y): {type(error).__name__}: {error}") from error
     try:
         label = operator.index(label)
     except TypeError:
-        raise BadData(f"{what}: the label of sample {row} is {label!r}; it must be an integer") from None
+        raise BadData(f"{what}: the label of sample {row} is {brief(label)}; it must be an integer") from None
+    if not -(2**63) <= label < 2**63:
+        raise BadData(f"{what}: the label of sample {row} is {brief(label)}; it takes one of 64 bits")
     return _pixels(sample, f"{what}: x of sample {row}"), label
 
 

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from continual.errors import BadOption, BadStream
-from continual.streams.data import Data, content
-from continual.streams.stream import StreamOptions, own_units, set_aside, table, units_of
+from continual.errors import BadOption, BadStream, counted
+from continual.streams.data import Data, content, integers
+from continual.streams.stream import StreamOptions, set_aside, table, units_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +29,20 @@ class Given(StreamOptions):
     levels: Any = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, task: Tensor, task_test: Tensor, levels: Tensor | None = None, **options: Any) -> Self:
+    def of(cls, task: Any, task_test: Any, levels: Tensor | None = None, **options: Any) -> Self:
         """The tasks (N,) of training samples and of test samples; -1 of a test sample: all tasks with its class.
 
         ``levels`` (2, C) where pixels are levels: what is shown of channel c is factor c times the level plus term c.
+        Raises :class:`~continual.errors.BadData` where tasks are no whole numbers, and
+        :class:`~continual.errors.BadStream` where a sample's task is none of the training samples'.
         """
         made = cls.read(options, "a stream of given tasks")
+        task, task_test = integers(task, "task"), integers(task_test, "task_test")
+        last = int(task.max())
+        for name, given, least in (("task", task, 0), ("task_test", task_test, -1)):
+            if int(given.min()) < least or int(given.max()) > last:
+                raise BadStream(f"{name} has numbers from {int(given.min())} to {int(given.max())}; it takes those of "
+                                f"tasks that are learnt, 0 to {last}{' and -1' if least else ''}")  # fmt: skip
         for name, value in (("task", task), ("task_test", task_test), ("levels", levels)):
             object.__setattr__(made, name, value)
         return made
@@ -52,13 +60,11 @@ class Given(StreamOptions):
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
+        for name, given, y in (("task", self.task, data.y), ("task_test", self.task_test, data.y_test)):
+            if given.shape != y.shape:
+                raise BadStream(f"{data.name}: {name} has {counted(len(given), 'number')} for {len(y)} samples")
         groups = _groups(data.y, self.task)
-        if self.scenario == "task":
-            units, positions = units_of(groups, "task")
-        else:
-            position = {label: n for n, label in enumerate(dict.fromkeys(label for part in groups for label in part))}
-            positions = [{label: position[label] for label in labels} for labels in groups]
-            units = own_units(positions)
+        units, positions = units_of(groups, "task" if self.scenario == "task" else "class")
         channel = None if self.levels is None else self.levels[:, :, None, None].float()
         shown = (1.0 / data.top if channel is None else 1.0, 0.0, data.top, channel, ())
         train = table(data.x, data.y, positions, shown, self.task)

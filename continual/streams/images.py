@@ -248,7 +248,13 @@ def _annotated(folder: Path) -> dict[str, str]:
     lines: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError), _read(_list(folder)):
         lines = read_text(_list(folder)).splitlines()
-    return {file: label for file, label, *_ in (line.split("\t") for line in lines if "\t" in line) if label}
+    of: dict[str, str] = {}
+    for file, label, *_ in (line.split("\t") for line in lines if "\t" in line):
+        name = label.strip()
+        if name and of.setdefault(file, name) != name:
+            raise BadData(f"{_shown(_list(folder))} has {one_line(file)} in two classes, {one_line(of[file])} and "
+                          f"{one_line(name)}; name it once")  # fmt: skip
+    return {file: name for file, name in of.items() if name}
 
 
 def _tell_unlisted(folder: Path) -> None:

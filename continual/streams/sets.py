@@ -162,7 +162,8 @@ def _told(name: str, root: Path, files: str, packed_of: str) -> str:
 
 def load_joined(parts: Sequence[Data], size: int, root: str | Path | None = None) -> Data:
     """Several data sets as one, see :func:`~continual.streams.data.joined`; packed, as :func:`load` does it."""
-    said = [(part.name, part.sha256, part.classes, files) for part, files in zip(parts, left_out(parts), strict=True)]
+    pairs = zip(parts, left_out(parts), strict=True)
+    said = [(part.name, part.sha256, part.top, part.classes, files) for part, files in pairs]
     key = hashlib.sha256(json.dumps([size, *said]).encode()).hexdigest()[:16]
     name = "+".join(part.name for part in parts)
     root = data_root(root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from continual.errors import BadOption, BadStream, counted, listed
+from continual.errors import BadOption, BadStream, brief, counted, listed
 from continual.options import Configured, option
 from continual.streams.pieces import channels_last, taken
 from continual.streams.rng import Key, key
@@ -241,6 +242,8 @@ class Stream:
     test_outputs: Outputs
     data: Data
     options: StreamOptions
+    as_built: bool = dataclasses.field(default=False, init=False)
+    """Whether it is what the options make of the data, and nothing was replaced in it."""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
@@ -275,7 +278,8 @@ class Stream:
     ) -> Stream:  # fmt: skip
         """A split stream from arrays, tensors or lists: images (N, ...) and integer labels (N,).
 
-        ``classes`` and ``top`` as in :meth:`continual.streams.data.Data.from_arrays`; ``options`` are those of
+        ``classes`` and ``top`` as in :meth:`continual.streams.data.Data.from_arrays`; ``seed`` is the one whose stream
+        it is, and a run makes those of its own seeds; ``options`` are those of
         :class:`Split` (``tasks``, ``scenario``, ``order``, ...). Raises :class:`~continual.errors.BadData` for arrays
         that don't fit, :class:`~continual.errors.BadOption` for options that are not allowed,
         :class:`~continual.errors.BadStream` for tasks that cannot be made of them.
@@ -295,7 +299,13 @@ class Stream:
         return split(Data.from_datasets(train, test, name, classes, top), seed=seed, **options)
 
     def stream(self, seed: int, root: Any = None) -> Stream:
-        """The same stream for another seed of a run: a stream can stand where a benchmark can."""
+        """The same stream for another seed of a run: a stream can stand where a benchmark can.
+
+        Raises :class:`~continual.errors.BadStream` where something was replaced in it, which would be lost.
+        """
+        if not self.as_built:
+            raise BadStream(f"{self.data.name}: something was replaced in this stream after it was made, and a run "
+                            "makes it anew for each seed; use the options, or a benchmark of your own")  # fmt: skip
         return self.options.build(self.data, seed)
 
 
@@ -380,7 +390,8 @@ class StreamOptions(Configured):
         if self.normalize in ("channel", "imagenet"):
             channel, scale = channels(data, self.normalize), 1.0  # one factor for both
         held = set_aside(data.y, self.validation, self.validation_seed)
-        units, positions = units_of(groups, self.scenario)
+        # where each task shows its images in a way of its own, a class is another one in each
+        units, positions = units_of(groups, "task" if transforms and self.scenario == "class" else self.scenario)
         shown = (scale, shift, data.top, channel, transforms)
         train, test = (table(x, y, positions, shown) for x, y in ((data.x, data.y), (data.x_test, data.y_test)))
         names = [tuple(data.classes[label] for label in labels) for labels in groups]
@@ -420,9 +431,13 @@ class StreamOptions(Configured):
         )
         for task in tasks:
             if not len(task.train) or not len(task.test):
+                few = [f"{name}={limit}" for name in ("limit", "test_limit") if (limit := getattr(self, name))]
                 raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
-                                f"training and {len(task.test)} test rows; every task needs some of both")  # fmt: skip
-        return Stream(self.scenario, train, test, tasks, outputs[1], data, self)
+                                f"training and {len(task.test)} test rows{' with ' if few else ''}{' and '.join(few)}; "
+                                "every task needs some of both")  # fmt: skip
+        made = Stream(self.scenario, train, test, tasks, outputs[1], data, self)
+        object.__setattr__(made, "as_built", True)
+        return made
 
     def checksums(self) -> dict[str, Any]:
         """What a run's record says of a stream beside its data and these options."""
@@ -445,21 +460,29 @@ class Split(StreamOptions):
 
     def in_order(self, classes: int, seed: int, name: str) -> list[list[int]]:
         """The classes of each task, of a data set with so many: those of :meth:`groups`, in the order of classes."""
-        ordered, groups = class_order(self.order, classes, seed), self.groups(classes, seed, name)
+        ordered, groups = class_order(self.order, classes, seed), self._groups(classes, seed, name)
         if len(groups) != self.tasks:
             raise BadStream(f"{name}: {type(self).__name__}.groups divides its classes into "
                             f"{counted(len(groups), 'task')}, and tasks is {self.tasks}; give tasks={len(groups)}, or "
                             "make it the default")  # fmt: skip
-        whole = (hasattr(place, "__index__") and not isinstance(place, bool) for one in groups for place in one)
-        if not all(groups) or not all(whole) or not all(0 <= place < classes for one in groups for place in one):
-            raise BadStream(f"{name}: {type(self).__name__}.groups gives {groups}; each task takes one number or more, "
-                            f"from 0 to {classes - 1}")  # fmt: skip
         if self.first not in (None, len(groups[0])):
             raise BadStream(
                 f"{name}: {type(self).__name__}.groups has a first task of "
                 f"{counted(len(groups[0]), 'class', 'classes')}, and first is {self.first}; leave it out"
             )
         return [[ordered[place] for place in group] for group in groups]
+
+    def _groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
+        """What :meth:`groups` gives, in whatever it comes, as lists of places."""
+        given = self.groups(classes, seed, name)
+        try:
+            groups = [[-1 if isinstance(place, bool) else operator.index(place) for place in group] for group in given]
+        except TypeError:
+            groups = []
+        if not groups or not all(len(set(one)) == len(one) > 0 <= min(one) <= max(one) < classes for one in groups):
+            raise BadStream(f"{name}: {type(self).__name__}.groups gives {brief(given)}; it takes a list for each task "
+                            f"of one number or more from 0 to {classes - 1}, each once")  # fmt: skip
+        return groups
 
     def groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
         """The places of each task's classes in the order of classes, from 0: one behind the other."""
@@ -490,6 +513,9 @@ class Permuted(StreamOptions):
 
     def build(self, data: Data, seed: int = 0) -> Stream:
         """See :meth:`StreamOptions.build`."""
+        if self.normalize in ("channel", "imagenet") and data.x.ndim == 4 and data.x.shape[1] > 1:
+            raise BadStream(f"{data.name}: permuted tasks take pixels of one channel to another's place, so none is "
+                            f"normalised by itself; use normalize=standard, not {self.normalize}")  # fmt: skip
         source = seed if self.permutation_seed is None else self.permutation_seed
         pixels = prepared(data, self.pad, self.normalize)[0].x[0].numel()
         drawn = [key(source, task=t).permutation("pixels", pixels) for t in range(1, self.tasks)]
@@ -561,26 +587,29 @@ def channels(data: Data, normalize: str) -> Tensor:
             sums, squares = sums + values.sum((0, 2, 3)), squares + values.square().sum((0, 2, 3))
         count = data.x.numel() / data.x.shape[1]
         mean, deviation = sums / count, (squares / count - (sums / count).square()).clamp_min(0).sqrt()
-        if (deviation == 0).any():
+        small = deviation <= 1e-6 * mean.abs()  # of equal pixels rounding may leave something
+        if small.any() and (data.x.amin((0, 2, 3)) == data.x.amax((0, 2, 3))).any():
             raise BadStream(f"{data.name}: all pixels of a channel are equal, so it cannot be standardised; use "
                             "normalize=unit")  # fmt: skip
     return torch.stack([1 / (deviation * data.top), -mean / deviation])[..., None, None].float()
 
 
 def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[dict[int, int]]]:
-    """Which units are each task's own, bool (T, K), and for each task the unit of each of its classes."""
-    sizes = [len(labels) for labels in groups]
-    starts = [0] * len(groups) if scenario == "domain" else [sum(sizes[:t]) for t in range(len(groups))]
-    positions = [{label: start + n for n, label in enumerate(part)} for part, start in zip(groups, starts, strict=True)]
-    return own_units(positions), positions
+    """Which units are each task's own, bool (T, K), and for each task the unit of each of its classes.
 
-
-def own_units(positions: list[dict[int, int]]) -> Tensor:
-    """Which units are each task's own, bool (T, K), by the unit of each of its classes."""
-    units = torch.zeros(len(positions), 1 + max(max(units.values()) for units in positions), dtype=torch.bool)
+    ``task``: each task has units of its own; ``domain``: all have the same; ``class``: each class has one, whatever
+    tasks it occurs in.
+    """
+    if scenario == "class":
+        place = {label: n for n, label in enumerate(dict.fromkeys(label for part in groups for label in part))}
+        positions = [{label: place[label] for label in part} for part in groups]
+    else:
+        sizes = [0 if scenario == "domain" else len(part) for part in groups]
+        positions = [{label: sum(sizes[:t]) + n for n, label in enumerate(part)} for t, part in enumerate(groups)]
+    units = torch.zeros(len(positions), 1 + max(max(of.values()) for of in positions), dtype=torch.bool)
     for own, of in zip(units, positions, strict=True):
         own[list(of.values())] = True
-    return units
+    return units, positions
 
 
 def table(

@@ -50,6 +50,7 @@ class Rotate(Transform):
 
 def rotation_grids(degrees: list[float], height: int, width: int) -> Tensor:
     """The table of :class:`Rotate` for counter-clockwise angles in degrees, shape (T, H, W, 2)."""
-    turns = [math.radians(angle) for angle in degrees]
-    affine = torch.tensor([[[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]] for a in turns])
+    turns = [(math.cos(angle), math.sin(angle)) for angle in map(math.radians, degrees)]
+    long, wide = height / width, width / height  # a grid goes from -1 to 1 along either side
+    affine = torch.tensor([[[cos, -sin * long, 0.0], [sin * wide, cos, 0.0]] for cos, sin in turns])
     return torch.nn.functional.affine_grid(affine, [len(degrees), 1, height, width], align_corners=False)
