@@ -157,15 +157,16 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
     said = {name: value for name, value in given.items() if value not in (None, ())}
     with flags.named(said), quietly(places["quiet"]):
         plan = config.plan(flags.added(_asked(list(what), usual), said))
-        from continual.failures import first_line
         from continual.runner import run_plan
 
         bar, errors = Bar(places["quiet"]), list[Exception]()
 
-        def failed(title: str, error: Exception) -> None:
+        def failed(title: str, error: Exception, left: int) -> None:
             bar.stop()
-            if len(plan.strategies) > len(errors) + 1:
-                bar.say(f"{title}: {type(error).__name__}: {first_line(error)}; the other strategies go on")
+            if len(plan.strategies) == 1 or not failures.of_one(error):
+                raise error
+            words = str(error) if isinstance(error, Mistake) else f"{title}: {failures.in_words(error)}"
+            bar.say(f"{words}{'; the other strategies go on' if left else ''}")
             errors.append(error)
 
         try:
@@ -175,11 +176,10 @@ def execute(what: Iterable[str], given: dict[str, Any], usual: str | None = None
             )  # fmt: skip
         finally:
             bar.stop()
-    if not results:
-        raise errors[0]
-    _show_run(plan, results, places)
-    if errors:
-        raise errors[0]
+    if results:
+        _show_run(plan, results, places)
+    if errors:  # which were told; of one that is no user's mistake it is said where it is, too
+        raise next((one for one in errors if not isinstance(one, Mistake)), SystemExit(2))
 
 
 def _show_run(plan: Plan, results: list[Result], places: dict[str, Any]) -> None:

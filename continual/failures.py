@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from continual.errors import Mistake, OutOfMemory
+from continual.errors import BadChain, BadOption, Mistake, OutOfMemory
 
 STOPS = ("SIGTERM", "SIGHUP")
 """The signals that ask a program to end; not every system has all of them."""
@@ -118,11 +118,23 @@ def _ended() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def of_one(error: Exception) -> bool:
+    """Whether an error is one strategy's, and not of memory, disks and networks, which others would meet, too."""
+    if isinstance(error, Mistake):
+        return isinstance(error, BadChain | BadOption)
+    return not (isinstance(error, OSError) or is_memory(error))
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether an error says that memory cannot be had."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in NO_MEMORY)
+
+
+def in_words(error: BaseException) -> str:
+    """What an error is called and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

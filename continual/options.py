@@ -228,7 +228,7 @@ class Configured:
         for name in names:
             value = getattr(self, name)
             if value != options_of(type(self))[name].default:
-                raise BadOption(f"{type(self).__name__}: {name}={typed(value)} does nothing {why}; leave it out")
+                raise BadOption(f"{name}={typed(value)} does nothing {why}; leave it out")
 
     @classmethod
     def read(cls, values: dict[str, Any], owner: str = "") -> Self:

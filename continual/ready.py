@@ -98,7 +98,7 @@ def network(model: Any, stream: Stream) -> Net:
         shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"
         raise BadOption(f"{name}: its network gives {shapes} for two images; it gives logits (2, {units}) and features "
                         "(2, D), as an Out")  # fmt: skip
-    if not all(map(torch.equal, out, again)):
+    if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(out, again, strict=True)):
         warnings.warn(Notice(f"{name}: its network gives something else each time in evaluation, too; if that is not "
                              "meant, functions such as dropout take training=self.training"), stacklevel=2)  # fmt: skip
     return net

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,12 +70,12 @@ def run_plan(
     again: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
-    failed: Callable[[str, Exception], None] | None = None,
+    failed: Callable[[str, Exception, int], None] | None = None,
 ) -> list[Result]:
     """Every strategy of a plan in turn; see :func:`run`.
 
     With ``failed`` a strategy that raises something while it learns does not end the others: it is called with its
-    title and the error, and the strategy has no result.
+    title, the error, and how many others are left, and the strategy has no result.
 
     With ``processes`` seeds are run in several of them where that is found to be faster: for programs that may be
     started again, such as the command line. (A script has to begin with ``if __name__ == "__main__":`` for that.)
@@ -104,27 +105,20 @@ def run_plan(
         for number, ready in zip(missing, begun, strict=True):
             record, found = records[number], kept[number]
             try:
-                with following(plan.trackers, record, told.say, found.mark if found else "") as follow:
-                    result = run_strategy(ready, plan.strategies[number], record, told, found, follow)
-                    place = None
-                    if folder is not None:
-                        anew = again or bool(record["code"]) or learners != "none"
-                        if learners == "none" and store.has_learners(store.folder(folder, record)):
-                            told.say(f"{record['title']}: what its seeds had learnt was kept before, and now is not "
-                                     "(--keep-learners)")  # fmt: skip
-                        place = store.save(result, folder, replace=anew)
-                    follow.end(result, place)
+                done[number] = _run_one(ready, plan.strategies[number], record, told, found, folder, again)
             except Exception as error:
                 if failed is None:
                     raise
-                failed(record["title"], error)
+                failed(record["title"], error, len(missing) - 1 - missing.index(number))
+                _let_go(error)
+                if found:
+                    found.checkpoints.tidy()
                 continue
-            done[number] = result
             if found:
                 found.checkpoints.forget()
-    results = [stored or done[number] for number, stored in enumerate(there) if stored or number in done]
-    _tell_other_data(results, told)
-    return results
+    if done:
+        _tell_other_data(next(iter(done.values())), there, told)
+    return [stored or done[number] for number, stored in enumerate(there) if stored or number in done]
 
 
 def _begun(
@@ -143,12 +137,36 @@ def _begun(
         return [ready.begun(strategy, one, told, processes) for strategy, one in zip(strategies, kept, strict=True)]
 
 
-def _tell_other_data(results: Sequence[Result], told: Progress) -> None:
-    """Say which of them, that were stored before, were of other data: their benchmark has no ``facts`` that say so."""
-    sums = [one.record.get("data", {}).get("sha256") for one in results]  # the last was made now, if any was
-    for one, found in zip(results, sums, strict=True):
-        if found and found != sums[-1]:
-            told.say(f"{one.record['title']}: of other data than {results[-1].record['title']}; --again runs it anew")
+def _run_one(
+    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, found: resume.Kept | None,
+    folder: Path | None, again: bool,
+) -> Result:  # fmt: skip
+    """Train one strategy, followed by the plan's trackers, and store what it gave."""
+    learners = ready.plan.training.keep_learners
+    with following(ready.plan.trackers, record, told.say, found.mark if found else "") as follow:
+        result, place = run_strategy(ready, strategy, record, told, found, follow), None
+        if folder is not None:
+            anew = again or bool(record["code"]) or learners != "none"
+            if learners == "none" and store.has_learners(store.folder(folder, record)):
+                told.say(f"{record['title']}: what its seeds had learnt was kept before, and now is not "
+                         "(--keep-learners)")  # fmt: skip
+            place = store.save(result, folder, replace=anew)
+        follow.end(result, place)
+    return result
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Let go what the functions had that an error came through: its learners, whose memory the others need."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _tell_other_data(done: Result, there: Sequence[Result | None], told: Progress) -> None:
+    """Say which stored runs are of other data than one that was done now: their benchmark has no ``facts``."""
+    for one in there:
+        if one is not None and one.record.get("data", {}).get("sha256") not in (None, done.record["data"]["sha256"]):
+            told.say(f"{one.record['title']}: stored, of other data than there are now; --again runs it anew")
 
 
 def _stored(folder: Path, record: dict[str, Any], told: Progress, learners: str) -> Result | None:

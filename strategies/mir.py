@@ -50,7 +50,7 @@ class MIR(Online):
     def check(self) -> None:
         """Candidates are more than what is chosen of them."""
         if self.candidates is not None and self.samples is not None and self.candidates < self.samples:
-            raise BadOption(f"MIR: of candidates={self.candidates} not samples={self.samples} can be chosen; give as "
+            raise BadOption(f"mir: of candidates={self.candidates} not samples={self.samples} can be chosen; give as "
                             "many candidates or more")  # fmt: skip
 
     @property

@@ -58,6 +58,10 @@ class RWalk(Strategy):
         steps = torch.zeros_like(theta[0], dtype=torch.int64)
         return zeros | {"anchor": theta.clone(), "start": theta.clone(), "steps": steps}
 
+    def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
+        """An interval begins, where the last one ended or where an earlier part of a chain has set θ since."""
+        return theta, memory | {"start": theta}
+
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
         """λ Σ_i (F_i + s_i) (θ_i - θ*_i)²."""
         return self.strength * pull(theta, memory["anchor"], memory["importance"])

@@ -27,7 +27,8 @@ class SI(Strategy):
 
     Choices: 1. g is the gradient of the data term alone, and θ' - θ what the optimiser really did, as the paper's
     integral has it; 2. importances may be negative, as in the paper's equations; ``clamp`` cuts them at zero, as
-    avalanche-lib does; 3. one anchor, the last task's weights.
+    avalanche-lib does; 3. one anchor, the last task's weights, or what an earlier part of a chain made of them for
+    this one.
     """
 
     strength: float = option(1.0, "c, the weight of the penalty", ge=0)
@@ -39,7 +40,7 @@ class SI(Strategy):
         return {"path": torch.zeros_like(theta), "importance": torch.zeros_like(theta), "anchor": theta.clone()}
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
-        """The task begins where the last one ended, or where another part of a chain has set θ since."""
+        """The task begins where the last one ended, or where an earlier part of a chain has set θ since."""
         return theta, memory | {"anchor": theta}
 
     def penalty(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:

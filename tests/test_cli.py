@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import hashlib
 import io
 import itertools
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -991,14 +993,45 @@ def test_a_strategy_that_fails_does_not_end_the_others(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "failing_mine.py").write_text(FAILS)
-    words = ["--seeds", 1, "--epochs", 1, "--out", "runs", "--model", "mlp:layers=4"]
-    done = invoke("run", "split-digits:limit=5", "finetune", "failing_mine:Fails", "l2", *words)
-    assert isinstance(done.exception, KeyError)
-    assert "failing_mine:Fails: KeyError: 'forgotten'; the other strategies go on" in done.stderr
+    words = ["--seeds", 1, "--epochs", 1, "--model", "mlp:layers=4"]
+    fails, counts, goes = "failing_mine:Fails", "failing_mine:Counts", "; the other strategies go on"
+
+    def run(out: str, *strategies: str, more: tuple[str, ...] = ()) -> Result:
+        return invoke("run", "split-digits:limit=5", *strategies, *words, "--out", out, *more)
+
+    done = run("first", "finetune", fails, "l2")
+    assert isinstance(done.exception, KeyError) and f"{fails}: KeyError: 'forgotten'{goes}\n" in done.stderr
     assert "finetune" in done.stdout and "l2" in done.stdout and "Fails" not in done.stdout
-    assert len(list((tmp_path / "runs").glob("*/*/run.json"))) == 2
-    alone = invoke("run", "split-digits:limit=5", "failing_mine:Counts", *words)
-    assert alone.exit_code == 2 and "Counts.init gives memory whose 'n' is a int; it takes tensors" in alone.stderr
+    assert len(list((tmp_path / "first").glob("*/*/run.json"))) == 2
+    done = run("second", "l2", fails, counts, more=("--json",))
+    assert isinstance(done.exception, KeyError) and done.stderr.count(goes) == 1, "behind the last nothing is left"
+    assert f"{fails}: KeyError: 'forgotten'{goes}\n" in done.stderr and "Counts.init gives memory whose" in done.stderr
+    assert [one["name"] for one in json.loads(done.stdout)[0]["results"]] == ["l2"]
+    done = run("third", counts, "l2")
+    assert done.exit_code == 2 and done.stderr.count("Counts.init") == 1 and "l2" in done.stdout
+    alone = run("fourth", counts)
+    assert alone.exit_code == 2 and not alone.stdout
+    assert "Counts.init gives memory whose 'n' is of type int; it takes tensors" in alone.stderr
+    assert not list((tmp_path / "third").glob("*/.*")) and not list((tmp_path / "fourth").glob("*/.*"))
+
+
+def test_learners_of_a_strategy_that_failed_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others need the memory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_too.py").write_text(FAILS)
+    made, alive = list[Any](), list[int]()
+    usual = parts.Learners.__init__
+
+    def noted(self: Any, *given: Any, **more: Any) -> None:
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
+        made.append(weakref.ref(self))
+        usual(self, *given, **more)
+
+    monkeypatch.setattr(parts.Learners, "__init__", noted)
+    invoke("run", "split-digits:limit=5", "failing_too:Fails", "l2", "--seeds", 1, "--epochs", 1, "--out", "runs")
+    assert alive == [0, 0]
 
 
 @pytest.mark.parametrize("format", ["latex", "csv", "json"])

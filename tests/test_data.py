@@ -585,6 +585,14 @@ def test_what_would_be_misread_is_refused(given: dict[str, Any], told: str) -> N
         Data.from_arrays(named["x"], named["y"], named["x"], named["y"], "mine", named.get("classes"), named.get("top"))
 
 
+def test_signals_are_no_images_with_channels_last() -> None:
+    for shape in ((4, 16, 100, 1), (4, 8, 25, 4)):
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        assert Data.from_arrays(x, Y4, x, Y4).x.shape == shape
+    x = np.arange(16, dtype=np.float32).reshape(4, 4)
+    assert Data.from_arrays(x, Y4, x, Y4, top=torch.tensor(8.5)).top == 8.5
+
+
 def test_floats_that_look_like_levels_are_told_of() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (4, 1, 5, 5)).astype(np.float32)
     with pytest.warns(Notice, match=r"whole numbers from .* are shown as they are; give top=255"):

@@ -546,7 +546,7 @@ def test_mir_draws_its_candidates_without_replacement() -> None:
     assert firsts[None] == firsts[5] and len(firsts[8]) == 1 and firsts[8] < firsts[5] <= firsts[2]
     fewer = MIR(candidates=4).batch(NET, theta, memory_of(*STORED), batch_of(task), task)
     assert len(fewer.row) == 5 + 4, "no more can join than there are candidates"
-    with pytest.raises(BadOption, match="MIR: of candidates=4 not samples=9 can be chosen"):
+    with pytest.raises(BadOption, match="mir: of candidates=4 not samples=9 can be chosen"):
         MIR(samples=9, candidates=4)
 
 
@@ -849,7 +849,7 @@ def test_each_part_of_a_chain_knows_what_it_has_joined(text: str, wanted: dict[s
         assert per_sample == pytest.approx(0 if "DER" in type(part).__name__ or first == last else own / 5)
 
 
-@pytest.mark.parametrize("first", ["er-ace", "mir:combine=sum", "mir"])
+@pytest.mark.parametrize("first", ["er-ace", "mir:combine=sum"])
 def test_what_another_part_of_a_chain_joins_is_learnt(first: str) -> None:
     def losses(chain: str) -> list[float]:
         run = cl.run("split-digits:limit=12,tasks=3", chain, seeds=1, epochs=1, batch=16, model="mlp:layers=8")

@@ -759,6 +759,9 @@ def test_groups_may_be_anything_that_is_gone_through() -> None:
     for given in (np.array_split(np.arange(5), 2), (part for part in wanted), [range(3), torch.arange(3, 5)]):
         GIVEN[0] = given
         assert [classes_of(task) for task in Again(tasks=2).build(data()).tasks] == wanted
+    with pytest.raises(TypeError, match="can only concatenate"):
+        GIVEN[0] = (["a" + place] for place in [1])  # type: ignore[operator]
+        Again(tasks=1).build(data())
     for wrong in (None, 5, [], [[0, 0], [1]], [[0], ["1"]], [[0, 1], 3]):
         GIVEN[0] = wrong
         with pytest.raises(BadStream, match=r"Again\.groups gives .*; it takes a list for each task"):
@@ -768,10 +771,20 @@ def test_groups_may_be_anything_that_is_gone_through() -> None:
 def test_a_stream_in_which_something_was_replaced_is_not_made_anew_in_silence() -> None:
     stream = made(tasks=2)
     assert len(cl.run(stream, epochs=1, model="mlp:layers=4").accuracy[0, 0]) == 2
-    for changed in (dataclasses.replace(stream, tasks=stream.tasks[:1]),
-                    stream.with_samples(stream.samples, stream.test_samples)):  # fmt: skip
-        with pytest.raises(BadStream, match="something was replaced in this stream after it was made"):
-            cl.run(changed, epochs=1, model="mlp:layers=4")
+    with pytest.raises(BadStream, match="something was replaced in this stream after it was made"):
+        cl.run(dataclasses.replace(stream, tasks=stream.tasks[:1]), epochs=1, model="mlp:layers=4")
+    for same in (stream.with_samples(stream.samples, stream.test_samples), Half(tasks=4).build(data(8))):
+        made_anew = same.stream(3)
+        assert len(made_anew.tasks) == len(same.tasks) and made_anew.as_built
+
+
+@dataclass(frozen=True)
+class Half(Split):
+    """The first half of the tasks."""
+
+    def build(self, data: Data, seed: int = 0) -> Stream:
+        whole = super().build(data, seed)
+        return dataclasses.replace(whole, tasks=whole.tasks[: len(whole.tasks) // 2])
 
 
 def test_pixels_of_colours_are_not_permuted_where_each_channel_has_its_own_factor() -> None:
@@ -792,6 +805,10 @@ def test_a_channel_of_one_level_is_refused_whatever_rounding_leaves() -> None:
         x[:, 1] = level
         with pytest.raises(BadStream, match="all pixels of a channel are equal"):
             split(Data.from_arrays(x, y, x, y), tasks=2, normalize="channel")
+    near = np.full((6, 1, 5, 5), 0.7, np.float32)
+    near[0, 0, 0, 0] += 1.2e-7  # what is left of its square is less than double precision has
+    with pytest.raises(BadStream, match="all pixels of a channel are equal"):
+        split(Data.from_arrays(near, y, near, y), tasks=2, normalize="channel")
     x[0, 1, 0, 0] = 0
     assert split(Data.from_arrays(x, y, x, y), tasks=2, normalize="channel").samples.channel is not None
 

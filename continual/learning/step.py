@@ -209,7 +209,7 @@ class Program:
         self.noted, self.fixed = self.noted | set(notes["read"]), bool(notes["fixed"])
         for size, purpose, n, kind, high in notes["wanted"]:
             self.wanted[size].add((purpose, n, kind, high))
-        self.known |= set(notes.get("known", ()))  # checkpoints of earlier versions do not say
+        self.known |= set(notes["known"])
         self._has_noted()
 
     def step(self, at: Tensor, rows: Tensor, pool: Pool) -> Tensor:

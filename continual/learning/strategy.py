@@ -304,7 +304,9 @@ def gave_memory(strategy: Strategy, hook: str, found: Any) -> Memory:
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
-            raise _gives(strategy, hook, f"memory whose '{name}' is a {kind}; it takes tensors, as torch.zeros(())")
+            raise _gives(
+                strategy, hook, f"memory whose '{name}' is of type {kind}; it takes tensors, as torch.zeros(())"
+            )
     return dict(found)
 
 

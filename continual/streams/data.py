@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import numbers
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 PARTS = ("x", "y", "x_test", "y_test")
 CHUNK = 2**20  # values that are worked on at a time
+NEAR = 1e-4  # of what stands for 1: what rounding may have left beyond it
 Room = Callable[[tuple[int, ...]], "npt.NDArray[np.uint8]"]
 """Gives an array of a shape for images: in memory, or in a file where they may be more than fits."""
 
@@ -220,7 +220,7 @@ def joined(parts: Sequence[Data], size: int, room: Room = in_memory) -> Data:
         x, start = torch.from_numpy(room((sum(map(len, images)), 3, size, size))), 0
         for part, own in zip(parts, images, strict=True):
             for some in in_parts(own):
-                if float(some.min()) < 0 or float(some.max()) > part.top:
+                if float(some.min()) < -NEAR * part.top or float(some.max()) > (1 + NEAR) * part.top:
                     raise BadData(f"{part.name}: images of a sequence have pixels from 0 to the value that stands for "
                                   f"1, here {part.top:g}, and these go from {float(own.min()):.4g} to "
                                   f"{float(own.max()):.4g}; scale them, or say top=VALUE")  # fmt: skip
@@ -313,7 +313,9 @@ def _samples(given: Any, what: str) -> Tensor:
         raise BadData(f"{what} have shape {tuple(x.shape)}; they take (N, C, H, W) or (N, features)")
     if x.is_complex():
         raise BadData(f"{what} are complex; they take integers in 0..255 or floats")
-    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
+    of_levels = not (x.is_floating_point() or x.dtype == torch.bool)
+    last = x.shape[3] in ((1, 3, 4) if of_levels else (1, 3)) if x.ndim == 4 else False
+    if last and (min(x.shape[1:3]) > 4 if of_levels else x.shape[1] == x.shape[2] > 3):
         raise BadData(f"{what} have shape {tuple(x.shape)}, with the channels last; they take (N, C, H, W), which "
                       "numpy's x.transpose(0, 3, 1, 2) gives")  # fmt: skip
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -372,9 +374,13 @@ def _tell_levels(x: Tensor, name: str) -> None:
 
 
 def _checked_top(top: float, name: str) -> float:
-    if not (isinstance(top, numbers.Real) and math.isfinite(top) and top > 0):
+    try:
+        given = float(top)
+    except (TypeError, ValueError, RuntimeError):
+        given = math.nan
+    if not (math.isfinite(given) and given > 0):
         raise BadData(f"{name}: top was given {top}; it takes the value that stands for 1.0, finite and above 0")
-    return float(top)
+    return given
 
 
 # Datasets

@@ -37,8 +37,8 @@ class Given(StreamOptions):
         :class:`~continual.errors.BadStream` where a sample's task is none of the training samples'.
         """
         made = cls.read(options, "a stream of given tasks")
-        task, task_test = integers(task, "task"), integers(task_test, "task_test")
-        last = int(task.max())
+        task, task_test = integers(task, "the tasks (task)"), integers(task_test, "the tasks of tests (task_test)")
+        last = max(0, int(task.max()))
         for name, given, least in (("task", task, 0), ("task_test", task_test, -1)):
             if int(given.min()) < least or int(given.max()) > last:
                 raise BadStream(f"{name} has numbers from {int(given.min())} to {int(given.max())}; it takes those of "

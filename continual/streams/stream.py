@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 
@@ -253,7 +253,13 @@ class Stream:
     def with_samples(self, train: Samples, test: Samples) -> Stream:
         """The same stream, of whose samples each row is another one."""
         tasks = tuple(dataclasses.replace(task, samples=train) for task in self.tasks)
-        return dataclasses.replace(self, samples=train, tasks=tasks, test_samples=test)
+        made = dataclasses.replace(self, samples=train, tasks=tasks, test_samples=test)
+        return made.called_built() if self.as_built else made
+
+    def called_built(self) -> Self:
+        """The stream, of which is known that it can be made anew."""
+        object.__setattr__(self, "as_built", True)
+        return self
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -379,6 +385,18 @@ class StreamOptions(Configured):
     )
     test_limit: int | None = option(None, "at most so many test rows of each class", ge=1)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What a subclass builds it can build again."""
+        super().__init_subclass__(**options)
+        if build := vars(cls).get("build"):
+
+            @functools.wraps(build)
+            def built(self: StreamOptions, *given: Any, **named: Any) -> Stream:
+                made: Stream = build(self, *given, **named)
+                return made.called_built()
+
+            cls.build = built  # type: ignore[method-assign]
+
     def build(self, data: Data, seed: int = 0) -> Stream:
         """The stream of a seed from loaded data; :class:`~continual.errors.BadStream` where it cannot be made."""
         raise NotImplementedError
@@ -435,9 +453,7 @@ class StreamOptions(Configured):
                 raise BadStream(f"{data.name}: task {task.index + 1} ({', '.join(task.classes)}) has {len(task.train)} "
                                 f"training and {len(task.test)} test rows{' with ' if few else ''}{' and '.join(few)}; "
                                 "every task needs some of both")  # fmt: skip
-        made = Stream(self.scenario, train, test, tasks, outputs[1], data, self)
-        object.__setattr__(made, "as_built", True)
-        return made
+        return Stream(self.scenario, train, test, tasks, outputs[1], data, self)
 
     def checksums(self) -> dict[str, Any]:
         """What a run's record says of a stream beside its data and these options."""
@@ -475,10 +491,8 @@ class Split(StreamOptions):
     def _groups(self, classes: int, seed: int, name: str) -> list[list[int]]:
         """What :meth:`groups` gives, in whatever it comes, as lists of places."""
         given = self.groups(classes, seed, name)
-        try:
-            groups = [[-1 if isinstance(place, bool) else operator.index(place) for place in group] for group in given]
-        except TypeError:
-            groups = []
+        parts: Iterable[Any] = given if isinstance(given, Iterable) else ()
+        groups = [[_place(one) for one in part] if isinstance(part, Iterable) else [] for part in parts]
         if not groups or not all(len(set(one)) == len(one) > 0 <= min(one) <= max(one) < classes for one in groups):
             raise BadStream(f"{name}: {type(self).__name__}.groups gives {brief(given)}; it takes a list for each task "
                             f"of one number or more from 0 to {classes - 1}, each once")  # fmt: skip
@@ -545,6 +559,14 @@ class Rotated(StreamOptions):
         return self.assemble(data, everything, seed, Rotate(grids))
 
 
+def _place(given: Any) -> int:
+    """A place in the order of classes; -1 for what is none."""
+    try:
+        return -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        return -1
+
+
 def split(data: Data, *, seed: int = 0, **options: Any) -> Stream:
     """A stream whose tasks divide the classes; ``options`` are those of :class:`Split`."""
     return Split.read(options, "a split stream").build(data, seed)
@@ -588,7 +610,8 @@ def channels(data: Data, normalize: str) -> Tensor:
         count = data.x.numel() / data.x.shape[1]
         mean, deviation = sums / count, (squares / count - (sums / count).square()).clamp_min(0).sqrt()
         small = deviation <= 1e-6 * mean.abs()  # of equal pixels rounding may leave something
-        if small.any() and (data.x.amin((0, 2, 3)) == data.x.amax((0, 2, 3))).any():
+        alike = (deviation == 0).any() or (small.any() and (data.x.amin((0, 2, 3)) == data.x.amax((0, 2, 3))).any())
+        if alike:
             raise BadStream(f"{data.name}: all pixels of a channel are equal, so it cannot be standardised; use "
                             "normalize=unit")  # fmt: skip
     return torch.stack([1 / (deviation * data.top), -mean / deviation])[..., None, None].float()
