@@ -32,7 +32,7 @@ KINDS = (*plugins.KINDS, "metrics", "tables")
 HELP = {"help_option_names": ["-h", "--help"]}
 USUAL = (None, "runs")  # where data comes from and runs go to, if nobody says
 FORMATS = ("table", "markdown", "latex", "csv", "json")
-FEWER = ("table", "markdown", "json")  # of compare and reproduce
+FEWER = ("table", "markdown", "latex", "json")  # of compare and reproduce
 DEVICE = click.option("--device", default="auto", help="cpu, cuda, cuda:N or auto [default: auto]")
 DATA = click.option("--data", metavar="DIR", help="data root [default: $CONTINUAL_DATA, else the user's cache folder]")
 QUIET = click.option("--quiet", is_flag=True, help="no progress, and not how it is done")

@@ -224,7 +224,7 @@ def test_mistakes_in_a_table_are_told_with_their_place(tmp_path: Path, changes: 
         (["hsu-2018-split-mnist", "--column", "clas"], "did you mean 'class'"),
         (["hsu-2018-split-mnist", "--seeds", "x"], "seeds"),
         (["hsu-2018-split-mnist", "--jobs", "0"], "'--jobs': 0"),
-        (["hsu-2018-split-mnist", "--format", "pdf"], "'table', 'markdown', 'json'"),
+        (["hsu-2018-split-mnist", "--format", "pdf"], "'table', 'markdown', 'latex', 'json'"),
         (["nowhere.yaml"], "nowhere.yaml"),
     ],
 )

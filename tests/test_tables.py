@@ -382,3 +382,14 @@ def test_an_experiment_without_joint_training_has_no_intransigence_beside_one_th
     assert first["results"][0]["metrics"]["intransigence"]["mean"] == pytest.approx(0.04)
     assert second["results"][0]["metrics"]["intransigence"]["mean"] is None
     assert differences.differences(group, ["intransigence"])
+
+
+def test_differences_can_stand_in_a_paper():
+    group = [result("l2_a"), result("si", A - 0.1 + np.arange(2)[:, None, None] / 50)]
+    text = differences.table(differences.differences(group, ["average-accuracy"]), "latex")
+    row = next(line for line in text.splitlines() if line.startswith("si & "))
+    assert row.startswith(r"si & l2\_a & 61.00 & 70.00 & $-$9.00 & $-$") and (" to +" in row or " to $-$" in row)
+    assert row.endswith(r"paired, n = 2 \\") and r"\begin{tabular}{llrrrrrrr}" in text and "minipage" not in text
+    assert (
+        r"\caption{average accuracy" in text and "In \\%" in text and text.count(r"\begin") == text.count(r"\end") == 2
+    )

@@ -16,7 +16,7 @@ from continual.results.content import signed
 from continual.results.metrics import Metric, Summary, metric, number, summarise
 from continual.results.store import Result, canonical, experiment, plain
 
-FORMATS = ("table", "markdown", "json")
+FORMATS = ("table", "markdown", "latex", "json")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _named(result: Result, results: Sequence[Result]) -> str:
 
 
 def table(lines: Sequence[Line], format: str = "table") -> str:
-    """The lines for people (table, markdown) or for programs (json); UnknownName for another format."""
+    """The lines for people (table, markdown, latex) or for programs (json); UnknownName for another format."""
     if format == "json":
         return json.dumps([_entry(line) for line in lines], indent=2, ensure_ascii=False, allow_nan=False)
     if format not in FORMATS:

@@ -58,7 +58,10 @@ def grid(
 
 
 def with_notes(head: list[str], rows: list[list[str]], notes: Iterable[str], format: str, names: int = 1) -> str:
-    """Lines and columns above notes, as Markdown or for a terminal; the first columns hold ``names``."""
+    """Lines and columns with notes: Markdown, LaTeX, or for a terminal; the first columns hold ``names``."""
+    if format == "latex":
+        escaped = [[_negative(cell) for cell in row] for row in rows]
+        return _framed(list(map(escaped_latex, head)), escaped, " ".join(notes), [], names)
     if format == "markdown":
         escaped = [[escaped_markdown(cell) for cell in row] for row in rows]
         return "\n\n".join([content.tabulated(head, escaped, "github", names), *map(escaped_markdown, notes)])
@@ -112,8 +115,8 @@ def escaped_latex(text: str) -> str:
 
 
 def _negative(text: str) -> str:
-    """A number whose minus sign is one."""
-    return re.sub(r"^-(?=\d)", "$-$", escaped_latex(text))
+    """Numbers whose minus signs are such."""
+    return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped_latex(text))
 
 
 def latex(table: Content, interval: str) -> str:
@@ -121,23 +124,25 @@ def latex(table: Content, interval: str) -> str:
     head, lines = grid(table, interval, _negative, r"\textbf{{{}}}", "$^{{{}}}$", r" $\pm$ ")
     caption = " ".join([f"{table.heading}.", *notes(table, interval)])
     below = [rf"$^{{{mark}}}$ {escaped_latex(note)}\\" for mark, note in footnotes(table).items()]
+    return _framed(head, lines, caption, below)
+
+
+def _framed(head: list[str], lines: list[list[str]], caption: str, below: list[str], names: int = 1) -> str:
+    small = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *below, r"\end{minipage}"]
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escaped_latex(caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(head) - names)}}}",
             r"\toprule",
             _latex_row(head),
             r"\midrule",
             *map(_latex_row, lines),
             r"\bottomrule",
             r"\end{tabular}",
-            r"\par\smallskip",
-            r"\begin{minipage}{\linewidth}\footnotesize",
-            *below,
-            r"\end{minipage}",
+            *(small if below else []),
             r"\end{table}",
         ]
     )

@@ -93,7 +93,7 @@ def trace(result: Result) -> str:
 def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "table") -> str:
     """Cells of a published table beside ours; each line has a ``cell`` (row, column, published) and a ``comparison``.
 
-    Formats: table, markdown, json.
+    Formats: table, markdown, latex, json.
     """
     if format == "json":
         cells = [
