@@ -81,8 +81,13 @@ def one_of(names: Callable[[], Iterable[str]]) -> Complete:
 
 def of_kind(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a name of the kind that is given before it."""
-    kind = context.params.get("kind")
-    return _items(one for one in plugins.registered(str(kind)) if one.startswith(incomplete))
+    kind = str(context.params.get("kind"))
+    if kind == "metrics":
+        return metrics(context, parameter, incomplete)
+    known = (
+        plugins.config_files(kind) if kind == "tables" else plugins.registered(kind) if kind in plugins.KINDS else ()
+    )
+    return _items(one for one in known if one.startswith(incomplete))
 
 
 def metrics(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

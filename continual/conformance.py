@@ -282,7 +282,7 @@ def steps_work(strategy: Strategy, stream: Stream) -> list[Work]:
 
 
 def not_inert(strategy: Strategy) -> None:
-    """After two tasks something differs from fine-tuning."""
+    """After all tasks something differs from fine-tuning."""
     if strategy.is_finetuning:
         return
     if not any(strategy.has(hook) for hook in HOOKS):

@@ -3,7 +3,7 @@
 Each is told in one message on standard error, and the exit status says what it was:
 
     0    done
-    1    done, and what was held against something is not as it should be (``reproduce``)
+    1    done, and what was held against something is not as it should be (``reproduce``); or a traceback
     2    not done; the message says why and what to do
     130  interrupted (Ctrl-C); 143 ended by SIGTERM, 129 by SIGHUP: 128 and the number of the signal
     141  nobody reads what is printed any more (``continual list | head -1``), which is no failure and told of nowhere

@@ -48,8 +48,9 @@ def run(
     as ``"split-mnist:scenario=class"``; ``strategy``: an object of :mod:`continual.strategies` or text;
     ``settings``: ``model``, ``optimizer``, ``schedule``, ``augment``, ``track`` and the options of training (``seeds``,
     ...).
-    With ``out`` the result is stored there, a result that is there already is returned instead of run again, and a run
-    that was interrupted goes on, unless ``again``. With ``keep_learners="last"`` it has what the seeds have learnt, of
+    With ``out`` the result is stored there, a result that is there already is returned instead of run again (unless the
+    user's own code may have changed, or learners are asked for that it has not), and a run that was interrupted goes
+    on, unless ``again``. With ``keep_learners="last"`` it has what the seeds have learnt, of
     which :func:`~continual.trained.learner` makes a network again. Raises :class:`~continual.errors.Mistake` for
     whatever cannot be run as asked.
     """

@@ -45,7 +45,7 @@ class BiC(Strategy):
     before: where tasks share their outputs nothing is distilled or corrected. In the task scenario a correction changes
     no answer.
 
-    Between the steps of a task, its new outputs have no correction yet.
+    Between the steps of a task no output has a correction; with ``keep=each`` its new ones have none yet.
     """
 
     stores_samples: ClassVar[bool] = True

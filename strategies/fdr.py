@@ -27,13 +27,13 @@ class FDR(Strategy):
     loss + λ ‖f_θ - f_old‖, the distance in L² between the network's function and the one it was when a task ended,
     estimated on stored samples x with the softmax outputs f_old(x) of that time.
 
-    Choices: 1. the distance is estimated as the mean over samples of ‖f_θ(x) - f_old(x)‖ (``distance=norm``, as Buzzega
-    et al. 2020 compare it), as the root of the mean of its squares, which is the norm of L² (``root``), or as the mean
-    of the squares; 2. it is added to the loss, where the code of Buzzega et al. takes a step of its own on it after
-    each of the data's; 3. the memory holds equally many samples of each class so far, theirs of each task; 4.
-    probabilities are over the outputs active when they are computed: an output that is new since then should have none;
-    5. samples are drawn with replacement; 6. norms are rounded off near 0 (``rounding``), where a task begins: there a
-    norm's gradient has the direction of rounding errors and its full size.
+    Choices: 1. the distance is estimated as the mean over samples of ‖f_θ(x) - f_old(x)‖ (``distance=norm``, as
+    Buzzega et al. 2020 compare it), as the root of the mean of its squares, which is the norm of L² (``root``), or as
+    the mean of the squares; 2. it is added to the loss, where the code of Buzzega et al. takes a step of its own on
+    it after each of the data's; 3. the memory holds equally many samples of each class of each task so far, theirs of
+    each task; 4. probabilities are over the outputs active when they are computed: an output that is new since then
+    should have none; 5. samples are drawn with replacement; 6. norms are rounded off near 0 (``rounding``), where a
+    task begins: there a norm's gradient has the direction of rounding errors and its full size.
     """
 
     stores_samples: ClassVar[bool] = True

@@ -953,7 +953,7 @@ def test_a_comparisons_means_are_of_the_seeds_that_it_compares(tmp_path: Path) -
 @pytest.mark.parametrize(("words", "message"), [
     ([], "a comparison takes two different runs at least, and none are given"),
     ([".", "--metrics", "forgeting"], "did you mean 'forgetting'"),
-    ([".", "--format", "latex"], "'table', 'markdown', 'json'"),
+    ([".", "--format", "csv"], "'table', 'markdown', 'latex', 'json'"),
     ([".", "--metrics", "stability-gap"], "needs accuracies measured while learning"), (["gone"], "no folder gone"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_says_why(

@@ -61,6 +61,9 @@ EWC = [f"ewc:{name}=" for name in ("strength", "half", "label", "fisher_samples"
     (("reproduce", "hsu"), ["hsu-2018-split-mnist"]),
     (("list", "sch"), ["schedules"]),
     (("list", "strategies", "ew"), ["ewc"]),
+    (("list", "metrics", "stab"), ["stability-gap"]),
+    (("list", "tables", "hsu"), ["hsu-2018-split-mnist"]),
+    (("list", "nothing", "ew"), []),
     (("completion", "f"), ["fish"]),
     (("comp"), ["compare", "completion"]),
 ])  # fmt: skip
@@ -72,7 +75,7 @@ def test_a_word_is_completed(words: tuple[str, ...] | str, wanted: list[str]) ->
     ("words", "wanted"),
     [
         (("show", "runs", "--format", "l"), ["latex"]),
-        (("compare", "runs", "--format", ""), ["table", "markdown", "json"]),
+        (("compare", "runs", "--format", ""), ["table", "markdown", "latex", "json"]),
         (("report", "runs", "--error", "s"), ["sd", "se"]),
     ],
 )

@@ -835,9 +835,3 @@ def test_a_limit_that_leaves_a_task_without_rows_is_named() -> None:
     x, y = np.zeros((6, 1, 2, 2), np.uint8), [0, 0, 0, 0, 0, 0]
     with pytest.raises(BadStream, match=r"task 2 .* has 0 training and 6 test rows with limit=2"):
         Given.of([0, 0, 0, 1, 1, 1], [-1] * 6, limit=2).build(Data.from_arrays(x, y, x, y))
-
-
-def test_a_share_for_validation_that_sets_nothing_aside_is_refused() -> None:
-    with pytest.raises(BadStream, match=r"squares: validation=0\.1 is less than one row of every class; give a larger"):
-        split(data(each=6), tasks=2, validation=0.1)
-    assert len(split(data(each=6), tasks=2, validation=0.2).tasks[0].validation) == 3

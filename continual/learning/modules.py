@@ -566,7 +566,7 @@ class _GradientAlike(torch.autograd.Function):
 
 
 class CNNBody(nn.Sequential):
-    """Two 3x3 convolutions of 64 and 128 channels, each with ReLU and 2x2 max-pooling, and a layer of 1024 units."""
+    """3x3 convolutions of so many channels, each with ReLU and 2x2 max-pooling, and a layer of so many units."""
 
     def __init__(self, shape: tuple[int, ...], channels: tuple[int, ...], units: int) -> None:
         layers: list[nn.Module] = []

@@ -113,7 +113,7 @@ class Batch(NamedTuple):
 
         Both at the step's θ and detached; to be said when all others have joined. The step makes use of it where
         nothing else is made of these samples: not in a chain, with a loss or a penalty of the strategy's, with
-        augmentation, with a forward pass in bfloat16, nor where the network normalises by the batch.
+        augmentation, with a forward pass in bfloat16, nor where the network normalises by the batch or drops units.
         """
         return self._replace(passed=Passed(out, gradient))
 
@@ -363,7 +363,8 @@ class Chain(Strategy):
 
     Batches and gradients pass through from left to right, penalties add, each part keeps its own memory and draws its
     own random numbers (but in ``init``, where two parts of a kind draw the same). Only one part may have a ``loss``,
-    ``rows`` or ``predict`` of its own.
+    ``rows`` or ``predict`` of its own, only one may put a network around the given one (``extend``, ``network``), and
+    none may begin each task with another network or train itself.
     """
 
     def __init__(self, parts: tuple[Strategy, ...]) -> None:

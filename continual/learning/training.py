@@ -40,7 +40,9 @@ class Training(Configured):
     )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop", "processes"] = option(
-        "auto", "seeds side by side, one after the other, or in processes; auto: what a few steps show to be fastest"
+        "auto",
+        "seeds side by side, one after the other, or in processes; auto: what a few steps show "
+        "to be fastest (with deterministic: one after the other)",
     )
     program: Literal["auto", "captured", "eager"] = option(
         "auto",

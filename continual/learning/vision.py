@@ -35,7 +35,10 @@ def _needs_images(name: str, shape: tuple[int, ...], least: int, most: int | Non
 
 @dataclass(frozen=True)
 class CNN(Configured):
-    """Two 3x3 convolutions, each with ReLU and 2x2 max-pooling, and one hidden layer; padded to keep the resolution."""
+    """3x3 convolutions, by default two, each with ReLU and 2x2 max-pooling, and one hidden layer.
+
+    They are padded, to keep the resolution.
+    """
 
     channels: tuple[int, ...] = option((64, 128), "channels of each convolution", ge=1, le=WIDEST)
     units: int = option(1024, "units of the hidden layer", ge=1, le=WIDEST)
@@ -91,7 +94,7 @@ class ResNet18(Normalised):
 
 @dataclass(frozen=True)
 class ReducedResNet18(ResNet18):
-    """ResNet-18 with 20 channels in the first stage (Lopez-Paz & Ranzato 2017), about an eleventh of the parameters."""
+    """ResNet-18 with 20 channels in the first stage (Lopez-Paz & Ranzato 2017), about a tenth of the parameters."""
 
     width: int = option(20, "channels of the first stage", ge=1, le=WIDEST // 8)
 

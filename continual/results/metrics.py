@@ -8,9 +8,9 @@ the papers' tasks 1 to T. The formulas below count both from 1 and leave the see
 ``task``, shape (E,), the task (counted from 0) that was being learnt at each. What a trace holds of a task before the
 task has begun does not matter and may be NaN.
 
-Every function gives one value per seed, shape (R,). NaN, in a seed that was stopped, spreads within that seed only. A
-mean over nothing, such as forgetting when there is one task, is NaN: it is undefined, and 0 would claim a perfect
-memory.
+A metric gives one value per seed, shape (R,); functions of sizes give one number. NaN, in a seed that was stopped,
+spreads within that seed only. A mean over nothing, such as forgetting when there is one task, is NaN: it is
+undefined, and 0 would claim a perfect memory.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Result:
 
     @property
     def training_accuracy(self) -> Array | None:
-        """As :attr:`accuracy`, on the training data."""
+        """As :attr:`accuracy`, on training rows, by default at most 200 of each task (``train_samples``)."""
         return self._accuracies("training_accuracy")
 
     @property
@@ -111,7 +111,7 @@ class Result:
 
     @property
     def training_trace(self) -> Array | None:
-        """As :attr:`trace`, on the training data."""
+        """As :attr:`trace`, on training rows."""
         return self._accuracies("training_trace")
 
     @property

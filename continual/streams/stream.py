@@ -428,9 +428,6 @@ class StreamOptions(Configured):
             Outputs(ACTIVE[self.scenario] if given == "default" else given, units)
             for given in (self.train_outputs, self.test_outputs)
         ]
-        if self.validation and not held.any():
-            raise BadStream(f"{data.name}: validation={self.validation:g} is less than one row of every class; give a "
-                            "larger share")  # fmt: skip
         kept = ~held & _first(data.y, held, self.limit)
         if self.limit and self.validation:  # as many as belong to so many training rows
             part = Fraction(str(self.validation))

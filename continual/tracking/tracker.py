@@ -138,7 +138,7 @@ class Tracker(Configured):
     )
 
     def reach(self) -> None:
-        """Before anything is loaded or trained: raise :class:`Unreachable` where nothing can be followed there."""
+        """Before anything is trained: raise :class:`Unreachable` where nothing can be followed there."""
         if self.package and importlib.util.find_spec(self.package) is None:
             raise Unreachable(f"{type(self).__name__} needs the package {self.package}, which is not installed: pip "
                               f"install '{self.extra}'")  # fmt: skip
