@@ -221,7 +221,7 @@ def helps(net: Net, shape: tuple[int, ...], device: torch.device, precision: str
     have vectors.
     """
     kernels_do = not net.skips if device.type == "cpu" else precision in ("tf32", "bfloat16")
-    return net.convolves and len(shape) == 3 and kernels_do
+    return net.convolves and len(shape) == 3 and kernels_do and not net.as_usual
 
 
 @contextlib.contextmanager

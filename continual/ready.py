@@ -93,6 +93,7 @@ def network(model: Any, stream: Stream) -> Net:
     theta = net.initial(key, torch.float32)
     out, again = given("two images", 2), given("two images", 2)
     given("a single image", 1)  # as an epoch's last batch may be
+    net.as_usual = not _takes_channels_last(net, theta, shape)
     found = [getattr(getattr(out, part, None), "shape", ()) for part in ("logits", "features")]
     if found[0] != (2, units) or len(found[1]) != 2:
         shapes = " and ".join(str(tuple(one)) for one in found) if any(found) else f"a {type(out).__name__}"
@@ -102,6 +103,19 @@ def network(model: Any, stream: Stream) -> Net:
         warnings.warn(Notice(f"{name}: its network gives something else each time in evaluation, too; if that is not "
                              "meant, functions such as dropout take training=self.training"), stacklevel=2)  # fmt: skip
     return net
+
+
+def _takes_channels_last(net: Net, theta: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a network takes images that lie with their channels last, as a ``view`` behind convolutions does not."""
+    if not net.convolves or len(shape) != 3:
+        return True
+    images = torch.zeros(2, *shape).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            net.forward(theta, images, torch.zeros(2, dtype=torch.int64))
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -537,3 +537,13 @@ def test_what_avalanche_says_of_itself_is_not_said() -> None:
         warnings.simplefilter("always")
         warnings.warn("afterwards", DeprecationWarning, stacklevel=1)
         assert len(said) == 1
+
+
+@pytest.mark.parametrize("strategy", ["avalanche:Naive", "avalanche:Replay:mem_size=20"])
+def test_what_is_measured_changes_nothing_of_what_is_learnt(strategy: str) -> None:
+    """Its loaders draw from the generators that shuffle what is learnt."""
+    run: dict[str, Any] = {"seeds": 1, "epochs": 1, "batch": 16, "model": "mlp:layers=8"}
+    plain = cl.run("split-digits:limit=12,tasks=2", strategy, train_samples=0, **run)
+    for more in ({"train_samples": 200}, {"train_samples": 0, "evaluate_every": 1}):
+        found = cl.run("split-digits:limit=12,tasks=2", strategy, **run, **more)
+        np.testing.assert_array_equal(found.arrays["loss"], plain.arrays["loss"])

@@ -646,3 +646,123 @@ def test_a_network_that_answers_otherwise_each_time_is_told_of(forgotten: bool) 
         ready.network(Rolls(forgotten=forgotten), stream)
     said = [str(one.message) for one in told if "gives something else each time in evaluation" in str(one.message)]
     assert len(said) == forgotten
+
+
+class CosineLayer(nn.Linear):
+    """A head that is no plain linear layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+
+@dataclass(frozen=True)
+class Angles(Configured):
+    """A frozen body, whose features are kept, and a head that is learnt."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> modules.ModuleNet:
+        """See ``continual.learning.models``."""
+
+        def make() -> modules.Headed:
+            made = modules.Headed(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU()), 12, units)
+            made.head = CosineLayer(12, units)
+            return made
+
+        return modules.ModuleNet(make, lambda name: name.startswith("head"))
+
+
+def test_a_head_of_another_kind_behind_features_that_are_kept_is_that_head() -> None:
+    run: dict[str, Any] = {"seeds": 1, "epochs": 1, "precision": "float64", "keep_learners": "last"}
+    kept = cl.run("split-digits:limit=10", "finetune", model=Angles(), **run)
+    assert kept.record["features_once"]
+    np.testing.assert_array_equal(cl.learner(kept, 0).accuracy(), kept.accuracy[0, -1])
+    net = Angles().build((1, 8, 8), 10)
+    x, theta = torch.rand(3, 1, 8, 8, dtype=torch.float64), net.initial(key(0), torch.float64)
+    assert net.linear_layers(theta, x) is None
+    still = net.still()
+    assert still is not None
+    front = still(x, torch.zeros(3, dtype=torch.int64))
+    torch.testing.assert_close(still.behind().logits(theta, front), net.logits(theta, x))
+
+
+class Scaled(modules.Headed):
+    """A network whose pass is its own."""
+
+    def forward(self, x: torch.Tensor) -> modules.Out:
+        out = super().forward(x)
+        return out._replace(logits=4 * out.logits)
+
+
+def test_no_ordinary_module_is_made_of_a_pass_of_ones_own() -> None:
+    net = modules.ModuleNet(lambda: Scaled(nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), 4, 6))
+    with pytest.raises(BadChain, match="that has a forward of its own"):
+        ordinary(net, net.initial(key(0), torch.float64))
+
+
+@dataclass(frozen=True)
+class Viewed(Configured):
+    """Convolutions with a ``view`` behind them, which images with their channels last do not suit."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> modules.ModuleNet:
+        """See ``continual.learning.models``."""
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.Conv2d(shape[0], 4, 3, padding=1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.max_pool2d(torch.relu(self.first(x)), 4).view(x.size(0), -1)
+
+        return modules.ModuleNet(lambda: modules.Headed(Body(), 16, units))
+
+
+@pytest.mark.parametrize("seeds_as", ["loop", "map"])
+def test_a_view_behind_convolutions_is_shown_images_as_they_usually_lie(seeds_as: str) -> None:
+    y = np.arange(24) % 4
+    x = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
+    stream = Stream.from_arrays(x, y, x, y, tasks=2)
+    for strategy in ("finetune", "ewc", "lwf"):
+        found = cl.run(stream, strategy, model=Viewed(), seeds=2, epochs=2, batch=4, seeds_as=seeds_as)
+        assert np.isfinite(found.arrays["loss"]).all()
+
+
+def test_a_batch_norm_of_which_the_bias_alone_is_trained_goes_by_its_batch() -> None:
+    def make() -> modules.Headed:
+        return body(nn.BatchNorm1d(10))
+
+    net = modules.ModuleNet(make, lambda name: name.endswith("bias") or name.startswith("head"))
+    assert list(net.norms) == ["body.2"] and net.statistics == 20
+
+
+def test_two_batch_norms_with_the_same_parameters_keep_them_in_common() -> None:
+    def make() -> modules.Headed:
+        one, other = nn.BatchNorm1d(10), nn.BatchNorm1d(10)
+        other.weight, other.bias = one.weight, one.bias
+        return body(one, nn.ReLU(), other)
+
+    net = modules.ModuleNet(make)
+    assert [name for name in net.shapes if name.startswith("body.4")] == ["body.4.running_mean", "body.4.running_var"]
+    assert net.module.body[2].weight is net.module.body[4].weight
+
+
+class Warmth(nn.Module):
+    """A parameter that is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warmth = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.warmth
+
+
+def test_a_parameter_that_is_a_number_goes_side_by_side() -> None:
+    def make() -> modules.Headed:
+        return body(Warmth())
+
+    together = learners_of(make, seeds=(0, 1))
+    train(together, TRAINING, Watch())
+    for r in range(2):
+        alone = learners_of(make, seeds=(r,))
+        train(alone, TRAINING, Watch())
+        torch.testing.assert_close(together.theta[r], alone.theta)

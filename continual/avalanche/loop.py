@@ -101,7 +101,8 @@ class Loop:
         """The accuracies (T,) on the first ``tasks`` tasks, by avalanche-lib's evaluation; NaN on the others."""
         self.counter.right = []
         chosen = [one for one in self.measured[name][:tasks] if len(one.dataset)]
-        self.theirs.eval(chosen)
+        with _as_before(self.device):  # its loaders draw from what training draws from
+            self.theirs.eval(chosen)
         values = torch.full((len(self.stream.tasks),), torch.nan, dtype=torch.float64)
         for one, right in zip(chosen, self.counter.right, strict=True):
             values[one.current_experience] = right.double().cpu() / len(one.dataset)
@@ -296,11 +297,18 @@ def plugins(loop: Loop) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Within it the global generators, which avalanche-lib draws from, begin at the seed; then they are as before."""
-    states = random.getstate(), np.random.get_state()
-    with pytorch_left_alone(device):
+    with _as_before(device):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _as_before(device: torch.device) -> Iterator[None]:
+    """After it the global generators are as they were."""
+    states = random.getstate(), np.random.get_state()
+    with pytorch_left_alone(device):
         try:
             yield
         finally:

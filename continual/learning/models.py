@@ -58,6 +58,8 @@ class Net:
     """Whether it takes images through convolutions."""
     skips: bool = False
     """Whether one of them takes every second pixel, or fewer, of less than 16 channels: see :func:`modules.skips`."""
+    as_usual: bool = False
+    """Whether it takes images with their channels in front alone, as they lie in memory."""
     statistics: int = 0
     """How many of the last entries of θ are running statistics, which follow the batches instead of a gradient."""
     frozen: int = 0
@@ -254,6 +256,7 @@ class Extended(Net):
         self.inner, self.extra = inner, extra
         self.head, self.hidden, self.statistics = inner.head, inner.hidden, inner.statistics
         self.convolves, self.skips, self.frozen = inner.convolves, inner.skips, inner.frozen
+        self.as_usual = inner.as_usual
 
     @property
     def mapped(self) -> bool:

@@ -101,8 +101,8 @@ class ModuleNet(Net):
         self.convolves, self.skips = bool(convolutions), any(map(skips, convolutions))
         norms = {name: one for name, one in self.module.named_modules() if isinstance(one, BatchNorm)}
         self.by_task = [one for one in norms.values() if one.count is not None]
-        # a layer that is not trained keeps its statistics too
-        self.norms = {name: one for name, one in norms.items() if f"{name}.weight" in self.trained}
+        # a layer of which nothing is trained keeps its statistics too
+        self.norms = {name: one for name, one in norms.items() if one not in self._resting}
         whole = {**parameters, **dict(self.module.named_buffers())}
         self.buffers = [f"{name}.{statistic}" for name in self.norms for statistic in ("running_mean", "running_var")]
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
@@ -216,7 +216,7 @@ class ModuleNet(Net):
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """See :meth:`Net.linear_layers`: the head, where nothing else is trained."""
         headed = self._goes_as(ModuleNet) and type(self.module).forward is Headed.forward
-        if not headed or set(self.shapes) != set(self.head):
+        if not headed or set(self.shapes) != set(self.head) or type(self.module.head) is not nn.Linear:
             return None
         logits, features = self.forward(theta, x, tasks)
         return [("head", features, logits)]
@@ -413,7 +413,7 @@ class Still:
     def behind(self) -> Net:
         """The network behind, which takes what these parts give."""
         whole = self.whole
-        if self.all_of_it and set(whole.shapes) == set(whole.head):
+        if self.all_of_it and set(whole.shapes) == set(whole.head) and type(whole.module.head) is nn.Linear:
             return Head(whole)
 
         def make() -> Headed:

@@ -110,7 +110,8 @@ def replaced(module: nn.Module, kind: Norm, tasks: int | None) -> nn.Module:
     Raises :class:`~continual.errors.BadOption` where one is of a kind that ours is not.
     """
     norms = (one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
-    return exchanged(module, {one: _like(one, kind, tasks) for one in norms if type(one) in OF_PYTORCH})
+    shared: dict[nn.Parameter, nn.Parameter] = {}
+    return exchanged(module, {one: _like(one, kind, tasks, shared) for one in norms if type(one) in OF_PYTORCH})
 
 
 def exchanged(module: nn.Module, new: dict[Any, nn.Module]) -> nn.Module:
@@ -122,18 +123,27 @@ def exchanged(module: nn.Module, new: dict[Any, nn.Module]) -> nn.Module:
     return module
 
 
-def _like(old: nn.modules.batchnorm._BatchNorm, kind: Norm, tasks: int | None) -> nn.Module:
+def _like(
+    old: nn.modules.batchnorm._BatchNorm, kind: Norm, tasks: int | None, shared: dict[nn.Parameter, nn.Parameter]
+) -> nn.Module:
+    """What takes the place of a layer; ``shared``: the parameters that were made for others, by theirs."""
     if not old.affine or not old.track_running_stats or old.momentum is None:
         raise BadOption(f"{old}: BatchNorm is known here with affine=True, track_running_stats=True and a momentum")
     new: Any = norm(kind, old.num_features, tasks)
     if kind == "none":
         return nn.Identity()
+    if isinstance(new, BatchNorm):
+        for name in ("weight", "bias"):  # which two may have in common
+            own = getattr(old, name)
+            if own not in shared:
+                shared[own] = nn.Parameter(own.detach().clone(), own.requires_grad)
+            setattr(new, name, shared[own])
+        new.eps, new.momentum = old.eps, old.momentum
+        for name in ("running_mean", "running_var"):
+            getattr(new, name).copy_(getattr(old, name))
+        return new
     with torch.no_grad():
         new.weight.copy_(old.weight)
         new.bias.copy_(old.bias)
-        if isinstance(new, BatchNorm):
-            new.eps, new.momentum = old.eps, old.momentum
-            for name in ("running_mean", "running_var"):
-                getattr(new, name).copy_(getattr(old, name))
     made: nn.Module = new
     return made.requires_grad_(old.weight.requires_grad)

@@ -10,7 +10,7 @@ from torch import nn
 
 from continual.errors import BadChain
 from continual.learning.models import Extended, LinearNet, Net
-from continual.learning.modules import ModuleNet
+from continual.learning.modules import Headed, ModuleNet
 from continual.learning.norms import exchanged
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ def plain(net: Net, theta: Tensor) -> Plain:
                            "differ by task or whose head is its own; what is learnt has logits and features itself"
                            )  # fmt: skip
         return plain(net.inner, net.inside(theta))
-    if isinstance(net, LinearNet):
+    if isinstance(net, LinearNet) and net._goes_as(LinearNet):
         return _linear(net, theta)
-    if not isinstance(net, ModuleNet) or any(one.count for one in net.norms.values()):
-        raise BadChain(f"no ordinary module does the work of a {type(net).__name__} that is made of none, or whose "
-                       "units or statistics differ by task; give another model, or statistics=running")  # fmt: skip
-    whole = copy.deepcopy(net.module)
+    goes = isinstance(net, ModuleNet) and net._goes_as(ModuleNet) and type(net.module).forward is Headed.forward
+    if not isinstance(net, ModuleNet) or not goes or any(one.count for one in net.norms.values()):
+        raise BadChain(f"no ordinary module does the work of a {type(net).__name__} that is made of none, that has a "
+                       "forward of its own, or whose units or statistics differ by task; give another model, or "
+                       "statistics=running")  # fmt: skip
+    whole = copy.deepcopy(net.module).to(theta.dtype)
     values = {**net.kept, **net.parameters(theta.detach())}
     with torch.no_grad():
         for name, value in {**dict(whole.named_parameters()), **dict(whole.named_buffers())}.items():

@@ -103,7 +103,7 @@ class Gradient:
     def _joined(self) -> Tensor:
         if self.gap is None:
             return torch.cat([part.flatten() for part in self.parts])
-        joined = torch.cat([*(part.flatten(1) for part in self.parts), self.gap], -1)
+        joined = torch.cat([*(part.reshape(len(part), -1) for part in self.parts), self.gap], -1)
         return joined[:, : joined.shape[-1] - self.gap.shape[-1]]
 
 
