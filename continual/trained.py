@@ -218,8 +218,8 @@ class Learner:
 
         Of what a strategy does beside the network to answer (nearest means, corrected outputs) it knows nothing; see
         :meth:`scores`. Its BatchNorm is PyTorch's, whose statistics move where it is trained further, frozen or not.
-        Raises :class:`~continual.errors.BadChain` for a network whose units or running statistics differ by task, or
-        whose head is a strategy's own.
+        Raises :class:`~continual.errors.BadChain` for a network whose units or running statistics differ by task, whose
+        head is a strategy's own, or which has a forward of its own.
         """
         return plain(self.net, self.theta).eval()
 

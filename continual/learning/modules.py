@@ -211,12 +211,21 @@ class ModuleNet(Net):
         whole = len(kept) == len(parts)
         return Still(self, body if whole else nn.Sequential(OrderedDict(kept)), len(kept), whole)
 
+    @property
+    def through_its_parts(self) -> bool:
+        """Whether a batch goes through body and head and nothing else; a class of a user's own may say otherwise."""
+        return self._goes_as(ModuleNet) and type(self.module).forward is Headed.forward
+
+    @property
+    def trains_a_linear_head(self) -> bool:
+        """Whether a linear layer at the end, of no kind of its own, is all that is trained."""
+        return set(self.shapes) == set(self.head) and type(self.module.head) is nn.Linear
+
     def linear_layers(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
     ) -> list[tuple[str, Tensor, Tensor]] | None:
         """See :meth:`Net.linear_layers`: the head, where nothing else is trained."""
-        headed = self._goes_as(ModuleNet) and type(self.module).forward is Headed.forward
-        if not headed or set(self.shapes) != set(self.head) or type(self.module.head) is not nn.Linear:
+        if not (self.through_its_parts and self.trains_a_linear_head):
             return None
         logits, features = self.forward(theta, x, tasks)
         return [("head", features, logits)]
@@ -413,7 +422,7 @@ class Still:
     def behind(self) -> Net:
         """The network behind, which takes what these parts give."""
         whole = self.whole
-        if self.all_of_it and set(whole.shapes) == set(whole.head) and type(whole.module.head) is nn.Linear:
+        if self.all_of_it and whole.trains_a_linear_head:
             return Head(whole)
 
         def make() -> Headed:

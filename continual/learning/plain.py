@@ -10,7 +10,7 @@ from torch import nn
 
 from continual.errors import BadChain
 from continual.learning.models import Extended, LinearNet, Net
-from continual.learning.modules import Headed, ModuleNet
+from continual.learning.modules import ModuleNet
 from continual.learning.norms import exchanged
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def plain(net: Net, theta: Tensor) -> Plain:
     """The network as an ordinary module of PyTorch's layers with the weights θ (P,), as it is trained further.
 
     Its BatchNorm is PyTorch's. Raises :class:`~continual.errors.BadChain` for a network that no such module does the
-    work of: one whose units are gated by task, which has a strategy's head or running statistics for each task, or
-    which is made of no module.
+    work of: one whose units are gated by task, which has a strategy's head, a forward of its own or running statistics
+    for each task, or which is made of no module.
     """
     if isinstance(net, Extended):
         if (type(net).forward, type(net).answer) != (Extended.forward, Extended.answer):
@@ -45,8 +45,10 @@ def plain(net: Net, theta: Tensor) -> Plain:
         return plain(net.inner, net.inside(theta))
     if isinstance(net, LinearNet) and net._goes_as(LinearNet):
         return _linear(net, theta)
-    goes = isinstance(net, ModuleNet) and net._goes_as(ModuleNet) and type(net.module).forward is Headed.forward
-    if not isinstance(net, ModuleNet) or not goes or any(one.count for one in net.norms.values()):
+    if (
+        not isinstance(net, ModuleNet) or not net.through_its_parts
+        or any(one.count for one in net.norms.values())
+    ):  # fmt: skip
         raise BadChain(f"no ordinary module does the work of a {type(net).__name__} that is made of none, that has a "
                        "forward of its own, or whose units or statistics differ by task; give another model, or "
                        "statistics=running")  # fmt: skip

@@ -313,9 +313,7 @@ def _samples(given: Any, what: str) -> Tensor:
         raise BadData(f"{what} have shape {tuple(x.shape)}; they take (N, C, H, W) or (N, features)")
     if x.is_complex():
         raise BadData(f"{what} are complex; they take integers in 0..255 or floats")
-    of_levels = not (x.is_floating_point() or x.dtype == torch.bool)
-    last = x.shape[3] in ((1, 3, 4) if of_levels else (1, 3)) if x.ndim == 4 else False
-    if last and (min(x.shape[1:3]) > 4 if of_levels else x.shape[1] == x.shape[2] > 3):
+    if _looks_channels_last(x):
         raise BadData(f"{what} have shape {tuple(x.shape)}, with the channels last; they take (N, C, H, W), which "
                       "numpy's x.transpose(0, 3, 1, 2) gives")  # fmt: skip
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -326,6 +324,15 @@ def _samples(given: Any, what: str) -> Tensor:
         x = x.long()
         _every((x >= 0) & (x <= 255), x, what, "is not in 0..255, where integers must be; give float32 for others")
     return (x.to(torch.uint8).unsqueeze(1) if x.ndim == 3 else x.to(torch.uint8)).contiguous()
+
+
+def _looks_channels_last(x: Tensor) -> bool:
+    """Whether samples look like images (N, H, W, C); floats may be signals of any shape, so only square ones do."""
+    if x.ndim != 4:
+        return False
+    if x.is_floating_point() or x.dtype == torch.bool:
+        return x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 3
+    return x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4
 
 
 def _every(good: Tensor, x: Tensor, what: str, fault: str) -> None:
