@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -206,11 +207,9 @@ def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
     except Mistake:
         raise
     except Exception as error:
-        if mapped and "randomness" in str(error):
-            raise BadOption(
-                f"{record['title']}: seeds_as=map: the network, or a hook, draws by PyTorch's generator in a step "
-                "(dropout), which seeds side by side cannot; use seeds_as=loop or auto"
-            ) from error
+        if mapped and (why := _unmapped(str(error))):
+            raise BadOption(f"{record['title']}: seeds_as=map: {why}, which seeds side by side cannot; use "
+                            "seeds_as=loop or auto") from error  # fmt: skip
         if record["code"]:
             error.add_note(f"'continual check {record['title']}' says what a strategy does wrong, hook by hook")
         if record["code"] and mapped:
@@ -218,6 +217,14 @@ def _blamed(record: dict[str, Any], mapped: bool) -> Iterator[None]:
                            "and draw from batch.key alone; --seeds-as loop does one after the other, and so does "
                            "can_be_captured = False in a strategy's class")  # fmt: skip
         raise
+
+
+def _unmapped(said: str) -> str:
+    """What a step does that PyTorch cannot map, if it is that which it said."""
+    if "randomness" in said:
+        return "the network, or a hook, draws by PyTorch's generator in a step (dropout)"
+    found = re.search(r"Batching rule not implemented for (aten::\w+)", said)
+    return f"the network, or a hook, has a step with {found[1]}" if found else ""
 
 
 def size(learners: Learners, stream: Stream, stored: Tensor) -> dict[str, Any]:

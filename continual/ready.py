@@ -87,7 +87,12 @@ def network(model: Any, stream: Stream) -> Net:
     def given(words: str, count: int) -> Out:
         with _told(f"{name}: its network, given {words} of shape {shape},"), torch.no_grad():
             images, first = key.uniform("tried", count, *shape), torch.zeros(count, dtype=torch.int64)
-            return net.forward(theta, images, first)
+            before = images.clone()
+            out = net.forward(theta, images, first)
+        if not torch.equal(images, before):
+            raise BadOption(f"{name}: its network writes to its images, which others look at, too; its forward may "
+                            "begin with x = x.clone()")  # fmt: skip
+        return out
 
     key = stream.tasks[0].key.child("model")
     theta = net.initial(key, torch.float32)

@@ -200,7 +200,7 @@ class Learner:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name, and the running statistics of BatchNorm, as views of θ; and what was not trained."""
-        return {**getattr(self.net, "kept", {}), **self.net.parameters(self.theta)}
+        return {**self.net.kept, **self.net.parameters(self.theta)}
 
     def changed(self, theta: Tensor | None = None, memory: Memory | None = None) -> Learner:
         """The same with another θ (P,), or another memory, of which it has copies: to mix and prune, and to measure."""

@@ -46,19 +46,24 @@ class CWRStar(Answers):
         needed = {"loss": self.outputs == "task", "after_step": self.trunk != "always"}
         return super().has(hook) and needed.get(hook, True)
 
+    def suits(self, stream: Stream, net: Net) -> None:
+        """The head is trained."""
+        super().suits(stream, net)
+        net.check_head("CWR*")
+
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
-        """``weight`` (K, D), ``bias`` (K,): cw; ``counts`` (K,): past; ``head`` (P,): which of θ are tw."""
-        weight, bias = (torch.zeros_like(net.parameters(theta)[name]) for name in net.head)
+        """``weight`` (K, D) and, with biases, ``bias`` (K,): cw; ``counts`` (K,): past; ``head`` (P,): tw's of θ."""
+        cw = {name: torch.zeros_like(trained) for name, trained in _head(net, theta).items()}
         every = torch.ones_like(stream.test_outputs.units[0])
-        return {"weight": weight, "bias": bias, "counts": torch.zeros_like(bias), "head": net.head_rows(theta, every)}
+        return cw | {"counts": torch.zeros_like(cw["weight"][:, 0]), "head": net.head_rows(theta, every)}
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """tw begins."""
         theta = theta.clone()
-        for name, consolidated in zip(net.head, ("weight", "bias"), strict=True):
-            own = task.own_units.reshape(-1, *(1,) * (memory[consolidated].ndim - 1))
-            if consolidated == "weight" or self.bias == "consolidated":
-                net.parameters(theta)[name].copy_(torch.where(own, memory[consolidated], 0.0))
+        for name, trained in _head(net, theta).items():
+            own = task.own_units.reshape(-1, *(1,) * (trained.ndim - 1))
+            if name == "weight" or self.bias == "consolidated":
+                trained.copy_(torch.where(own, memory[name], 0.0))
         return theta, memory
 
     def loss(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, out: Out, task: Task) -> Tensor:
@@ -78,16 +83,22 @@ class CWRStar(Answers):
         current = torch.bincount(task.samples.y[task.train], minlength=len(memory["counts"])).to(theta.dtype)
         own, past = current > 0, (memory["counts"] / current.clamp_min(1)).sqrt()
         after: Memory = {"counts": memory["counts"] + current}
-        for name, consolidated in zip(net.head, ("weight", "bias"), strict=True):
-            trained, kept = net.parameters(theta)[name], memory[consolidated]
-            if consolidated == "bias" and self.bias == "trained":
+        for name, trained in _head(net, theta).items():
+            if name == "bias" and self.bias == "trained":
                 after["bias"] = trained
                 continue
-            share, mine = (line.reshape(-1, *(1,) * (kept.ndim - 1)) for line in (past, own))
+            share, mine = (line.reshape(-1, *(1,) * (trained.ndim - 1)) for line in (past, own))
             shifted = trained - trained[own].mean()
-            after[consolidated] = torch.where(mine, (share * kept + shifted) / (share + 1), kept)
+            after[name] = torch.where(mine, (share * memory[name] + shifted) / (share + 1), memory[name])
         return theta, memory | after
 
     def scores(self, memory: Memory, features: Tensor) -> Tensor:
         """The logits of cw."""
-        return features @ memory["weight"].T + memory["bias"]
+        logits = features @ memory["weight"].T
+        return logits + memory["bias"] if "bias" in memory else logits
+
+
+def _head(net: Net, theta: Tensor) -> dict[str, Tensor]:
+    """The head's ``weight`` and, where it has one, ``bias``, as views of θ."""
+    parts = net.parameters(theta)
+    return {name.rpartition(".")[2]: parts[name] for name in net.head}

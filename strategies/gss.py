@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 
 from continual.learning import exemplars
 from continual.learning.projection import drawn
-from continual.learning.strategy import Memory, Step
+from continual.learning.strategy import Memory, Step, each
 from continual.options import option
 from continual.strategies.er_ace import Online
 
@@ -100,11 +101,11 @@ def cosines(net: Net, theta: Tensor, rows: Tensor, others: Tensor, task: Task) -
 def _mapped(gradient: Callable[..., Tensor], theta: Tensor, *samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """For any network: the products (B, n) of gradients and their squares (B + n,), some gradients at a time."""
     most, own = max(1, HELD // theta.numel()), [part[:count] for part in samples]
-    others = torch.vmap(gradient, in_dims=(None, 0, 0, 0))(theta, *(part[count:] for part in samples))
+    others = each(functools.partial(gradient, theta), *(part[count:] for part in samples))
 
     def compared(*sample: Tensor) -> tuple[Tensor, Tensor]:
         g = gradient(theta, *sample)
         return others @ g, g @ g
 
-    products, squares = torch.vmap(compared, chunk_size=most)(*own)
+    products, squares = each(compared, *own, chunk_size=most)
     return products, torch.cat([squares, others.square().sum(1)])

@@ -61,6 +61,7 @@ class PackNet(Strategy):
     def suits(self, stream: Stream, net: Net) -> None:
         """Tasks are told, and there are weights before the head."""
         super().suits(stream, net)
+        net.check_head("PackNet")
         if all(name in net.head for name in net.shapes):
             raise BadChain("PackNet divides the weights before the last layer, and this network has none; use "
                            "model=mlp with at least one layer")  # fmt: skip

@@ -36,6 +36,11 @@ class SharedTrunk(Strategy):
         if self.trunk != "slowed":
             self.check_unused(f"with trunk={self.trunk}", "rate")
 
+    def suits(self, stream: Stream, net: Net) -> None:
+        """Heads have weights of their own."""
+        super().suits(stream, net)
+        net.check_head("shared-trunk")
+
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rate`` (P,): how far each parameter moves."""
         return {"rate": torch.ones_like(theta)}

@@ -30,7 +30,7 @@ from continual.learning.strategy import Strategy
 from continual.learning.train import State, Watch, program_of, schedule, steps_done, train
 from continual.learning.training import Training
 from continual.options import Configured, option
-from continual.strategies import DERPlusPlus, Finetune, Replay
+from continual.strategies import CWRStar, DERPlusPlus, Finetune, PackNet, Replay, SharedTrunk, gss
 from continual.streams.rng import key, pytorch_left_alone, seed_pytorch
 from continual.streams.stream import Stream
 
@@ -252,6 +252,95 @@ def test_side_by_side_units_cannot_be_dropped() -> None:
         cl.run("split-digits:limit=10", "finetune", seeds_as="map", model=Own(), seeds=2, epochs=1)
 
 
+class Recurrent(nn.Module):
+    """Rows of an image one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 10, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.gru(x.flatten(1, 2))[0][:, -1]
+        return out
+
+
+@dataclass(frozen=True)
+class Rows(Configured):
+    """A recurrent network."""
+
+    def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
+        """See ``continual.learning.models``."""
+        return modules.ModuleNet(lambda: modules.Headed(Recurrent(), 10, units))
+
+
+def test_what_pytorch_cannot_do_side_by_side_is_named() -> None:
+    with pytest.raises(
+        BadOption, match=r"seeds_as=map: .* a step with aten::\w+, which seeds side by side"
+    ):
+        cl.run("split-digits:limit=10", "finetune", seeds_as="map", model=Rows(), seeds=2, epochs=1)
+
+
+@pytest.mark.parametrize("held", [gss.HELD, 1])
+def test_gradients_of_single_samples_are_taken_one_by_one_where_a_layer_cannot_be_mapped(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gss, "HELD", held)
+    stream = cl.benchmarks.SplitDigits(limit=5).stream(0)
+    net, task = Rows().build(stream.shape, stream.units), stream.tasks[0]
+    theta = net.initial(key(0), torch.float64)
+
+    def gradient(row: torch.Tensor) -> torch.Tensor:
+        live = theta.clone().requires_grad_()
+        logits = net.logits(live, stream.samples.images(row[None], torch.float64))
+        loss = nn.functional.cross_entropy(logits[:, task.seen_units], stream.samples.y[row][None])
+        return torch.autograd.grad(loss, live)[0]
+
+    rows, others = task.train[:3], task.train[4:6]
+    wanted = torch.stack([torch.stack([torch.cosine_similarity(gradient(a), gradient(b), 0) for b in others])
+                          for a in rows])  # fmt: skip
+    torch.testing.assert_close(gss.cosines(net, theta, rows, others, task), wanted)
+    options: dict[str, Any] = {"model": Rows(), "seeds": 1, "epochs": 1, "batch": 5}
+    result = cl.run("split-digits:limit=5", "gss:capacity=6,compare=2,samples=3", **options)
+    assert np.isfinite(result.arrays["loss"]).all()
+
+
+class Headless(modules.Headed):
+    """A head without biases, and one whose weights are a layer's before it."""
+
+    def __init__(self, units: int, tied: bool) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(SIZE)), units), nn.ReLU()), units, units)
+        self.head = nn.Linear(units, units, bias=False)
+        if tied:
+            self.body.append(nn.Linear(units, units))
+            self.head.weight = self.body[3].weight
+
+
+@pytest.mark.parametrize("strategy", [SharedTrunk(), PackNet(), CWRStar(), CWRStar(bias="trained")], ids=str)
+def test_a_head_without_biases_has_weights_alone(strategy: Strategy) -> None:
+    learners = learners_of(lambda: Headless(6, tied=False), strategy)
+    net, started = learners.net, learners.theta.clone()
+    assert net.head == ("head.weight",)
+    train(learners, TRAINING, Watch())
+    assert learners.theta.isfinite().all() and not torch.equal(learners.theta, started)
+    memory, last = learners.memories()[0], learners.streams[0].tasks[-1]
+    if isinstance(strategy, CWRStar):
+        x = learners.streams[0].samples.images(last.test, torch.float64)
+        scores = strategy.predict(net, learners.theta, memory, x, torch.full((len(x),), last.index))
+        torch.testing.assert_close(scores, net.features(learners.theta, x) @ memory["weight"].T)
+        assert "bias" not in memory and bool(memory["weight"].any(1).all())
+    if isinstance(strategy, SharedTrunk):
+        rates = net.parameters(memory["rate"])["head.weight"]
+        assert torch.equal(rates, last.own_units[:, None].expand(-1, 6).to(rates.dtype))
+
+
+@pytest.mark.parametrize("strategy", [SharedTrunk(), PackNet(), CWRStar()], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_without_weights_of_its_own_is_refused_where_they_are_kept_apart(strategy: Strategy, tied: bool) -> None:
+    net = modules.ModuleNet(lambda: Headless(6, tied), lambda name: tied or not name.startswith("head"))
+    with pytest.raises(BadChain, match="keeps each output's weights apart, and this network has none for them"):
+        strategy.suits(suited_stream(strategy, 0), net)
+
+
 def test_what_is_not_trained_is_the_same_in_every_run() -> None:
     first, second = (learners_of(body, trained=lambda name: name.startswith("head.")) for _ in range(2))
     for name, value in first.net.kept.items():  # type: ignore[attr-defined]
@@ -322,6 +411,14 @@ class Ghost(nn.BatchNorm1d):
         return super().forward(x) / 2
 
 
+class Phases(nn.Module):
+    """Complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases = nn.Parameter(torch.ones(10, dtype=torch.complex64))
+
+
 ONE = body()
 
 
@@ -331,7 +428,12 @@ ONE = body()
     (lambda: None, {}, "make gives a NoneType; it gives a module with a body and a linear head"),
     (lambda: body(nn.LazyLinear(10)), {}, "lazy layers.*give the sizes"),
     (body, {"trained": lambda name: name == "no"}, "none of the network's parameters is trained; it has body.1.bias, "),
+    (lambda: body(Phases()), {}, r"body.2.phases is complex64, and θ is of real numbers"),
+    (lambda: body(nn.Embedding(4, 3, sparse=True)), {}, "body.2 is an Embedding with sparse=True"),
+    (lambda: body(nn.EmbeddingBag(4, 3, max_norm=1.0)), {}, "body.2 is an EmbeddingBag with .* max_norm"),
+    (lambda: body(torch.jit.script(nn.Linear(10, 10))), {}, "body.2 was compiled by TorchScript"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_a_make_that_is_none_is_refused(make: Any, given: dict[str, Any], said: str) -> None:
     with pytest.raises(BadOption, match=said):
         learners_of(make, **given)
@@ -510,6 +612,13 @@ def test_pytorch_s_generator_is_seeded_by_all_of_a_place() -> None:
     assert len(set(found)) == 5 and found[0] == found[-1]
 
 
+class Centred(nn.Module):
+    """It writes to what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sub_(0.5)
+
+
 @dataclass(frozen=True)
 class Wrong(Configured):
     """A model with one mistake."""
@@ -524,10 +633,11 @@ class Wrong(Configured):
             return body()
         features = 11 if self.mistake == "features" else 10
         inputs = 3 if self.mistake == "inputs" else 64
+        centred: Any = Centred() if self.mistake == "writes" else nn.Identity()
         outputs = units + 1 if self.mistake == "units" else units
 
         def make() -> modules.Headed:
-            front = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
+            front = nn.Sequential(nn.Flatten(), centred, nn.Linear(inputs, 10))
             if self.mistake == "single":
                 front.append(nn.Unflatten(1, (10, 1, 1))).append(nn.GroupNorm(10, 10)).append(nn.Flatten())
             made = modules.Headed(front, features, outputs)
@@ -547,6 +657,7 @@ class Wrong(Configured):
     ("single", r"given a single image of shape \(1, 8, 8\), raises ValueError: Expected more than 1 value per channel"),
     ("units", r"gives \(2, 11\) and \(2, 10\) for two images; it gives logits \(2, 10\) and features \(2, D\)"),
     ("logits", r"gives a Tensor for two images; it gives logits \(2, 10\)"),
+    ("writes", r"writes to its images, .* x = x.clone\(\)$"),
 ])  # fmt: skip
 def test_a_mistake_in_a_network_is_told_before_the_run(mistake: str, said: str) -> None:
     with pytest.raises(BadOption, match=rf"^model test_own_networks:Wrong:mistake={mistake}: .*{said}"):

@@ -608,6 +608,7 @@ def test_weights_that_are_not_there_or_damaged_are_named(tmp_path: Path, monkeyp
         (list, "dict-like"),
         (lambda state: state | {"conv1.weight": 3}, "conv1.weight"),
         (lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias has values that are not finite$"),
+        (lambda state: state | {"bn1.bias": torch.zeros(64, dtype=torch.int64)}, "bn1.bias is of int64$"),
     ],
 )
 def test_what_is_wrong_with_weights_is_told(tmp_path: Path, weights: Path, saved: Any, told: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from continual.learning.models import Net
+from continual.learning.strategy import each
 from continual.streams.stream import Task
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def batch_gradients(
 
 def _of_batches(gradient: Value, theta: Tensor, x: Tensor, tasks: Tensor) -> Tensor:
     """The gradients (G, P) of batches x (G, B, ...), side by side if that can be."""
-    if len(x) > 1:
-        with contextlib.suppress(RuntimeError):  # there are layers that PyTorch cannot map, such as RReLU
-            return torch.vmap(gradient, (None, 0, 0))(theta, x, tasks)
-    return torch.stack([gradient(theta, *batch) for batch in zip(x, tasks, strict=True)])
+    if len(x) == 1:
+        return gradient(theta, x[0], tasks[0])[None]
+    found: Tensor = each(functools.partial(gradient, theta), x, tasks)
+    return found
 
 
 def fisher(net: Net, theta: Tensor, task: Task, rows: Tensor, label: Label, batch: int = 1) -> Tensor:

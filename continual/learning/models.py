@@ -52,6 +52,7 @@ class Net:
     """
 
     head: tuple[str, ...] = ("head.weight", "head.bias")
+    """The parameters that have a row for each output unit; of a module those of them that θ has."""
     hidden: tuple[int, ...] = ()
     """Units of each hidden layer that can be gated."""
     convolves: bool = False
@@ -71,6 +72,7 @@ class Net:
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes.values()]
         self.size = sum(self.sizes)
+        self.kept: dict[str, Tensor] = {}  # by name, what a module has that is not in θ
         check_size(self.size)
 
     def apply(self, p: dict[str, Tensor], x: Tensor, gates: Sequence[Tensor] | None = None) -> Out:
@@ -149,6 +151,12 @@ class Net:
     def features(self, theta: Tensor, x: Tensor, tasks: Tensor | None = None) -> Tensor:
         """What the last layer takes (B, D), in θ's type."""
         return self.forward(theta, x, tasks).features.to(theta.dtype)
+
+    def check_head(self, who: str) -> None:
+        """Raise :class:`~continual.errors.BadChain` where outputs have no weights of their own in θ."""
+        if Net.head[0] not in self.head:
+            raise BadChain(f"{who} keeps each output's weights apart, and this network has none for them: its head is "
+                           "not trained, or has them in common with another layer")  # fmt: skip
 
     def head_rows(self, like: Tensor, units: Tensor) -> Tensor:
         """Which entries of θ belong to the output units (bool (K,)): bool (P,)."""
@@ -256,7 +264,7 @@ class Extended(Net):
         self.inner, self.extra = inner, extra
         self.head, self.hidden, self.statistics = inner.head, inner.hidden, inner.statistics
         self.convolves, self.skips, self.frozen = inner.convolves, inner.skips, inner.frozen
-        self.as_usual = inner.as_usual
+        self.as_usual, self.kept = inner.as_usual, inner.kept
 
     @property
     def mapped(self) -> bool:

@@ -73,7 +73,8 @@ class ModuleNet(Net):
     from a new network, or as they were ``given``, learnt elsewhere.
 
     Raises :class:`~continual.errors.BadOption` for a module without a linear head, with lazy layers, of which nothing
-    is trained, that is the same one each time, or with a BatchNorm that cannot be replaced.
+    is trained, that is the same one each time, with a BatchNorm that cannot be replaced, with complex parameters, with
+    embeddings of sparse gradients or of norms that are held, or compiled by TorchScript.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ModuleNet(Net):
         whole = {**parameters, **dict(self.module.named_buffers())}
         self.buffers = [f"{name}.{statistic}" for name in self.norms for statistic in ("running_mean", "running_var")]
         super().__init__({name: tuple(whole[name].shape) for name in (*self.trained, *self.buffers)})
+        self.head = tuple(name for name in Net.head if name in self.shapes)
         self.own = [name for name in self.buffers if len(self.shapes[name]) > 1]  # (T, C): each task has its own
         self.kept = {name: value for name, value in whole.items() if name not in self.shapes}
         self.frozen = sum(value.numel() for value in self.kept.values())
@@ -219,7 +221,7 @@ class ModuleNet(Net):
     @property
     def trains_a_linear_head(self) -> bool:
         """Whether a linear layer at the end, of no kind of its own, is all that is trained."""
-        return set(self.shapes) == set(self.head) and type(self.module.head) is nn.Linear
+        return set(self.shapes) == set(Net.head) and type(self.module.head) is nn.Linear
 
     def linear_layers(
         self, theta: Tensor, x: Tensor, tasks: Tensor | None = None
@@ -377,6 +379,17 @@ def _with_our_norms(make: Callable[[], Headed], statistics: Statistics) -> Heade
                         "continual.learning.modules.Headed(body, features, units)")  # fmt: skip
     if any(isinstance(one, nn.parameter.UninitializedParameter) for one in module.parameters()):
         raise BadOption("the network has lazy layers, whose sizes are not known before images come; give the sizes")
+    for name, one in module.named_modules():
+        if isinstance(one, torch.jit.ScriptModule):
+            raise BadOption(f"{name} was compiled by TorchScript, whose parameters cannot be given at a call; give the "
+                            "module that was compiled")  # fmt: skip
+        if isinstance(one, nn.Embedding | nn.EmbeddingBag) and (one.sparse or one.max_norm is not None):
+            raise BadOption(f"{name} is an {type(one).__name__} with sparse=True, whose gradient has not θ's form, or "
+                            "with max_norm, which writes to θ in a forward pass; leave both out")  # fmt: skip
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            raise BadOption(f"{name} is {str(parameter.dtype).removeprefix('torch.')}, and θ is of real numbers; make "
+                            "real and imaginary parts parameters of their own, joined by torch.complex")  # fmt: skip
     if any(type(one) in OF_PYTORCH for one in module.modules()):
         if statistics == "task":
             raise BadOption("statistics=task: PyTorch's BatchNorm knows of no tasks; give the network "

@@ -342,6 +342,21 @@ def gradient_of(net: Net, function: Callable[[Tensor], Tensor], theta: Tensor) -
     return gradient_and_more(net, lambda theta: (function(theta), ()), theta)[0]
 
 
+def each(function: Callable[..., Any], *samples: Tensor, chunk_size: int | None = None) -> Any:
+    """What a function gives for each of the samples (B, ...), a tensor or several, with B in front, so many at a time.
+
+    They are mapped (``torch.vmap``), or done one after the other where the network has a layer that cannot be, such as
+    RReLU or GRU.
+    """
+    try:
+        return torch.vmap(function, chunk_size=chunk_size)(*samples)
+    except RuntimeError:  # what is wrong for another reason is so for a single sample, too
+        found = [function(*one) for one in zip(*samples, strict=True)]
+    if isinstance(found[0], torch.Tensor):
+        return torch.stack(found)
+    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+
+
 def gradient_and_more(net: Net, function: Callable[[Tensor], tuple[Tensor, Any]], theta: Tensor) -> tuple[Tensor, Any]:
     """The same of the first of two things that a function gives, and the second, which must be detached."""
     if net.mapped:

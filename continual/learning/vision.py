@@ -223,8 +223,12 @@ class Torchvision(Normalised):
         if lacks or more:
             told = [f"it {verb} {listed(names, 3)}" for verb, names in (("lacks", lacks), ("has", more)) if names]
             raise BadData(f"{fault}: {' and '.join(told)}")
-        found = {name: value for name, value in found.items() if name not in heads}
-        for name, value in found.items():
+        # a parameter would be all seeds' own
+        found = {name: value.detach() for name, value in found.items() if name not in heads}
+        for name, own in body.state_dict().items():
+            value = found.get(name, own)
+            if own.is_floating_point() and not value.is_floating_point():
+                raise BadData(f"{fault}: {name} is of {str(value.dtype).removeprefix('torch.')}")
             if not value.isfinite().all():
                 raise BadData(f"{fault}: {name} has values that are not finite")
         return found
