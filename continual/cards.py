@@ -167,9 +167,12 @@ def readable(kind: str, one: Card) -> str:
     told = ("name", "title", "meaning", "papers", "options", "data")
     lines += [f"  {name.replace('_', ' ')}: {_plain(value)}" for name, value in one.items() if name not in told]
     lines += ["  options:"] if one["options"] else []
-    for known in one["options"]:
-        lines.append(f"    {known['name']}: {known['type']} = {known['written']}   {known['meaning']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"    {option_line(known)}" for known in one["options"])])
+
+
+def option_line(known: Card) -> str:
+    """An option of a card: its name, what it takes, its default, and what it means."""
+    return f"{known['name']}: {known['type']} = {known['written']}   {known['meaning']}"
 
 
 def _plain(value: Any) -> str:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from continual import completion, config, failures, flags, plugins
+from continual import completion, config, failures, files, flags, plugins
 from continual.errors import BadOption, Mistake, Notice, UnknownName, brief, choices, is_text, nearest, quoted, unknown
+from continual.options import options_of
 from continual.progress import Progress, quietly
 
 if TYPE_CHECKING:
@@ -108,15 +109,6 @@ def _at_home() -> None:
 @main.command()
 @click.argument("what", nargs=-1, shell_complete=completion.run)
 @flags.of_a_run
-@click.option(
-    "--model", metavar="NAME[:OPTIONS]", shell_complete=completion.of("models"), help="network [default: mlp]"
-)
-@click.option("--optimizer", metavar="NAME[:OPTIONS]", shell_complete=completion.of("optimizers"),
-              help="optimiser [default: adam]")  # fmt: skip
-@click.option("--schedule", metavar="NAME[:OPTIONS]", shell_complete=completion.of("schedules"),
-              help="learning rate within a task [default: constant]")  # fmt: skip
-@click.option("--augment", metavar="NAME[:OPTIONS]", shell_complete=completion.of("augmentations"),
-              help="how a step shows its images [default: none]")  # fmt: skip
 @click.option("--track", metavar="NAME[:OPTIONS]", multiple=True, shell_complete=completion.chain("trackers"),
               help="follow it in tensorboard, wandb or mlflow; may be repeated (continual list trackers)")  # fmt: skip
 @DEVICE
@@ -234,16 +226,17 @@ def _asked(what: list[str], usual: str | None) -> dict[str, Any]:
 def _suggestion(plan: config.Plan) -> list[str]:
     """The command line of another run to try, with other strategies in another scenario.
 
-    None where a plan cannot be typed, as its benchmark was put together in a file.
+    None where a plan cannot be typed, as its benchmark was put together in a file, or has no other scenario.
     """
     from continual.repeat import command
 
-    if not command(plan):
+    known = options_of(type(plan.benchmark)).get("scenario")
+    others = [one for one in ("task", "class") if known and one in known.words and one != plan.benchmark.scenario]
+    if not command(plan) or not others:
         return []
-    scenario = "task" if plan.benchmark.scenario != "task" else "class"
     strategies = tuple(map(config.make_strategy, ("ewc:strength=1000", "ewc+replay:capacity=200")))
-    return command(dataclasses.replace(plan, benchmark=dataclasses.replace(plan.benchmark, scenario=scenario),
-                                       strategies=strategies))  # fmt: skip
+    benchmark = dataclasses.replace(plan.benchmark, scenario=others[0])
+    return command(dataclasses.replace(plan, benchmark=benchmark, strategies=strategies))
 
 
 class Bar(Progress):
@@ -305,16 +298,16 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
 
     KIND is one of these; the name of one of them, as in 'continual list ewc', shows all that is known of it.
     """
-    from continual.cards import card, cards, readable
+    from continual.cards import card, cards, option_line, readable
 
     if kind is not None and kind not in KINDS:
         if name is not None:
             raise UnknownName(f"continual list takes a KIND and a NAME, and {quoted(kind)} is no kind (there are "
                               f"{choices(KINDS)})")  # fmt: skip
         kind, name = _kind_of(kind), kind
-    elif kind is not None and name is not None and kind in plugins.KINDS:
+    elif kind in plugins.KINDS and name is not None:
         plugins.find(kind, name)
-    if kind is not None and name is not None and kind in plugins.KINDS:
+    if kind in plugins.KINDS and name is not None:
         one = card(kind, name)
         click.echo(json.dumps(one, indent=2, ensure_ascii=False) if as_json else readable(kind, one))
         return
@@ -333,7 +326,7 @@ def list_(kind: str | None, name: str | None, as_json: bool) -> None:
             click.echo(_entry(card_["name"], card_["meaning"], width))
             if kind is not None:
                 for known in card_["options"]:
-                    click.echo(f"      {known['name']}: {known['type']} = {known['written']}   {known['meaning']}")
+                    click.echo(f"      {option_line(known)}")
         click.echo()
     if kind is None:
         click.echo("continual list KIND shows the options of each, continual list NAME all that is known of one.")
@@ -453,7 +446,7 @@ def report(
         title or f"Results in {Path(folder).resolve().name}", groups, found, [repeat(group) for group in groups],
         _names(names), error,
     )  # fmt: skip
-    report.write(page, file)
+    files.write_text(file, page)
     click.echo(f"Written to {file}.")
     if drawn:
         written = [

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from continual.tracking.tracker import Tracker
 
 DEFAULT_BENCHMARK = "split-digits"
-NAMED = {"model": ("models", "mlp"), "optimizer": ("optimizers", "adam"), "schedule": ("schedules", "constant"),
-         "augment": ("augmentations", "none")}  # fmt: skip
+NAMED = {
+    "model": ("models", "mlp", "network"),
+    "optimizer": ("optimizers", "adam", "optimiser"),
+    "schedule": ("schedules", "constant", "learning rate within a task"),
+    "augment": ("augmentations", "none", "how a step shows its images"),
+}
+"""What a run names beside benchmark and strategies: of which kind it is, what it is by default, and what it means."""
 EXECUTION = (
     "seeds_as",
     "program",
@@ -219,6 +224,9 @@ def _members(benchmark: Any) -> tuple[Any, ...]:
 def make_benchmark(given: Any) -> Any:
     """A benchmark from text, a mapping, or a mapping with ``sequence``, a list of some; or a ready object."""
     if hasattr(given, "stream") and not isinstance(given, type):
+        if not isinstance(given, Configured) and not hasattr(given, "record"):
+            raise BadOption(f"{brief(given)} is no benchmark: it does not derive from one of "
+                            "continual.streams.benchmark")  # fmt: skip
         return given
     if not isinstance(given, dict) or "sequence" not in given:
         return make("benchmarks", given)
@@ -268,7 +276,7 @@ def plan(given: dict[str, Any]) -> Plan:
         if titles.count(name) > 1:
             raise BadOption(f"the strategy {name} is named twice; name it once")
     settings = {name: value for name, value in merged.items() if name in known}
-    named = {name: make(kind, merged.get(name, default)) for name, (kind, default) in NAMED.items()}
+    named = {name: make(kind, merged.get(name, default)) for name, (kind, default, _) in NAMED.items()}
     return Plan(
         benchmark=made,
         strategies=made_strategies,

@@ -443,9 +443,7 @@ class Spy(Chain):
 
     def __init__(self, strategy: Strategy, pure: bool = True) -> None:
         super().__init__((strategy,))
-        object.__setattr__(self, "pure", pure)
-        object.__setattr__(self, "form", None)
-        object.__setattr__(self, "allowed", set())
+        self.pure, self.form, self.allowed = pure, dict[str, Any](), set[int]()
 
     def has(self, hook: str) -> bool:
         """Every hook of the strategy, and those that tell where training is."""
@@ -454,9 +452,9 @@ class Spy(Chain):
     def called(self, hook: str, *arguments: Any) -> Any:
         """Call a hook of the strategy, twice, and look at what it does."""
         self._note_rows(hook, arguments)
-        if not self.pure:  # type: ignore[attr-defined]
-            return getattr(super(), hook)(*arguments)
         function = getattr(super(), hook)
+        if not self.pure:
+            return function(*arguments)
         given = tensors([vars(one) if isinstance(one, Step) else one for one in arguments])
         copies = [tensor.detach().clone() for tensor in given]
         try:
@@ -479,16 +477,14 @@ class Spy(Chain):
         if tasks:
             memory = arguments[0 if hook == "rows" else 2]
             stored = [value for name, value in memory.items() if name.endswith("rows")]
-            rows = {int(row) for part in (tasks[0].train, *stored) for row in part.flatten()}
-            object.__setattr__(self, "allowed", rows)
+            self.allowed = {int(row) for part in (tasks[0].train, *stored) for row in part.flatten()}
 
     def _keeps_form(self, hook: str, memory: Memory) -> None:
         form = {name: (tuple(value.shape), value.dtype) for name, value in memory.items()}
-        known: Any = self.form  # type: ignore[attr-defined]
-        if known is not None and form != known:
-            changed = sorted(set(form.items()) ^ set(known.items()), key=str)
+        if hook != "init" and form != self.form:
+            changed = sorted(set(form.items()) ^ set(self.form.items()), key=str)
             raise Failed(f"{hook} gives a memory of another form than init did: {changed}")
-        object.__setattr__(self, "form", form)
+        self.form = form
 
 
 def _watched(hook: str) -> Callable[..., Any]:

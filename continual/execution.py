@@ -40,8 +40,6 @@ WARM, TIMED = 3, 5
 """Steps that are done before some are timed, and those: the third is recorded."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
-LONGEST = 200
-"""So many letters of an error are shown in a line that says more."""
 START, START_ON_GPU = 6.0, 15.0
 """Seconds that a process takes until it learns."""
 CONTEXT = 1e9
@@ -94,8 +92,7 @@ def choose(recipe: Recipe, training: Training, streams: Sequence[Stream], proces
             raise
         except Exception as error:  # one by one it went well: a hook, or the network, does what cannot be mapped
             if not failures.is_memory(error):  # all at once they need more memory than there is
-                first = str(error).strip().partition("\n")[0].partition(". ")[0][:LONGEST]
-                cannot = f"; side by side they cannot be done: {type(error).__name__}: {first}"
+                cannot = f"; side by side they cannot be done: {failures.in_words(error)}"
     most = max(sum(training.steps(len(task.train)) for task in stream.tasks) for stream in streams)
     if processes:
         seconds |= seconds_in_processes(recipe, training, streams, most, seconds)

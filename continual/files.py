@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from continual.errors import BadFolder
+
 LARGEST_TEXT = 10_000_000
 """Bytes; what people write is smaller."""
 AGE = 24 * 3600.0
@@ -57,6 +59,21 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole; :class:`~continual.errors.BadFolder` where it cannot be written."""
+    with refused(f"{path} cannot be written"), whole(path) as beside:
+        beside.write_bytes(text.encode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Within it, what a system refuses is told as :class:`~continual.errors.BadFolder`: what, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise BadFolder(f"{what}: {error.strerror or error}") from error
 
 
 def clear(folder: Path, *patterns: str) -> None:

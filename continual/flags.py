@@ -18,11 +18,14 @@ OF_THE_BENCHMARK = ("limit", "test_limit")
 
 
 def of_a_run(command: Callable[..., None]) -> Callable[..., None]:
-    """An option of the command for each option of training, and for those of the benchmark that have a flag."""
+    """An option of the command for all that a run names, for the benchmark's that have a flag, and for training's."""
     with plugins.deferred():
         from continual.learning.training import Training
         from continual.streams.stream import StreamOptions
 
+    for name, (kind, usual, meaning) in reversed(config.NAMED.items()):
+        command = click.option(f"--{name}", metavar="NAME[:OPTIONS]", shell_complete=completion.of(kind),
+                               help=f"{meaning} [default: {usual}]")(command)  # fmt: skip
     of_streams = options_of(StreamOptions)
     for known in reversed([*(of_streams[name] for name in OF_THE_BENCHMARK), *options_of(Training).values()]):
         flag = _flag(known.name)

@@ -18,7 +18,8 @@ from continual import execution, resume, workers
 from continual.config import Plan
 from continual.errors import BadOption, Mistake, Notice, mistakes_of
 from continual.execution import Way
-from continual.learning.seeds import Learners, tensor_float, under, within
+from continual.learning.seeds import Learners, tensor_float
+from continual.learning.strategy import under, within
 from continual.learning.train import Watch, steps_done, train
 from continual.progress import Progress, quietly
 from continual.ready import Ready, prepare, recipe_of

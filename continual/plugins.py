@@ -75,26 +75,9 @@ def registered(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
 def find(kind: str, name: str) -> type[Configured]:
     """The class of a registered name or of a path; :class:`~continual.errors.UnknownName` where there is none."""
     points = registered(kind)
-    first, _, rest = name.partition(":")
-    if kind == "strategies" and name not in points and not rest and first in registered("libraries"):
-        raise UnknownName(f"'{name}' is a library: name one of its strategies, as in {first}:NAME")
-    if name not in points and ":" not in name and not name.endswith(".py"):
-        raise unknown(KINDS[kind], name, points, _as_option(kind, name))
-    if kind == "strategies" and name not in points and first in registered("libraries"):
-        theirs = cast(type[Configured], registered("libraries")[first].load()(rest))
-        _names[kind, theirs] = name
-        return theirs
-    if name not in points and first in points:
-        known = options_of(find(kind, first))
-        usual = f"{rest}=VALUE" if rest in known else f"OPTION=VALUE (it has {choices(known)})"
-        instead = _as_option(kind, rest, first) or f"to give an option write {first}:{usual}"
-        raise BadOption(f"'{name}': {instead}; a class of a file of your own takes another name than '{first}' for the "
-                        f"file, as that {KINDS[kind]} is registered")  # fmt: skip
-    if first.endswith(".py"):
-        path = f"{first.removesuffix('.py')}:{rest or 'Class'}"
-        raise UnknownName(f"no {KINDS[kind]} is named '{name}'; a class of a file of the current folder is named by "
-                          f"module and class, as in {path}")  # fmt: skip
-    module, _, attribute = (points[name].value if name in points else name).partition(":")
+    if kind == "strategies" and name not in points and name.partition(":")[0] in registered("libraries"):
+        return _of_library(name)
+    module, _, attribute = (points[name].value if name in points else _path(kind, name)).partition(":")
     try:
         # our own modules use torch and numpy inside functions only; a foreign one may do as it likes
         with deferred() if module.startswith("continual.") else contextlib.nullcontext():
@@ -110,6 +93,34 @@ def find(kind: str, name: str) -> type[Configured]:
     if name in points:
         _names[kind, found] = name
     return found
+
+
+def _of_library(name: str) -> type[Configured]:
+    """A strategy of another library, ``library:Name``."""
+    library, _, rest = name.partition(":")
+    if not rest:
+        raise UnknownName(f"'{name}' is a library: name one of its strategies, as in {library}:NAME")
+    theirs = cast(type[Configured], registered("libraries")[library].load()(rest))
+    _names["strategies", theirs] = name
+    return theirs
+
+
+def _path(kind: str, name: str) -> str:
+    """A name that is not registered, which has to be a path."""
+    points, (first, _, rest) = registered(kind), name.partition(":")
+    if first in points:
+        known = options_of(find(kind, first))
+        usual = f"{rest}=VALUE" if rest in known else f"OPTION=VALUE (it has {choices(known)})"
+        instead = _as_option(kind, rest, first) or f"to give an option write {first}:{usual}"
+        raise BadOption(f"'{name}': {instead}; a class of a file of your own takes another name than '{first}' for the "
+                        f"file, as that {KINDS[kind]} is registered")  # fmt: skip
+    if first.endswith(".py"):
+        path = f"{first.removesuffix('.py')}:{rest or 'Class'}"
+        raise UnknownName(f"no {KINDS[kind]} is named '{name}'; a class of a file of the current folder is named by "
+                          f"module and class, as in {path}")  # fmt: skip
+    if ":" not in name:
+        raise unknown(KINDS[kind], name, points, _as_option(kind, name))
+    return name
 
 
 def _options(kind: str) -> Iterator[tuple[str, Option]]:

@@ -153,23 +153,10 @@ def prepare(
         raise BadOption("precision=tf32 is arithmetic of GPUs, and this run is on the CPU; use float32")
     with execution.threads(training.threads, 0):  # they are soon built, but not by threads that wait for other runs'
         streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
-    sizes = {len(task.train) for stream in streams for task in stream.tasks}
-    most = max(training.steps(rows) for rows in sizes)  # refuses more than can be laid down
-    if training.evaluate_every and all(training.interval(rows) >= training.steps(rows) for rows in sizes):
-        told.note(f"evaluate_every={training.evaluate_every}: a task has {counted(most, 'step')}, so accuracy is "
-                  "measured at its end alone, and what a strategy loses in between is not seen")  # fmt: skip
-    net = network(plan.model, streams[0])
-    data, samples = streams[0].data, streams[0].samples
-    plan.augment.suits(data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
-    if (asked := getattr(plan.benchmark, "validation", 0)) and not any(
-        len(task.validation) for task in streams[0].tasks
-    ):
-        told.note(f"{data.name}: validation={asked} sets no image aside: it is that part of each class, rounded down")
-    shown, learnt = (getattr(of, "normalize", None) for of in (plan.benchmark, plan.model))
-    near = learnt if streams[0].shape[0] == 3 else "standard"  # of grey images
-    if learnt and shown not in (None, near):
-        told.note(f"{data.name}: images are shown with normalize={shown}, and the network's weights were learnt with "
-                  f"normalize={learnt}: give the benchmark normalize={near}, unless they are others")  # fmt: skip
+    for line in _odd(plan, streams):
+        told.note(line)
+    net, samples = network(plan.model, streams[0]), streams[0].samples
+    plan.augment.suits(streams[0].data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
     images, whole = streams[0], net
@@ -195,6 +182,24 @@ def prepare(
         choice = chosen(plan, ours, net, streams, told, processes)
         way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads(), net is not whole)
     return Ready(plan, root, device, streams, net, way).done(way)
+
+
+def _odd(plan: Plan, streams: Sequence[Stream]) -> Iterator[str]:
+    """What can be run as asked, and may not be meant."""
+    training, name = plan.training, streams[0].data.name
+    sizes = {len(task.train) for stream in streams for task in stream.tasks}
+    most = max(training.steps(rows) for rows in sizes)  # refuses more than can be laid down
+    if training.evaluate_every and all(training.interval(rows) >= training.steps(rows) for rows in sizes):
+        yield (f"evaluate_every={training.evaluate_every}: a task has {counted(most, 'step')}, so accuracy is measured "
+               "at its end alone, and what a strategy loses in between is not seen")  # fmt: skip
+    asked = getattr(plan.benchmark, "validation", 0)
+    if asked and not any(len(task.validation) for task in streams[0].tasks):
+        yield f"{name}: validation={asked} sets no image aside: it is that part of each class, rounded down"
+    shown, learnt = (getattr(of, "normalize", None) for of in (plan.benchmark, plan.model))
+    near = learnt if streams[0].shape[0] == 3 else "standard"  # of grey images
+    if learnt and shown not in (None, near):
+        yield (f"{name}: images are shown with normalize={shown}, and the network's weights were learnt with "
+               f"normalize={learnt}: give the benchmark normalize={near}, unless they are others")  # fmt: skip
 
 
 def chosen(

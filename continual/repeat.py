@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from continual import config, plugins
 from continual.config import NAMED, Plan
 from continual.errors import Mistake, choices
 from continual.options import Configured, options_of
+from continual.results.report import Repeat
 from continual.results.store import Result
-
-if TYPE_CHECKING:
-    from continual.results.report import Repeat
 
 
 def repeat(results: Sequence[Result]) -> Repeat:
@@ -22,8 +20,6 @@ def repeat(results: Sequence[Result]) -> Repeat:
     A command is given only where it was found to make the very protocol and strategies of the records; where what they
     name cannot be loaded here, or was made in Python, ``note`` says so.
     """
-    from continual.results.report import Repeat
-
     given = configuration(results)
     try:
         plan = config.plan(options_only(given))
@@ -135,7 +131,7 @@ def command(plan: Plan) -> list[str]:
     ]
     named = [
         (name, config.title(kind, getattr(plan, name)))
-        for name, (kind, _) in NAMED.items()
+        for name, (kind, *_) in NAMED.items()
         if getattr(plan, name) != getattr(usual, name)
     ]
     switches = [name for name, known in options_of(type(plan.training)).items() if known.hint is bool]

@@ -6,6 +6,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,65 +88,70 @@ def run_plan(
         store.check_writable(folder)
     root = data_root(data)
     look_again()
-    records = [new_record(plan, strategy, target, root) for strategy in plan.strategies]
-    learners = plan.training.keep_learners
-    there = [_stored(folder, record, told, learners) if folder and not again else None for record in records]
-    kept = [resume.keeping(folder, record, plan, processes) if folder else None for record in records]
-    for stored, one in zip(there, kept, strict=True):
-        if one and (again or stored):
-            one.checkpoints.forget()
-    missing = [number for number, stored in enumerate(there) if stored is None]
-    strategies, own = [plan.strategies[number] for number in missing], [kept[number] for number in missing]
+    jobs = [Job(strategy, new_record(plan, strategy, target, root)) for strategy in plan.strategies]
+    for job in jobs:
+        if folder is not None:
+            job.kept = resume.keeping(folder, job.record, plan, processes)
+            job.result = None if again else _stored(folder, job.record, told, plan.training.keep_learners)
+        if job.kept and (again or job.result):
+            job.kept.checkpoints.forget()
+    there, missing = [job for job in jobs if job.result], [job for job in jobs if not job.result]
     for tracker in plan.trackers if missing else ():
         tracker.reach()
-    for record, stored in zip(records, there, strict=True):
-        if stored is not None and plan.trackers:
-            told.say(f"{record['title']}: not tracked, as it is not run")
-    with resume.tidied(own):
-        begun, done = _begun(plan, strategies, own, root, target, told, processes), dict[int, Result]()
-        for number, ready in zip(missing, begun, strict=True):
-            record, found = records[number], kept[number]
+    for job in there if plan.trackers else ():
+        told.say(f"{job.record['title']}: not tracked, as it is not run")
+    with resume.tidied([job.kept for job in missing]):
+        begun = _begun(plan, missing, root, target, told, processes)
+        for number, (job, ready) in enumerate(zip(missing, begun, strict=True), start=1):
             try:
-                done[number] = _run_one(ready, plan.strategies[number], record, told, found, folder, again)
+                job.result = _run_one(ready, job, told, folder, again)
             except Exception as error:
                 if failed is None:
                     raise
-                failed(record["title"], error, len(missing) - 1 - missing.index(number))
+                failed(job.record["title"], error, len(missing) - number)
                 _let_go(error)
-                if found:
-                    found.checkpoints.tidy()
+                if job.kept:
+                    job.kept.checkpoints.tidy()
                 continue
-            if found:
-                found.checkpoints.forget()
+            if job.kept:
+                job.kept.checkpoints.forget()
+    done = [job.result for job in missing if job.result]
     if done:
-        _tell_other_data(next(iter(done.values())), there, told)
-    return [stored or done[number] for number, stored in enumerate(there) if stored or number in done]
+        _tell_other_data(done[0], [job.result for job in there], told)
+    return [job.result for job in jobs if job.result]
+
+
+@dataclass
+class Job:
+    """A strategy of a plan: the record of its run, its checkpoints where they are kept, and its result, once there."""
+
+    strategy: Strategy
+    record: dict[str, Any]
+    kept: resume.Kept | None = None
+    result: Result | None = None
 
 
 def _begun(
-    plan: Plan, strategies: Sequence[Strategy], kept: Sequence[resume.Kept | None], root: Path, device: torch.device,
-    told: Progress, processes: bool,
-) -> list[Ready]:  # fmt: skip
+    plan: Plan, jobs: Sequence[Job], root: Path, device: torch.device, told: Progress, processes: bool
+) -> list[Ready]:
     """What each strategy is run on.
 
     Each is begun before the first is trained, so that all are done alike also if the process is killed.
     """
-    if not strategies:
+    if not jobs:
         return []
     other = "; images that do not fit can stay in their file (--pixels mapped)"
+    way = resume.begun([job.kept for job in jobs])
     with failures.memory(f"preparing on {device.type}", less_memory(plan.training.seeds_as) + other):
-        ready = prepare(plan, strategies, root, device, told, processes, resume.begun(kept))
-        return [ready.begun(strategy, one, told, processes) for strategy, one in zip(strategies, kept, strict=True)]
+        ready = prepare(plan, [job.strategy for job in jobs], root, device, told, processes, way)
+        return [ready.begun(job.strategy, job.kept, told, processes) for job in jobs]
 
 
-def _run_one(
-    ready: Ready, strategy: Strategy, record: dict[str, Any], told: Progress, found: resume.Kept | None,
-    folder: Path | None, again: bool,
-) -> Result:  # fmt: skip
+def _run_one(ready: Ready, job: Job, told: Progress, folder: Path | None, again: bool) -> Result:
     """Train one strategy, followed by the plan's trackers, and store what it gave."""
-    learners = ready.plan.training.keep_learners
-    with following(ready.plan.trackers, record, told.say, found.mark if found else "") as follow:
-        result, place = run_strategy(ready, strategy, record, told, found, follow), None
+    learners, record, kept = ready.plan.training.keep_learners, job.record, job.kept
+    with following(ready.plan.trackers, record, told.say, kept.mark if kept else "") as follow:
+        result, place = run_strategy(ready, job.strategy, record, told, kept, follow), None
         if folder is not None:
             anew = again or bool(record["code"]) or learners != "none"
             if learners == "none" and store.has_learners(store.folder(folder, record)):

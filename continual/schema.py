@@ -13,7 +13,7 @@ from typing import Any
 
 from continual import plugins
 from continual.cards import first_paragraph
-from continual.config import NAMED
+from continual.config import NAMED, written
 from continual.errors import Mistake
 from continual.learning.training import Training
 from continual.options import LARGEST, Option, members, options_of
@@ -35,9 +35,9 @@ def schema() -> Schema:
     for kind, classes in known.items():
         defs |= {f"{kind}/{name}": _mapping(name, cls) for name, cls in classes.items()}
         defs[kind] = {"anyOf": [_text(classes), *_mappings(kind, classes)]}
-    defs["chain"] = {"anyOf": [_text(known["strategies"], chained=True), *_mappings("strategies", known["strategies"])]}
-    defs["sequence"] = _sequence(known["benchmarks"])
-    tracker = {"anyOf": [_text(known["trackers"], chained=True), *_mappings("trackers", known["trackers"])]}
+    chain, tracker = ({"anyOf": [_text(known[kind], chained=True), *_mappings(kind, known[kind])]}
+                      for kind in ("strategies", "trackers"))  # fmt: skip
+    defs |= {"chain": chain, "sequence": _sequence(known["benchmarks"])}
     parts = {"type": "array", "minItems": 1, "items": _ref("strategies")}
     listed = {"type": "array", "items": {"anyOf": [_ref("chain"), parts]}}
     properties: Schema = {
@@ -45,8 +45,8 @@ def schema() -> Schema:
         "strategies": _nothing({"anyOf": [_ref("chain"), listed]}, "one, or a list; a list in it is a chain"),
         "track": _nothing({"anyOf": [tracker, {"type": "array", "items": tracker}]}, "where the run is followed"),
     }
-    for name, (kind, usual) in NAMED.items():
-        properties[name] = _nothing(_ref(kind), f"a {plugins.KINDS[kind]}; default: {usual}")
+    for name, (kind, usual, meaning) in NAMED.items():
+        properties[name] = _nothing(_ref(kind), f"{meaning}; default: {usual}")
     for name, option in options_of(Training).items():
         properties[name] = _nothing(value(option), _meaning(option))
     return {
@@ -115,8 +115,7 @@ def _joined(item: Any, alone: bool) -> str:
 
 
 def _meaning(option: Option) -> str:
-    default = "-".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
-    return f"{option.meaning} ({option.kind}; default: {'none' if default is None else default})"
+    return f"{option.meaning} ({option.kind}; default: {written(option, option.default)})"
 
 
 # ---- something with a name
@@ -124,11 +123,16 @@ def _meaning(option: Option) -> str:
 
 def _mapping(name: str, cls: type, without: Sequence[str] = ()) -> Schema:
     """A mapping with ``name`` and options."""
+    return _object(cls, "name", {"name": {"const": name}}, without)
+
+
+def _object(cls: type, required: str, own: Schema, without: Sequence[str] = ()) -> Schema:
+    """A mapping of a class's options, and of what is its ``own``."""
     options = {known.name: value(known) | {"description": _meaning(known)} for known in options_of(cls).values()
                if known.name not in without}  # fmt: skip
     return {
-        "type": "object", "description": first_paragraph(cls.__doc__), "required": ["name"],
-        "properties": {"name": {"const": name}, **options}, "additionalProperties": False,
+        "type": "object", "description": first_paragraph(cls.__doc__), "required": [required],
+        "properties": {**own, **options}, "additionalProperties": False,
     }  # fmt: skip
 
 
@@ -175,12 +179,5 @@ def _sequence(classes: dict[str, type]) -> Schema:
     """Benchmarks one after the other."""
     parts = {name: cls for name, cls in classes.items() if issubclass(cls, SplitBenchmark)}
     mappings = [_mapping(name, cls, Benchmarks.OF_THE_WHOLE) for name, cls in parts.items()]
-    own = {known.name: value(known) | {"description": _meaning(known)} for known in options_of(Benchmarks).values()}
-    return {
-        "type": "object", "description": first_paragraph(Benchmarks.__doc__), "required": ["sequence"],
-        "properties": {
-            "sequence": {"type": "array", "minItems": 2, "items": {"anyOf": [_text(parts), *mappings]}},
-            "name": {"const": "sequence"}, **own,
-        },
-        "additionalProperties": False,
-    }  # fmt: skip
+    members = {"type": "array", "minItems": 2, "items": {"anyOf": [_text(parts), *mappings]}}
+    return _object(Benchmarks, "sequence", {"sequence": members, "name": {"const": "sequence"}})

@@ -20,7 +20,8 @@ from continual.errors import BadFolder, BadOption, Mistake, Notice, counted, lis
 from continual.execution import at_speed, helps
 from continual.learning.evaluate import Evaluation
 from continual.learning.plain import Plain, plain
-from continual.learning.seeds import Learners, within
+from continual.learning.seeds import Learners
+from continual.learning.strategy import within
 from continual.ready import network, recipe_of
 from continual.repeat import configuration, options_only
 from continual.results import store

@@ -63,9 +63,7 @@ class DER(Strategy):
         """α E ‖z - h_θ(x)‖², over one draw."""
         slots = self._draw("logits", memory, batch)
         drawn = slice(batch.joined.start, batch.joined.start + len(slots))
-        seen = None
-        if self.over == "seen":
-            seen = (task.outputs.units.cumsum(0) > 0)[batch.task[drawn]]
+        seen = task.outputs.seen[batch.task[drawn]] if self.over == "seen" else None
         error = distill.squared_error(out.logits[drawn], memory["logits"][slots], seen, self.error)
         return self._known(memory, theta) * self.alpha * error
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from continual.conformance import TRAINING, learners_of
 from continual.errors import BadChain, BadOption
-from continual.learning.aside import Kept
+from continual.learning.aside import Aside
 from continual.learning.capture import KEEPS
 from continual.learning.models import Net, Out
 from continual.learning.notes import LIES, VALUE
@@ -152,8 +152,8 @@ class Keeper(Strategy):
     thing: Any = field(default=None, compare=False)
 
 
-def kept_by(strategy: Strategy) -> Kept:
-    return Kept(learners_of(strategy, [0]))
+def kept_by(strategy: Strategy) -> Aside:
+    return Aside(learners_of(strategy, [0]))
 
 
 @pytest.mark.parametrize("what", CHANGES)

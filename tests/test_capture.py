@@ -211,7 +211,7 @@ def test_why_steps_are_not_recorded() -> None:
     compiled = program_of(steps_done(learners_of(EWC(), [0]), Training(compile=True)))
     assert compiled == "eager: what is compiled is not recorded on a CPU; the forward pass is compiled"
     mapped = learners_of(EWC(), [0])
-    mapped.streams = [replace(mapped.streams[0], samples=replace(mapped.streams[0].samples, mapped=True))]
+    mapped.streams = [replace(mapped.streams[0], samples=replace(mapped.streams[0].samples, in_file=True))]
     assert not_captured(mapped, auto) == "images are read from their file"
     assert program_of(steps_done(learners_of(ByHand(), [0]), asked)) == "eager: the strategy cannot be captured"
     assert not_captured(On(EWC()), Training(program="eager")) == "as asked"  # type: ignore[arg-type]

@@ -274,9 +274,7 @@ class Rows(Configured):
 
 
 def test_what_pytorch_cannot_do_side_by_side_is_named() -> None:
-    with pytest.raises(
-        BadOption, match=r"seeds_as=map: .* a step with aten::\w+, which seeds side by side"
-    ):
+    with pytest.raises(BadOption, match=r"seeds_as=map: .* a step with aten::\w+, which seeds side by side"):
         cl.run("split-digits:limit=10", "finetune", seeds_as="map", model=Rows(), seeds=2, epochs=1)
 
 

@@ -202,7 +202,7 @@ class Watched(Samples):
 def samples(mapped: bool) -> tuple[Watched, list[tuple[str, list[int]]]]:
     plain = stream().samples
     read = list[tuple[str, list[int]]]()
-    watched = Watched(plain.pixels, plain.image, plain.y, plain.task, 1.0, 0.0, 1.0, mapped=mapped)
+    watched = Watched(plain.pixels, plain.image, plain.y, plain.task, 1.0, 0.0, 1.0, in_file=mapped)
     vars(watched)["read"] = read
     return watched, read
 

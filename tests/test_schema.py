@@ -27,7 +27,7 @@ from continual.schema import schema
 SCHEMA = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 KEY = {"benchmarks": "benchmark", "strategies": "strategies", "trackers": "track"} | {
-    kind: name for name, (kind, _) in NAMED.items()
+    kind: name for name, (kind, *_) in NAMED.items()
 }
 CLASSES = [(kind, name) for kind in KEY for name in plugins.registered(kind)]
 

@@ -16,7 +16,7 @@ from continual.avalanche.networks import plain
 from continual.avalanche.streams import from_rows
 from continual.errors import BadChain, Mistake
 from continual.learning.evaluate import Evaluation
-from continual.learning.train import Stopped, some
+from continual.learning.train import Stopped, measured
 from continual.streams.rng import pytorch_left_alone
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Loop:
         self.learners, self.training, self.watch = learners, training, watch
         self.device, self.dtype = learners.device, learners.recipe.dtype
         self.criterion = Criterion(self.stream.tasks[0].outputs)
-        self.measured = self._measured()
+        self.asked = measured(training, self.stream)
+        self.measured = {name: self._experiences(name) for name in self.asked}
         tasks = [task.train for task in self.stream.tasks]
         self.benchmark = self._benchmark({"train": (self.stream.samples, tasks)})
         self.losses: list[Tensor] = []
@@ -70,29 +71,11 @@ class Loop:
 
     # ---- what is measured
 
-    def _rows(self) -> dict[str, tuple[Samples, list[Tensor]]]:
-        """What is measured after each task, and what between steps."""
-        tasks, training = self.stream.tasks, self.training
-        found = {"accuracy": (self.stream.test_samples, [task.test for task in tasks])}
-        if training.train_samples:
-            part = [some(task.train, training.train_samples) for task in tasks]
-            found["training_accuracy"] = (self.stream.samples, part)
-        held = any(len(task.validation) for task in tasks)
-        if held:
-            found["validation_accuracy"] = (self.stream.samples, [task.validation for task in tasks])
-        if training.evaluate_every:
-            names = {"trace": "test"}
-            if training.evaluate_rows == "all":
-                names |= {"training_trace": "train"} | ({"validation_trace": "validation"} if held else {})
-            for name, which in names.items():
-                samples = self.stream.test_samples if which == "test" else self.stream.samples
-                own = [some(getattr(task, which), training.evaluate_samples) for task in tasks]
-                found[name] = (samples, own)
-        return found
-
-    def _measured(self) -> dict[str, list[Any]]:
-        """The experiences that each measurement is on."""
-        return {name: list(self._benchmark({name: one}).streams[name]) for name, one in self._rows().items()}
+    def _experiences(self, name: str) -> list[Any]:
+        """The experiences that a measurement is on."""
+        one = self.asked[name]
+        rows = {name: (getattr(self.stream, one.samples), one.rows(self.stream))}
+        return list(self._benchmark(rows).streams[name])
 
     def _benchmark(self, parts: dict[str, tuple[Samples, list[Tensor]]]) -> Any:
         return from_rows(self.stream, parts, False, self.dtype)
@@ -110,9 +93,8 @@ class Loop:
 
     def _untrained(self, name: str) -> Tensor:
         """The first row: both libraries begin with the same network, so it is the same for both."""
-        samples, rows = self._rows()[name]
-        which = "test_samples" if samples is self.stream.test_samples else "samples"
-        return Evaluation(self.learners, which, [rows])(-1).cpu()
+        one = self.asked[name]
+        return Evaluation(self.learners, one.samples, [one.rows(self.stream)])(-1).cpu()
 
     # ---- the run
 

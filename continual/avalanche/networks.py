@@ -9,7 +9,7 @@ from torch import nn
 
 from continual.errors import BadChain, mistakes_of
 from continual.learning import plain as ordinary
-from continual.learning.models import Net, Out
+from continual.learning.models import Net, Out, last
 from continual.learning.modules import ModuleNet
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ class Functional(nn.Module):
         self.index, self.fixed = 0, False
         self.out: Out | None = None
         self.names = [name.replace(".", "_") for name in net.shapes]
-        size = 0
-        for name, value in zip(self.names, net.parameters(theta.detach().clone()).values(), strict=True):
-            size += value.numel()
-            if size > net.size - net.statistics:
+        statistics = last(net)
+        for name, (own, value) in zip(self.names, net.parameters(theta.detach()).items(), strict=True):
+            if own in statistics:
                 self.register_buffer(name, value.clone())
             else:
                 self.register_parameter(name, nn.Parameter(value.clone()))

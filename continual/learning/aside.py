@@ -32,7 +32,7 @@ ELSEWHERE = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that a step gets otherwise."""
 
 
-class Kept:
+class Aside:
     """What is kept in Python by what a step calls (strategies, network, optimiser), where that is code of a user's.
 
     Called, it gives something that is equal to what it gave before unless that has changed: attributes, those of the

@@ -187,9 +187,9 @@ class Captured:
         self.learners, self.must = learners, must
         self.by_hand = 1 + learners.recipe.compiled  # the second batch of a size is the first that is compiled
         self.least = least_of(learners.strategy) if least is None else least
-        from continual.learning.aside import Kept  # which needs PyTorch and NumPy at once
+        from continual.learning.aside import Aside  # which needs PyTorch and NumPy at once
 
-        self.kept = Kept(learners)
+        self.kept = Aside(learners)
         self.at = torch.zeros((), dtype=torch.int64, device=learners.device)
         self.program: Program | None = None  # the graphs are of its steps
         self.graphs: dict[int, Graph] = {}

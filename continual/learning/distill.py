@@ -50,18 +50,16 @@ def soft_targets(
     return _mean(terms.sum(-1), weight) * (temperature**2 if squared else 1.0)
 
 
-def sigmoid_targets(
-    logits: Tensor, targets: Tensor, active: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
+def sigmoid_targets(logits: Tensor, targets: Tensor, active: Tensor, weight: Tensor | None = None) -> Tensor:
     """Rebuffi et al. 2017 (iCaRL, algorithm 3): the mean over samples of Σ_k -(t_k log g_k + (1 - t_k) log (1 - g_k)).
 
     g = sigmoid(logits) (B, K); the targets t (B, K) in [0, 1] are the teacher's sigmoids for old outputs and 1 or 0 for
     new ones. ``active`` and ``weight`` as in :func:`soft_targets`; the sum is over the active outputs.
     """
     terms = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits if active is None else torch.where(active, logits, 0), targets, reduction="none"
+        torch.where(active, logits, 0), targets, reduction="none"
     )
-    return _mean((terms if active is None else torch.where(active, terms, 0)).sum(-1), weight)
+    return _mean(torch.where(active, terms, 0).sum(-1), weight)
 
 
 def squared_error(logits: Tensor, teacher: Tensor, active: Tensor | None = None, error: str = "mean") -> Tensor:

@@ -76,7 +76,7 @@ class Needed:
         place[known] = start + torch.arange(len(rows), device=rows.device)
         return dataclasses.replace(
             samples, pixels=features, image=place[samples.image] if self.alike else place, scale=1.0, shift=0.0,
-            top=1.0, channel=None, transforms=(), mapped=False, channels_last=False,
+            top=1.0, channel=None, transforms=(), in_file=False, channels_last=False,
         )  # fmt: skip
 
 

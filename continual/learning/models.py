@@ -409,7 +409,7 @@ def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
                        "made by extend")  # fmt: skip
     kept = ("fixed", "hand_on") if inner.statistics else ()
     unsaid = [name for name in kept if getattr(type(net), name) is getattr(Net, name) is not getattr(type(inner), name)]
-    moved = any(name in net.shapes and name not in _last(net) for name in _last(inner))
+    moved = any(name in net.shapes and name not in last(net) for name in last(inner))
     if net.statistics >= inner.statistics and (net.mixes or not inner.mixes) and not moved and not unsaid:
         return
     lost = "normalises by the batch, with running statistics" if inner.statistics else "drops units"
@@ -420,7 +420,7 @@ def check_extended(net: Net, inner: Net, hook: str = "extend") -> None:
                    f"{f' (it does not say {listed(unsaid, 2)})' if unsaid else ''}; {what}")  # fmt: skip
 
 
-def _last(net: Net) -> list[str]:
+def last(net: Net) -> list[str]:
     """The names of the parameters that running statistics are, the last first."""
     ends = itertools.accumulate(reversed(net.sizes))
     return [name for name, end in zip(reversed(net.shapes), ends, strict=True) if end <= net.statistics]

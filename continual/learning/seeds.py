@@ -19,7 +19,7 @@ import torch
 from continual.errors import BadChain, Mistake
 from continual.learning.models import Net, check_extended
 from continual.learning.optimizers import ALIGNED, AT_ONCE, Optimizer, Schedule
-from continual.learning.strategy import Memory, Strategy, gave_both, gave_memory
+from continual.learning.strategy import Memory, Strategy, gave_both, gave_memory, under, within
 from continual.streams.augment import Augmentation
 from continual.streams.rng import drawn_together, key, seed_pytorch
 from continual.streams.stream import Stream, Task
@@ -399,16 +399,6 @@ def on_cpu(value: Tensor) -> Tensor:
 def storage_of(value: Tensor) -> int:
     """Which storage a tensor lies in, as long as it is there."""
     return int(value.untyped_storage()._cdata)
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a prefix before their names."""
-    return {prefix + name: value for name, value in tensors.items()}
-
-
-def within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors whose names have the prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def all_equal(lists: Sequence[Sequence[Tensor]]) -> bool:

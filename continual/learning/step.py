@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from continual.errors import BadOption
+from continual.failures import in_words
 from continual.learning.models import Out
 from continual.learning.seeds import Gradient, Learners, compact, storage_of
 from continual.learning.strategy import Batch, Memory, Step, gave, gave_both
@@ -46,9 +47,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
                 raise
-            said = str(error).strip().partition("\n")[0]
-            raise BadOption(f"compile: PyTorch's compiler cannot make a step of it ({type(error).__name__}: {said}); "
-                            "leave --compile out") from error  # fmt: skip
+            raise BadOption(f"compile: PyTorch's compiler cannot make a step of it ({in_words(error)}); leave "
+                            "--compile out") from error  # fmt: skip
 
     return called
 

@@ -368,6 +368,16 @@ def gradient_and_more(net: Net, function: Callable[[Tensor], tuple[Tensor, Any]]
         return torch.autograd.grad(value, live, materialize_grads=True)[0], more
 
 
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a prefix before their names."""
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors whose names have the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _said_by(those: Callable[[Iterator[bool]], bool], name: str) -> property:
     """What a chain says of itself where ``any`` or ``all`` of its parts do."""
     return property(lambda chain: those(getattr(part, name) for part in chain.parts))
@@ -389,7 +399,7 @@ class Chain(Strategy):
             if not isinstance(given, Strategy):
                 raise BadChain(f"a chain is made of strategies, not of {given!r}; make one, such as EWC(), or give the "
                                "chain as text: 'ewc+replay'")  # fmt: skip
-        object.__setattr__(self, "_parts", tuple(part for given in parts for part in given.parts))
+        self._parts = tuple(part for given in parts for part in given.parts)
         for hook in ("loss", "rows", "predict"):
             owners = [type(part).__name__ for part in self.parts if part.has(hook)]
             if len(owners) > 1:
@@ -410,8 +420,7 @@ class Chain(Strategy):
     @property
     def parts(self) -> tuple[Strategy, ...]:
         """The strategies in their order."""
-        parts: tuple[Strategy, ...] = self._parts  # type: ignore[attr-defined]
-        return parts
+        return self._parts
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chain) and self.parts == other.parts
@@ -438,8 +447,7 @@ class Chain(Strategy):
         """Each part with its name and its own memory."""
         for number, part in enumerate(self.parts):
             prefix = f"{number}/"
-            own = {name.removeprefix(prefix): value for name, value in memory.items() if name.startswith(prefix)}
-            yield prefix, part, own
+            yield prefix, part, within(prefix, memory)
 
     def _owner(self, hook: str, memory: Memory) -> tuple[str, Strategy, Memory]:
         """The part that has a hook of which there can be one, or the first part."""
@@ -471,8 +479,10 @@ class Chain(Strategy):
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """See :meth:`Strategy.init`."""
-        inits = [(number, part.init(net, theta, stream)) for number, part in enumerate(self.parts)]
-        return {f"{number}/{name}": value for number, memory in inits for name, value in memory.items()}
+        memory: Memory = {}
+        for number, part in enumerate(self.parts):
+            memory |= under(f"{number}/", part.init(net, theta, stream))
+        return memory
 
     def _pass_on(self, hook: str, net: Net, theta: Tensor, memory: Memory, *rest: Any) -> tuple[Tensor, Memory]:
         """A hook that gives θ and memory, through the parts in their order."""
@@ -482,7 +492,7 @@ class Chain(Strategy):
             if part.has(hook):
                 found = getattr(part, hook)(net, theta, own, *(_keyed(item, prefix) for item in rest))
                 theta, kept = gave_both(part, hook, found, theta)
-            after |= {prefix + name: value for name, value in kept.items()}
+            after |= under(prefix, kept)
         return theta, after
 
     def before_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:

@@ -13,14 +13,17 @@ import torch
 from continual.learning.capture import OFTEN, RARE, Captured, Graph, must_not
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import BYTES
-from continual.learning.seeds import MOST, Learners, under, within
+from continual.learning.seeds import MOST, Learners
 from continual.learning.step import Program
+from continual.learning.strategy import under, within
 from continual.learning.training import Training
 from continual.streams.placement import read_ahead
 from continual.streams.rng import draw, pytorch_left_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from continual.streams.stream import Stream
 
 
 class State(NamedTuple):
@@ -115,7 +118,10 @@ class Course:
     def __init__(self, learners: Learners, training: Training, watch: Watch) -> None:
         self.learners, self.training, self.watch = learners, training, watch
         self.tasks = len(learners.streams[0].tasks)
-        self.evaluations = _evaluations(learners, training)
+        self.evaluations = {
+            name: Evaluation(learners, one.samples, [one.rows(stream) for stream in learners.streams])
+            for name, one in measured(training, learners.streams[0]).items() if not name.endswith("trace")
+        }  # fmt: skip
         self.program: Program | None = None
         self.captured = captured(learners, training)
         self.traced = Trace(learners, training, self.captured)
@@ -264,7 +270,7 @@ def not_captured(learners: Learners, training: Training) -> str:
         return "as asked"
     if not learners.strategy.can_be_captured:
         return "the strategy cannot be captured"
-    if samples.mapped or samples.pixels.device.type != device:
+    if samples.in_file or samples.pixels.device.type != device:
         return "images are read from their file"
     if device == "cpu" and training.compile:
         return "what is compiled is not recorded on a CPU"
@@ -333,17 +339,32 @@ def steps_of(
         yield functools.partial(one, number, rows)
 
 
-def _evaluations(learners: Learners, training: Training) -> dict[str, Evaluation]:
-    """What is measured after every task."""
-    tasks = [stream.tasks for stream in learners.streams]
-    found = {"accuracy": Evaluation(learners, "test_samples", [[task.test for task in own] for own in tasks])}
-    if training.train_samples:
-        part = [[some(task.train, training.train_samples) for task in own] for own in tasks]
-        found["training_accuracy"] = Evaluation(learners, "samples", part)
-    if any(len(task.validation) for own in tasks for task in own):
-        held = [[task.validation for task in own] for own in tasks]
-        found["validation_accuracy"] = Evaluation(learners, "samples", held)
-    return found
+class Measured(NamedTuple):
+    """What is measured: a ``part`` of each task's rows of ``samples`` (or ``test_samples``), ``most`` at most."""
+
+    samples: str
+    part: str
+    most: int | None
+
+    def rows(self, stream: Stream) -> list[Tensor]:
+        """The rows of each task."""
+        return [some(getattr(task, self.part), self.most) for task in stream.tasks]
+
+
+def measured(training: Training, stream: Stream) -> dict[str, Measured]:
+    """What is measured, by the name of its array: after every task, and under names that end in ``trace`` between."""
+    held = any(len(task.validation) for task in stream.tasks)
+    few, between, all_rows = training.train_samples, training.evaluate_every, training.evaluate_rows == "all"
+    found = {
+        "accuracy": (True, Measured("test_samples", "test", None)),
+        "training_accuracy": (few, Measured("samples", "train", few)),
+        "validation_accuracy": (held, Measured("samples", "validation", None)),
+        "trace": (between, Measured("test_samples", "test", training.evaluate_samples)),
+        "training_trace": (between and all_rows, Measured("samples", "train", training.evaluate_samples)),
+        "validation_trace": (between and all_rows and held,
+                             Measured("samples", "validation", training.evaluate_samples)),
+    }  # fmt: skip
+    return {name: one for name, (wanted, one) in found.items() if wanted}
 
 
 def _of_alive(learners: Learners, values: Tensor) -> Tensor:
@@ -373,22 +394,14 @@ class Trace:
     def __init__(self, learners: Learners, training: Training, captured: Captured | None = None) -> None:
         self.captured, self.graphs = captured, dict[tuple[str, int], Graph]()
         self.learners, self.count = learners, 0
-        self.rows: dict[str, tuple[str, list[list[Tensor]]]] = {}
+        self.rows = {
+            name: (one.samples, [one.rows(stream) for stream in learners.streams])
+            for name, one in measured(training, learners.streams[0]).items() if name.endswith("trace")
+        }  # fmt: skip
         self.evaluations: dict[str, Evaluation] = {}
         self.pending: dict[str, list[Tensor]] = {}
         self.done: dict[str, list[Tensor]] = {}
         self.marks: list[tuple[int, int]] = []
-        if not training.evaluate_every:
-            return
-        measured = {"trace": ("test_samples", "test")}
-        if training.evaluate_rows == "all":
-            measured["training_trace"] = ("samples", "train")
-            if any(len(task.validation) for task in learners.streams[0].tasks):
-                measured["validation_trace"] = ("samples", "validation")
-        for name, (samples, part) in measured.items():
-            rows = [[some(getattr(task, part), training.evaluate_samples) for task in stream.tasks]
-                    for stream in learners.streams]  # fmt: skip
-            self.rows[name] = samples, rows
 
     def begin(self, index: int, interval: int) -> None:
         """A task begins, to be measured every so many steps (0: never): what is measured is laid out before them."""

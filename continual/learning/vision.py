@@ -139,35 +139,40 @@ class Torchvision(Normalised):
 
     def build(self, shape: tuple[int, ...], units: int, tasks: int = 1) -> Net:
         """See :meth:`continual.learning.models.MLP.build`."""
-        import torch
-        import torchvision
-
         from continual.learning import modules, norms
 
         name, sides = f"torchvision's {self.arch}", (224, 224) if self.arch == "vit_b_16" else (32, None)
         _needs_images(name, shape, *sides)
         if shape[0] not in (1, 3):
             raise BadOption(f"{name} takes images of 3 channels (or 1), not {'x'.join(map(str, shape))}; use model=mlp")
-        _, head, last = ARCHITECTURES[self.arch]
+        *_, last = ARCHITECTURES[self.arch]
         given = None if self.weights == "new" else self.state()
         own = tasks if self.statistics == "task" else None
 
         def made() -> Any:
-            body = getattr(torchvision.models, self.arch)(weights=None)
-            features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
-            setattr(body, head, torch.nn.Identity())
+            body, features = self.body()
             if given is not None:
                 body.load_state_dict(given, assign=True)  # nothing writes to them, so nothing is copied
             if shape[0] == 1:
                 modules.see_grey(body)
             chain = modules.chain(norms.replaced(body, self.norm, own))
-            return modules.Headed(chain, features.in_features, units)
+            return modules.Headed(chain, features, units)
 
         def trained(name: str) -> bool:
             in_head = name.startswith("head.")
             return self.train == "all" or in_head or (self.train == "block" and name.startswith(f"body.{last}"))
 
         return modules.ModuleNet(modules.small_enough(made), trained, self.statistics, given=given is not None)
+
+    def body(self) -> tuple[Any, int]:
+        """torchvision's network, with new weights and no head, and how many features it gives."""
+        import torch
+        import torchvision
+
+        body, head = getattr(torchvision.models, self.arch)(weights=None), ARCHITECTURES[self.arch][1]
+        features = next(one for one in getattr(body, head).modules() if isinstance(one, torch.nn.Linear))
+        setattr(body, head, torch.nn.Identity())
+        return body, features.in_features
 
     def facts(self) -> dict[str, Any]:
         """The checksum of the weights' file, by which a run is recognised: other weights are another run."""
@@ -194,7 +199,6 @@ class Torchvision(Normalised):
     def state(self) -> dict[str, Any]:
         """The weights by name, without a head; :class:`~continual.errors.BadData` where there are none or others'."""
         import torch
-        import torchvision
 
         path = self.file()
         fault = f"{path} has no weights of torchvision's {self.arch}"
@@ -210,8 +214,7 @@ class Torchvision(Normalised):
                           "torch.save(network.state_dict(), FILE) writes, or safetensors") from None  # fmt: skip
         head = ARCHITECTURES[self.arch][1]
         try:
-            body = getattr(torchvision.models, self.arch)(weights=None)
-            setattr(body, head, torch.nn.Identity())
+            body, _ = self.body()
             lacks, more = body.load_state_dict(found, strict=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no tensors by name
             heading, *others = str(error).split("\n\t")  # PyTorch's heading, and a line for each that does not fit

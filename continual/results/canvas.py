@@ -131,11 +131,8 @@ def save(figure: Figure, file: Path) -> None:
     be written.
     """
     check(file)
-    try:
-        with _written(), files.whole(file) as beside:
-            figure.savefig(beside, dpi=150)
-    except OSError as error:
-        raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
+    with files.refused(f"{file} cannot be written"), _written(), files.whole(file) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def svg(figure: Figure, name: str, title: str) -> str:

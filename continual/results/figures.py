@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from continual import files
-from continual.errors import BadFolder, one_line
+from continual.errors import one_line
 from continual.results import canvas, plots
 from continual.results.metrics import Array, average_accuracy, forgetting_by_task, over_seeds, stability_gaps, summarise
-from continual.results.store import Result, experiment
+from continual.results.store import Result, experiment, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +171,7 @@ def _own(
     rows: list[dict[str, Any]],
 ) -> Figure:  # fmt: skip
     """A figure of one result."""
-    name = f"{kind}-{slug(result.name)}"
+    name = f"{kind}-{slug(result.name, 60)}"
     titled = f"{title}: {one_line(result.name)}"
     rows = [{"strategy": result.name, **row} for row in rows]
     return _figure(name, titled, size, lambda axes: draw(result, axes), rows)
@@ -216,28 +215,22 @@ def _cell(value: Any) -> Any:
 # ---- files
 
 
-def slug(text: str) -> str:
-    """A safe part of a file's name."""
-    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or "run"
-
-
 def write(results: Sequence[Result], found: Sequence[Section], folder: Path) -> list[Path]:
     """Every figure of an experiment as .svg and .csv, in a folder of the experiment's name; what was written.
 
     :class:`~continual.errors.BadFolder` where it cannot be.
     """
     place = folder / experiment(results[0].record)
-    written = []
-    try:
+    texts = {
+        place / f"{name}.{ending}": text
+        for name, figure in named([one for section in found for one in section.figures])
+        for ending, text in (("svg", figure.svg), ("csv", figure.csv))
+    }
+    with files.refused(f"cannot write figures to {place}"):
         place.mkdir(parents=True, exist_ok=True)
-        for name, figure in named([one for section in found for one in section.figures]):
-            for ending, text in (("svg", figure.svg), ("csv", figure.csv)):
-                written.append(place / f"{name}.{ending}")
-                with files.whole(written[-1]) as beside:
-                    beside.write_bytes(text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise BadFolder(f"cannot write figures to {place}: {error.strerror or error}") from error
-    return written
+    for file, text in texts.items():
+        files.write_text(file, text)
+    return list(texts)
 
 
 def named(figures: Iterable[Figure]) -> list[tuple[str, Figure]]:

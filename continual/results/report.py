@@ -14,11 +14,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from continual import files
-from continual.errors import BadFolder, BadOption, counted, one_line
+from continual.errors import BadOption, counted, one_line
 from continual.results import content, figures, paper, tables
 from continual.results.content import Content
 from continual.results.figures import Section
@@ -66,15 +64,6 @@ def html(
         script_sum=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
     return made
-
-
-def write(text: str, file: Path) -> None:
-    """Write a page; :class:`~continual.errors.BadFolder` where it cannot be written."""
-    try:
-        with files.whole(file) as beside:
-            beside.write_bytes(text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise BadFolder(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def _jinja2() -> Any:

@@ -217,8 +217,12 @@ def _name(described: Any) -> str:
 
 def _slug(names: list[str], described: Any) -> str:
     """A safe file name: what is readable of the names, and 8 digits that tell apart what they stand for."""
-    readable = "-".join(re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)[:48].strip("-")
-    return f"{readable or 'run'}-{digest(canonical(described))[:8]}"
+    return f"{slug(' '.join(names), 48)}-{digest(canonical(described))[:8]}"
+
+
+def slug(text: str, most: int) -> str:
+    """A safe part of a file's name, of ``most`` letters."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-") or "run"
 
 
 def canonical(value: Any) -> bytes:
@@ -280,14 +284,12 @@ def save(result: Result, out: Path, replace: bool = False) -> Path:
         ValueError: where the record has something in it that could not be read again.
     """
     target = folder(out, result.record)
-    try:
+    with files.refused(f"cannot write the run to {target}"):
         with _temporary(target) as temporary:
             _write(result, temporary)
             placed = _place(temporary, target, replace)
             sync(target.parent)
         tidy(target.parent)
-    except OSError as error:
-        raise BadFolder(f"cannot write the run to {target}: {error.strerror or error}") from error
     if not placed:
         _check_same(load(target), result.record, target)
     return target
@@ -491,15 +493,13 @@ class LearnersFile(Mapping[str, Any]):
         from safetensors import safe_open
 
         if self.verified is None or _identity(self.path) != self.verified:
-            try:
+            if not self.path.exists():
+                raise BadFolder(f"there is no file {self.path}, which had what was learnt")
+            with files.refused(f"cannot read {self.path}"):
                 files.check_ordinary(self.path)
                 identity = _identity(self.path)
                 with self.path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
-                raise BadFolder(f"there is no file {self.path}, which had what was learnt") from None
-            except OSError as error:
-                raise BadFolder(f"cannot read {self.path}: {error.strerror or error}") from error
             if found != self.sha256:
                 raise BadFolder(f"{self.path} is damaged: its checksum is not the one in {RECORD}; delete it, or run "
                                 "it again (--again)")  # fmt: skip
@@ -508,12 +508,11 @@ class LearnersFile(Mapping[str, Any]):
 
 
 def _read_file(path: Path) -> bytes:
-    try:
-        return files.read_bytes(path)
-    except FileNotFoundError:
-        raise BadFolder(f"there is no file {path}; delete the folder, or run it again with --again") from None
-    except OSError as error:
-        raise BadFolder(f"cannot read {path}: {error.strerror or error}") from error
+    with files.refused(f"cannot read {path}"):
+        try:
+            return files.read_bytes(path)
+        except FileNotFoundError:
+            raise BadFolder(f"there is no file {path}; delete the folder, or run it again with --again") from None
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def look_again() -> None:
 
 @functools.lru_cache(maxsize=256)
 def _source(name: str, root: Path, wanted: Wanted) -> Source:
-    from continual.streams.sets import source
+    from continual.streams.sets import files_of
 
-    return source(name, root, wanted)
+    return files_of(name, root, wanted)
 
 
 @functools.lru_cache(maxsize=64)

@@ -66,9 +66,10 @@ class Given(StreamOptions):
         groups = _groups(data.y, self.task)
         units, positions = units_of(groups, "task" if self.scenario == "task" else "class")
         channel = None if self.levels is None else self.levels[:, :, None, None].float()
-        shown = (1.0 / data.top if channel is None else 1.0, 0.0, data.top, channel, ())
-        train = table(data.x, data.y, positions, shown, self.task)
-        test = table(data.x_test, data.y_test, positions, shown, self.task_test)
+        scale = 1.0 / data.top if channel is None else 1.0
+        as_shown: dict[str, Any] = {"scale": scale, "shift": 0.0, "top": data.top, "channel": channel}
+        train = table(data.x, data.y, positions, self.task, **as_shown)
+        test = table(data.x_test, data.y_test, positions, self.task_test, **as_shown)
         strange = test.task[test.y == -1]
         if len(strange):
             raise BadStream(f"task {int(strange[0]) + 1} is tested on classes that it does not learn")

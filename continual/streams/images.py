@@ -94,22 +94,7 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     size. A file that cannot be decoded raises :class:`~continual.errors.BadData`, or with ``skip`` is left out; one
     that cannot be read raises :class:`~continual.errors.BadFolder`.
     """
-    known = class_names(folder)
-    if missing := [name for name in classes if name not in known]:
-        raise BadData(f"{_shown(folder)} has no class folder {listed(map(repr, missing), 3)}; put it there, or leave "
-                      f"the class out (it has {len(known)}: {listed(map(one_line, known), 10)})")  # fmt: skip
-    found, others = _images(folder, classes)
-    _tell_unlisted(folder)
-    for name in classes:
-        if not found[name]:
-            ours = [file for file in others if file.startswith(f"{folder / name}{os.sep}")]
-            more = f" and only {_otherwise(ours)}" if ours else ""
-            raise BadData(f"{_shown(folder / name)} has no images that can be read ({', '.join(ENDINGS)}){more}; put "
-                          "some there, delete the folder, or give a list of the classes that are wanted")  # fmt: skip
-    if others:
-        are = "is" if len(others) == 1 else "are"
-        warnings.warn(Notice(f"{_shown(folder)}: {_otherwise(others)} {are} left out; images end in "
-                             f"{', '.join(ENDINGS)}"), stacklevel=2)  # fmt: skip
+    found = _found(folder, classes)
     files = [(Path(file), label) for label, name in enumerate(classes) for file in found[name]]
     first = _first([file for file, _ in files], size)
     x = room((len(files), *first))
@@ -148,6 +133,27 @@ def decoded(folder: Path, classes: Sequence[str], size: int | None, skip: bool, 
     y = np.array([files[number][1] for number in kept], np.int64)
     skipped = {_readable(files[number][0].relative_to(folder.parent)): bad[number] for number in sorted(bad)}
     return Images(x[: len(kept)], y, skipped)
+
+
+def _found(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The image files of each class, of which each has some; what is left out is told."""
+    known = class_names(folder)
+    if missing := [name for name in classes if name not in known]:
+        raise BadData(f"{_shown(folder)} has no class folder {listed(map(repr, missing), 3)}; put it there, or leave "
+                      f"the class out (it has {len(known)}: {listed(map(one_line, known), 10)})")  # fmt: skip
+    found, others = _images(folder, classes)
+    _tell_unlisted(folder)
+    for name in classes:
+        if not found[name]:
+            ours = [file for file in others if file.startswith(f"{folder / name}{os.sep}")]
+            more = f" and only {_otherwise(ours)}" if ours else ""
+            raise BadData(f"{_shown(folder / name)} has no images that can be read ({', '.join(ENDINGS)}){more}; put "
+                          "some there, delete the folder, or give a list of the classes that are wanted")  # fmt: skip
+    if others:
+        are = "is" if len(others) == 1 else "are"
+        warnings.warn(Notice(f"{_shown(folder)}: {_otherwise(others)} {are} left out; images end in "
+                             f"{', '.join(ENDINGS)}"), stacklevel=3)  # fmt: skip
+    return found
 
 
 def _readable(path: Path) -> str:

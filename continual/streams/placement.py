@@ -81,8 +81,8 @@ def place(streams: Sequence[Stream], device: torch.device | str, where: Where = 
             moved[id(old.pixels)] = _placed(old.pixels, device, where)
         tables = tuple(table.to(device) for table in old.tables)
         channel = None if old.channel is None else old.channel.to(device)
-        pixels, mapped = moved[id(old.pixels)], where == "mapped"
-        return dataclasses.replace(old, pixels=pixels, channel=channel, mapped=mapped).with_tables(tables)
+        pixels, in_file = moved[id(old.pixels)], where == "mapped"
+        return dataclasses.replace(old, pixels=pixels, channel=channel, in_file=in_file).with_tables(tables)
 
     def one(stream: Stream) -> Stream:
         train, outputs = samples(stream.samples), stream.tasks[0].outputs.to(device)
@@ -164,7 +164,7 @@ def read_ahead(samples: Samples, batches: Sequence[Tensor]) -> Iterator[Tensor]:
     What is read goes into the system's cache. Images that a strategy replays are left to the step: they are few, and
     were read not long ago.
     """
-    if not samples.mapped:
+    if not samples.in_file:
         yield from batches
         return
 

@@ -99,7 +99,7 @@ def load(
         root: the data root, see :func:`data_root`; torchvision's files are ``<root>/MNIST/raw/*`` and so on.
         download: whether published files that are missing may be downloaded.
         wanted: resolution and classes, where not all of it is wanted as it is.
-        made_of: what :func:`source` gives, where that is known.
+        made_of: what :func:`files_of` gives, where that is known.
 
     Raises:
         UnknownName: no such data set.
@@ -118,7 +118,7 @@ def load(
         raise UnknownName(f"no data set is named '{name}'{nearest(name, [*SETS, *there])} (known: "
                           f"{choices([*SETS, *there])}), and there are no class folders {root / name}/train/<class>/ "
                           "with val/<class>/ or test/<class>/")  # fmt: skip
-    listed_as, classes = made_of or source(name, root, wanted)
+    listed_as, classes = made_of or files_of(name, root, wanted)
     if os.path.exists(file):
         try:
             data, packed_of = _unpack(name, file)
@@ -186,7 +186,7 @@ def _packed(data: Data, file: Path, source: str) -> Data:
     return _unpack(data.name, file)[0]
 
 
-def source(name: str, root: Path, wanted: Wanted) -> Source:
+def files_of(name: str, root: Path, wanted: Wanted) -> Source:
     """The SHA-256 over the image files that a set is made of, and its classes; see :func:`images.listing`.
 
     A class folder without an image is not among the files. Nothing for sets that are not read from class folders.
@@ -329,15 +329,9 @@ def _published(name: str, root: Path) -> bool:
 
 def _fetch_cifar(name: str, published: Any, root: Path, download: bool) -> None:
     """Download and unpack through torchvision into a folder of its own, which is then put in its place."""
-    archive = f"{published.filename} (from {published.url})"
-
-    def missing(reason: str) -> BadData:
-        return BadData(f"{name} is not there and was not downloaded ({reason}).\nUnpack {archive} into {root}, or put "
-                       f"images into {root / name}/train/<class>/ and {root / name}/test/<class>/")  # fmt: skip
-
-    if not download:
-        raise missing("downloading is off")
-    with _downloading(root, missing) as temporary:
+    instead = (f"Unpack {published.filename} (from {published.url}) into {root}, or put images into "
+               f"{root / name}/train/<class>/ and {root / name}/test/<class>/")  # fmt: skip
+    with _downloading(name, root, download, instead) as temporary:
         published(str(temporary), download=True)
         os.replace(temporary / published.base_folder, root / published.base_folder)
 
@@ -407,12 +401,10 @@ def _parsed(file: Path, content: bytes) -> npt.NDArray[np.uint8]:
 
 def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], download: bool) -> None:
     """Download through torchvision into a folder of its own, so that ``folder`` only ever gets whole, checked files."""
-    refused = functools.partial(_missing, name, published, folder, missing)
-    if not download:
-        raise refused("downloading is off")
+    instead = f"Put {', '.join(missing)} (from {published.mirrors[0]}) into {folder}"
     whole = {"resources": list(missing.items()), "_load_data": lambda self: (None, None)}
     partial = type(published.__name__, (published,), whole)  # the class, for the missing files only
-    with _downloading(folder.parent.parent, refused) as temporary:
+    with _downloading(name, folder.parent.parent, download, instead) as temporary:
         partial(str(temporary), download=True)
         folder.mkdir(parents=True, exist_ok=True)
         for file in (temporary / published.__name__ / "raw").iterdir():
@@ -420,8 +412,14 @@ def _fetch(name: str, published: Any, folder: Path, missing: dict[str, str], dow
 
 
 @contextlib.contextmanager
-def _downloading(root: Path, refused: Callable[[str], BadData]) -> Iterator[Path]:
-    """A folder in the root for what is downloaded within; what goes wrong there is told as ``refused`` says it."""
+def _downloading(name: str, root: Path, download: bool, instead: str) -> Iterator[Path]:
+    """A folder in the root for what is downloaded within; where that is not to be, or fails, what to do ``instead``."""
+
+    def refused(reason: str) -> BadData:
+        return BadData(f"{name} is not there and was not downloaded ({reason}).\n{instead}")
+
+    if not download:
+        raise refused("downloading is off")
     bars = io.StringIO() if is_quiet() else sys.stderr
     try:
         with packed.folder(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
@@ -432,13 +430,6 @@ def _downloading(root: Path, refused: Callable[[str], BadData]) -> Iterator[Path
                 raise refused(" ".join(str(error).split())) from None
     except OSError as error:
         raise packed.unusable(root, "written", error) from None
-
-
-def _missing(name: str, published: Any, folder: Path, missing: dict[str, str], reason: str) -> BadData:
-    return BadData(
-        f"{name} is not there and was not downloaded ({reason}).\n"
-        f"Put {', '.join(missing)} (from {published.mirrors[0]}) into {folder}"
-    )
 
 
 SETS: dict[str, Callable[[str, Path, Wanted, bool], Data]] = {

@@ -45,8 +45,8 @@ class Samples:
     GPU; for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel
     value v is shown as ``v * scale + shift``; ``top`` is the value that stands for 1. Where channels differ,
     ``channel`` (2, C, 1, 1) has a factor and a term for each instead; where a step wants images with their
-    ``channels_last``, (2, C, H, W), the same for each pixel, as they lie then. ``mapped`` pixels are read from their
-    file as they are needed.
+    ``channels_last``, (2, C, H, W), the same for each pixel, as they lie then. Where they lie
+    ``in_file``, they are read from it as they are needed.
     """
 
     pixels: Tensor
@@ -59,7 +59,7 @@ class Samples:
     channel: Tensor | None = None
     transforms: tuple[Transform, ...] = ()
     shown: Shown | None = None
-    mapped: bool = False
+    in_file: bool = False
     channels_last: bool = False
 
     def __repr__(self) -> str:
@@ -410,8 +410,11 @@ class StreamOptions(Configured):
         held = set_aside(data.y, self.validation, self.validation_seed)
         # where each task shows its images in a way of its own, a class is another one in each
         units, positions = units_of(groups, "task" if transforms and self.scenario == "class" else self.scenario)
-        shown = (scale, shift, data.top, channel, transforms)
-        train, test = (table(x, y, positions, shown) for x, y in ((data.x, data.y), (data.x_test, data.y_test)))
+        as_shown: dict[str, Any] = {"scale": scale, "shift": shift, "top": data.top, "channel": channel}
+        train, test = (
+            table(x, y, positions, **as_shown, transforms=transforms)
+            for x, y in ((data.x, data.y), (data.x_test, data.y_test))
+        )
         names = [tuple(data.classes[label] for label in labels) for labels in groups]
         return self.divided(source, train, test, units, names, held, seed)
 
@@ -636,25 +639,24 @@ def units_of(groups: list[list[int]], scenario: str) -> tuple[Tensor, list[dict[
 
 
 def table(
-    x: Tensor, y: Tensor, positions: list[dict[int, int]],
-    shown: tuple[float, float, float, Tensor | None, tuple[Transform, ...]], task: Tensor | None = None,
-) -> Samples:  # fmt: skip
+    x: Tensor, y: Tensor, positions: list[dict[int, int]], task: Tensor | None = None, **as_shown: Any
+) -> Samples:
     """The rows of all tasks, in the tasks' order and within a task in the data's order.
 
     ``positions`` has for each task the unit of each of its classes. ``task`` (N,) is the one task that an image is of,
-    or -1; such an image, and where there is no ``task`` every one, is of each task that has its class.
+    or -1; such an image, and where there is no ``task`` every one, is of each task that has its class. ``as_shown``:
+    how :class:`Samples` are shown.
     """
     image, unit, tasks = [], [], []
-    anyone = torch.ones_like(y, dtype=torch.bool) if task is None else task == -1
+    task = torch.full_like(y, -1) if task is None else task
     for t, of in enumerate(positions):
         position = torch.full((1 + max(int(y.max()) if len(y) else 0, *of),), -1)
         position[list(of)] = torch.tensor(list(of.values()))
-        mine = anyone & (position[y] >= 0)
-        mine = (mine if task is None else mine | (task == t)).nonzero().squeeze(1)
+        mine = ((task == t) | ((task == -1) & (position[y] >= 0))).nonzero().squeeze(1)
         image.append(mine)
         unit.append(position[y[mine]])
         tasks.append(torch.full_like(mine, t))
-    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(tasks), *shown)
+    return Samples(x, torch.cat(image), torch.cat(unit), torch.cat(tasks), **as_shown)
 
 
 def _rows(samples: Samples, task: int, images: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from continual.errors import Mistake
-from continual.options import Configured, option
+from continual.options import Configured, option, typed
+from continual.results.store import leaves
 
 LONGEST = 100  # characters of a title in a name
 
@@ -78,19 +79,8 @@ class Followed:
     @property
     def flat(self) -> dict[str, bool | int | float | str]:
         """:attr:`configuration` in one level: ``training.epochs``, ``strategies.ewc.strength``."""
-        return dict(_flat(self.configuration, ()))
-
-
-def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, bool | int | float | str]]:
-    if isinstance(value, dict) and value:
-        for name, each in value.items():
-            yield from _flat(each, (*path, str(name)))
-    elif isinstance(value, list | tuple) and any(isinstance(each, dict) for each in value):
-        for number, each in enumerate(value):
-            yield from _flat(each, (*path, str(number)))
-    else:
-        text = "-".join(map(str, value)) if isinstance(value, list | tuple) else value
-        yield ".".join(path), text if isinstance(text, bool | int | float | str) else str(text)
+        found = leaves(self.configuration)
+        return {name: one if isinstance(one, bool | int | float | str) else typed(one) for name, one in found.items()}
 
 
 @dataclass(frozen=True)
