@@ -236,7 +236,8 @@ def _suggestion(plan: config.Plan) -> list[str]:
         return []
     strategies = tuple(map(config.make_strategy, ("ewc:strength=1000", "ewc+replay:capacity=200")))
     benchmark = dataclasses.replace(plan.benchmark, scenario=others[0])
-    return command(dataclasses.replace(plan, benchmark=benchmark, strategies=strategies))
+    training = dataclasses.replace(plan.training, task_aware=plan.training.task_aware and others[0] == "class")
+    return command(dataclasses.replace(plan, benchmark=benchmark, strategies=strategies, training=training))
 
 
 class Bar(Progress):
@@ -399,21 +400,33 @@ def _found(folders: Iterable[str], pool: bool) -> list[Result]:
 @_format(FORMATS)
 @METRICS
 @ERROR
-@click.option("--matrix", is_flag=True, help="also the accuracy matrix of each strategy")
+@click.option("--together", is_flag=True, help="one table of all experiments; its lines say in what they differ")
+@click.option(
+    "--matrix",
+    is_flag=True,
+    help="also the accuracy matrix of each strategy; as csv: every accuracy of every seed, and no more",
+)
 @click.option("--trace", is_flag=True, help="also what was measured between steps")
 @PICTURE
 @POOL
 def show(
-    folder: str, style: str, names: str | None, error: str, matrix: bool, trace: bool, picture: str | None, pool: bool
+    folder: str, style: str, names: str | None, error: str, together: bool, matrix: bool, trace: bool,
+    picture: str | None, pool: bool,
 ) -> None:  # fmt: skip
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
     from continual.results import tables
 
-    if (matrix or trace) and style not in ("table", "markdown"):
+    if (matrix or trace) and style not in ("table", "markdown", *(["csv"] if matrix and not trace else [])):
         raise BadOption(f"--{'matrix' if matrix else 'trace'} is for a terminal, and --format {style} is not; give one "
                         "of the two")  # fmt: skip
     results = _found([folder], pool)
-    click.echo(tables.table(results, metrics=_names(names), format=style, interval=error))
+    if matrix and style == "csv":
+        if names or together:
+            raise BadOption("--matrix with --format csv prints every accuracy of every seed; leave out "
+                            f"{'--metrics' if names else '--together'}")  # fmt: skip
+        click.echo(tables.lines(results))
+        return _draw(results, picture)
+    click.echo(tables.table(results, metrics=_names(names), format=style, interval=error, together=together))
     for result in results if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
     for result in results if trace else ():

@@ -92,10 +92,12 @@ def of_kind(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def metrics(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes names of metrics joined by commas."""
-    from continual.results.metrics import METRICS
+    from continual.results.metrics import MATRICES, METRICS
 
     head, comma, last = incomplete.rpartition(",")
-    return _items(f"{head}{comma}{name}" for name in METRICS if name.startswith(last))
+    others = (f"{which}:{name}" for which in MATRICES for name, one in METRICS.items() if one.needs == "matrix")
+    names = [*METRICS, *(others if ":" in last else (f"{which}:" for which in MATRICES))]
+    return _items(f"{head}{comma}{name}" for name in names if name.startswith(last))
 
 
 def run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -155,6 +155,10 @@ def prepare(
         streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
     for line in _odd(plan, streams):
         told.note(line)
+    outputs = streams[0].test_outputs
+    if training.task_aware and (outputs.active == "task" or bool((outputs.units == outputs.units[0]).all())):
+        raise BadOption("task_aware does nothing where in evaluation a test's own task has all active outputs anyway; "
+                        "leave it out, or take scenario=class")  # fmt: skip
     net, samples = network(plan.model, streams[0]), streams[0].samples
     plan.augment.suits(streams[0].data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     where = way.where if way else choose_place(plan, streams, device, told)

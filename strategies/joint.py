@@ -61,7 +61,11 @@ class AllData(Strategy):
     def rows(self, memory: Memory, task: Task) -> Tensor:
         """All rows so far; none, and so no step, before it is time to learn."""
         rows = self.so_far(memory, task)
-        return rows if self.every or task.index + 1 == task.count else rows[:0]
+        return rows[:0] if self.puts_off(task.index, task.count) else rows
+
+    def puts_off(self, index: int, count: int) -> bool:
+        """With ``every=false`` all tasks but the last."""
+        return not self.every and index + 1 < count
 
     def after_task(self, net: Net, theta: Tensor, memory: Memory, task: Task) -> tuple[Tensor, Memory]:
         """The task's rows join the others."""
@@ -77,7 +81,6 @@ class Joint(AllData, Restarted):
     rows of every task seen. Its memory is therefore all the data, and the record says so.
 
     Choices: 1. with ``every=false`` all is learnt at once, when the last task is there: the "offline" training of Hsu
-    et al. 2018 ("Re-evaluating continual learning scenarios"). No step is taken before, so the accuracies up to then
-    are the untrained network's, and only the last row of the accuracy matrix means something; 2. the tasks are
-    weighed by their rows.
+    et al. 2018 ("Re-evaluating continual learning scenarios"). No step is taken before, so the accuracy matrix has its
+    last row alone, and metrics that need others have no value; 2. the tasks are weighed by their rows.
     """

@@ -420,6 +420,13 @@ def test_a_record_says_whose_it_is_and_is_found_again(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["show", str(tmp_path)]).stdout.count("avalanche:EWC") == 1
 
 
+def test_its_strategies_are_measured_with_the_task_told_too() -> None:
+    aware = cl.run(SMALL, "avalanche:Naive", task_aware=True, **QUICK)
+    told = cl.run(f"{SMALL},test_outputs=task", "avalanche:Naive", **QUICK)
+    np.testing.assert_array_equal(aware.arrays["task_aware_accuracy"], told.accuracy)
+    assert (aware.accuracy != told.accuracy).any()
+
+
 def test_lengths_and_last_batches_are_the_protocol_s() -> None:
     for options, steps in (({"epochs": 2}, 2 * 7), ({"epochs": 2, "last": "drop"}, 2 * 6), ({"iterations": 5}, 5)):
         result = cl.run("split-digits:tasks=5,limit=50", "avalanche:Naive", seeds=1, batch=16, **options)

@@ -1034,7 +1034,78 @@ def test_learners_of_a_strategy_that_failed_are_let_go(tmp_path: Path, monkeypat
     assert alive == [0, 0]
 
 
-@pytest.mark.parametrize("format", ["latex", "csv", "json"])
+def test_every_accuracy_is_written_for_programs(stored: Stored) -> None:
+    said = succeeded(invoke("show", stored.out, "--matrix", "--format", "csv")).stdout
+    lines, results = list(csv.DictReader(io.StringIO(said))), store.find(stored.out)
+    assert len(lines) == sum(one.accuracy.size for one in results)
+    for line in lines:
+        (one,) = (one for one in results if one.name == line["strategy"])
+        value = one.accuracy[one.seeds.index(int(line["seed"])), int(line["learnt"]), int(line["task"]) - 1]
+        assert float(line["accuracy"]) == pytest.approx(value)
+    for more in (("--metrics", "forgetting"), ("--together",)):
+        refused = invoke("show", stored.out, "--matrix", "--format", "csv", *more)
+        assert refused.exit_code == 2 and f"leave out {more[0]}" in refused.stderr
+
+
+def test_one_table_of_all_experiments(stored: Stored, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    shutil.copytree(stored.out, out)
+    cl.run("split-digits:limit=10", "finetune", seeds=2, epochs=2, out=out)
+    said = succeeded(invoke("show", out, "--together")).stdout
+    assert said.count("average") == 2 and "finetune (epochs 2)" in said and "finetune (epochs 1)" in said
+
+
+ALONE = """
+from dataclasses import dataclass
+from typing import Literal
+import continual as cl
+from continual.options import Configured
+from continual.streams.stream import Stream
+
+@dataclass(frozen=True)
+class One(cl.benchmarks.SplitDigits):
+    'Of one scenario.'
+    scenario: Literal["class"] = cl.option("class", "the only one")
+
+@dataclass(frozen=True)
+class None_(Configured):
+    'Without a scenario.'
+    def stream(self, seed=0, root=None):
+        return cl.benchmarks.SplitDigits(limit=5).stream(seed, root)
+
+class Neither:
+    'It derives from nothing.'
+    def stream(self, seed=0, root=None):
+        return cl.benchmarks.SplitDigits(limit=5).stream(seed, root)
+"""
+
+
+@pytest.mark.parametrize("name", ["One", "None_"])
+def test_no_other_scenario_is_proposed_where_there_is_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    monkeypatch.chdir(tmp_path)
+    said = succeeded(invoke("run", f"alone:{name}", "finetune", *TINY)).stdout
+    assert "continual show runs/" in said and "ewc+replay" not in said
+
+
+def test_what_is_no_benchmark_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "neither.py").write_text(ALONE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import neither  # type: ignore[import-not-found]
+
+    with pytest.raises(cl.Mistake, match=r"is no benchmark: it does not derive from one of continual.streams.benchmark"):
+        cl.run(neither.Neither(), "finetune", seeds=1, epochs=1)
+
+
+def test_what_is_proposed_next_is_not_what_would_be_refused(tmp_path: Path) -> None:
+    said = succeeded(invoke("run", "split-digits:limit=10", *TINY, "--task-aware", "--out", tmp_path)).stdout
+    (proposed,) = (line.strip() for line in said.splitlines() if "continual run" in line)
+    assert "scenario=task" in proposed and "--task-aware" not in proposed
+
+
+@pytest.mark.parametrize("format", ["latex", "json"])
 def test_matrices_are_not_printed_behind_what_programs_read(stored: Stored, format: str) -> None:
     done = invoke("show", stored.out, "--matrix", "--format", format)
     assert done.exit_code == 2 and not done.stdout and f"--format {format} is not; give one of the two" in done.stderr

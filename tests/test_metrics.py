@@ -379,8 +379,30 @@ def test_validation_accuracy_is_that_of_rows_set_aside():
     same(m.metric("validation-accuracy")(result), m.average_accuracy(A) / 2)
 
 
+@pytest.mark.parametrize("which", m.MATRICES)
+def test_a_metric_may_be_of_another_matrix(which):
+    result, other = Measured(A), A**2
+    result.arrays = {f"{which.replace('-', '_')}_accuracy": other}
+    for name, one in m.METRICS.items():
+        if one.needs == "matrix":
+            found = m.metric(f"{which}:{name}")
+            same(found(result), m.METRICS[name](Measured(other)))
+            assert found.title == f"{which} {one.title}" and found.higher_is_better == one.higher_is_better
+        elif one.needs != "joint":
+            with pytest.raises(BadOption, match=f"'{which}:{name}': {name} is not of an accuracy matrix alone"):
+                m.metric(f"{which}:{name}")
+
+
+def test_what_stands_before_a_metric_is_a_matrix():
+    with pytest.raises(BadOption, match="before the colon it takes task-aware, training, validation"):
+        m.metric("tests:forgetting")
+    with pytest.raises(UnknownName, match="did you mean 'forgetting'"):
+        m.metric("validation:forgeting")
+
+
 @pytest.mark.parametrize("name", ["stability-gap", "intransigence", "model-size-efficiency", "overall-accuracy",
-                                  "validation-accuracy"])  # fmt: skip
+                                  "validation-accuracy", "task-aware:forgetting", "validation:forgetting",
+                                  "training:learning-accuracy"])  # fmt: skip
 def test_a_metric_says_what_it_lacks(name):
     assert not m.metric(name).fits(Measured(A))
     with pytest.raises(BadOption, match=f"the metric {name} needs"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,20 @@ import torch
 
 from continual import plugins
 from continual.errors import BadOption
-from continual.learning.optimizers import SGD, Adagrad, Adam, AdamW, Constant, Cosine, Linear, Optimizer, Schedule, Step
+from continual.learning.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    Milestones,
+    Optimizer,
+    Schedule,
+    Step,
+    Warmed,
+)
 
 SCALE = torch.tensor([0.5, 1.0, 3.0, 10.0], dtype=torch.float64)
 GOAL = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
@@ -156,6 +170,8 @@ FACTORS: list[tuple[Schedule, Callable[[int, int], float]]] = [
     (Step(gamma=0.5, parts=4), lambda step, steps: 0.5 ** sum(4 * step >= part * steps for part in (1, 2, 3))),
     (Step(gamma=0.5, parts=1), lambda step, steps: 1.0),
     (Step(gamma=0.0, parts=2), lambda step, steps: 1.0 if 2 * step < steps else 0.0),
+    (Milestones(), lambda step, steps: 0.1 ** ((step >= round(0.7 * steps)) + (step >= round(0.9 * steps)))),
+    (Milestones(at=(0.5,), gamma=0.3), lambda step, steps: 1.0 if step < round(steps / 2) else 0.3),
 ]
 
 
@@ -166,7 +182,26 @@ FACTORS: list[tuple[Schedule, Callable[[int, int], float]]] = [
 def test_the_factor_of_every_step(schedule: Schedule, wanted: Callable[[int, int], float], steps: int) -> None:
     got = [schedule.factor(step, steps) for step in range(steps)]
     assert got == pytest.approx([wanted(step, steps) for step in range(steps)], abs=1e-12)
-    assert got[0] == 1, "a task begins with the full rate"
+    assert got[0] == 1 or steps == 1, "a task begins with the full rate"
+    warm = dataclasses.replace(schedule, warmup=0.3) if isinstance(schedule, Warmed) else None
+    rising = round(0.3 * steps)
+    if warm is not None:
+        rates = [warm.factor(step, steps) for step in range(steps)]
+        assert rates[:rising] == pytest.approx([(step + 1) / (rising + 1) for step in range(rising)])
+        later = steps - rising
+        assert rates[rising:] == pytest.approx([wanted(step, later) for step in range(later)], abs=1e-12)
+
+
+def test_milestones_are_pytorchs_at_the_epochs_of_icarl() -> None:
+    """49 and 63 of 70 epochs; here of three steps each."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    theirs, rates = torch.optim.lr_scheduler.MultiStepLR(optimizer, [49, 63], gamma=0.2), []
+    for _ in range(70):
+        rates += [optimizer.param_groups[0]["lr"]] * 3
+        optimizer.step()
+        theirs.step()
+    ours = Milestones(at=(0.7, 0.9), gamma=0.2)
+    assert [ours.factor(step, 210) for step in range(210)] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.3])

@@ -23,7 +23,18 @@ from continual.streams.data import Data, joined
 from continual.streams.given import Given
 from continual.streams.placement import place
 from continual.streams.rng import key
-from continual.streams.stream import Split, Stream, Task, _first, class_order, permuted, rotated, set_aside, split
+from continual.streams.stream import (
+    Permuted,
+    Split,
+    Stream,
+    Task,
+    _some,
+    class_order,
+    permuted,
+    rotated,
+    set_aside,
+    split,
+)
 from continual.streams.transforms import Transform
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
@@ -118,6 +129,14 @@ def test_the_first_task_may_have_more(tasks: int, first: int, sizes: list[int]) 
         found = [classes_of(task) for task in stream.tasks]
         assert list(map(len, found)) == sizes
         assert list(itertools.chain(*found)) == [LABELS[n] for n in (order if order != "natural" else range(5))]
+
+
+def test_icarls_order_is_the_one_that_its_successors_print() -> None:
+    """The first classes of CIFAR-100, as FACIL and PyCIL have them."""
+    assert class_order("icarl", 100, 3)[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+    assert sorted(class_order("icarl", 10, 0)) == list(range(10)) != class_order("icarl", 10, 0)
+    tasks = made(tasks=5, order="icarl").tasks
+    assert [classes_of(task) for task in tasks] == [[LABELS[place]] for place in class_order("icarl", 5, 0)]
 
 
 @dataclass(frozen=True)
@@ -246,6 +265,35 @@ def test_at_most_so_many_training_rows_of_each_class(limit: int, validation: flo
             labels = Y[images].tolist()
             wanted = [image for n, image in enumerate(images) if labels[:n].count(labels[n]) < limit]
             assert stream.samples.image[got].tolist() == wanted
+
+
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+@pytest.mark.parametrize("validation", [0.0, 0.5])
+def test_what_a_limit_leaves_may_be_drawn(scenario: str, validation: float) -> None:
+    """By the seed alike in all tasks, or in each task anew; of each class as many as the limit says."""
+    given = Data.from_arrays(X, Y, X_TEST, Y_TEST)
+
+    def kept(seed: int, **options: Any) -> list[tuple[int, ...]]:
+        whole = Permuted(scenario=scenario, tasks=3, validation=validation, limit=2, **options)  # type: ignore[arg-type]
+        stream, found = whole.build(given, seed), []
+        for task in stream.tasks:
+            for rows in (task.train, task.validation):
+                images = stream.samples.image[rows].tolist()
+                assert not len(rows) or Counter(Y[images].tolist()) == Counter(dict.fromkeys(LABELS, 2))
+            found.append(tuple(sorted(stream.samples.image[task.train].tolist())))
+        return found
+
+    first, by_seed, by_task = ([kept(seed, **how) for seed in range(6)]
+                               for how in ({}, {"limit_by": "seed"}, {"limit_by": "task"}))  # fmt: skip
+    assert len({images for one in first for images in one}) == 1
+    assert all(len(set(one)) == 1 for one in by_seed) and len({one[0] for one in by_seed}) == 6
+    assert len({images for one in by_task for images in one}) == 18
+    assert by_task == [kept(seed, limit_by="task") for seed in range(6)]
+
+
+def test_what_a_limit_leaves_needs_one() -> None:
+    with pytest.raises(BadOption, match="without limit"):
+        made(limit_by="task")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +488,7 @@ def test_streams_that_cannot_be_made(options: dict[str, Any], told: str) -> None
         ({"taks": 2}, r"a split stream has no option 'taks'; did you mean 'tasks'\?"),
         ({"tasks": 0}, "tasks was given 0; it takes int >= 1"),
         ({"tasks": 2.5}, "tasks was given 2.5"),
-        ({"order": "abc"}, r"order was given 'abc'; it takes natural\|seed\|ints joined by '-'"),
+        ({"order": "abc"}, r"order was given 'abc'; it takes natural\|seed\|icarl\|ints joined by '-'"),
         ({"scenario": "clas"}, r"scenario was given 'clas'; it takes task\|domain\|class; did you mean 'class'\?"),
         ({"train_outputs": "some"}, "train_outputs was given 'some'; it takes"),
         ({"test_outputs": "none"}, "test_outputs was given 'none'; it takes"),
@@ -686,7 +734,7 @@ def test_the_first_rows_of_a_class_are_those_that_a_loop_finds(limit: int) -> No
     for label, out in zip(y.tolist(), held.tolist(), strict=True):
         wanted.append(not out and seen.get(label, 0) < limit)
         seen[label] = seen.get(label, 0) + (not out)
-    assert _first(y, held, limit).tolist() == wanted
+    assert _some(y, held, limit).tolist() == wanted
 
 
 def test_what_a_prompt_shows_of_a_stream_is_short() -> None:

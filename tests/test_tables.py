@@ -104,6 +104,73 @@ def test_tables_of_one_heading_say_what_tells_them_apart(path, values, words, st
     assert f"; {path} " not in text(group[:1])
 
 
+def test_one_table_of_several_experiments_says_in_its_lines_what_they_differ_in():
+    group = [
+        result("ewc"),
+        other(("training.epochs", 5), ("training.optimizer", {"name": "sgd", "lr": 0.1, "momentum": 0.9}), name="si"),
+        other(("model", {"name": "cnn", "units": 5}), name="l2"),
+    ]
+    text = tables.table(group, ["average-accuracy"], together=True)
+    assert [line[0] for line in rows(text)] == [
+        "ewc (mlp, epochs 20, optimizer adam, lr 0.001)",
+        "si (mlp, epochs 5, optimizer sgd, lr 0.1)",
+        "l2 (cnn, epochs 20, optimizer adam, lr 0.001)",
+    ]
+    heading = " ".join(text.partition("\n\n")[0].split())
+    assert heading == "split-digits (scenario class, tasks 2); batch 32; 2 seeds; other options as said"
+    assert [line[1:] for line in rows(text)] == [["70.00 ± 7.07"]] * 3
+    assert tables.table(group[:1], together=True) == tables.table(group[:1])
+    for style in ("markdown", "latex", "csv"):
+        assert tables.table(group, ["average-accuracy"], style, together=True).count("l2 (cnn, ") == 1
+    lines = list(csv.DictReader(io.StringIO(tables.table(group, format="csv", together=True))))
+    assert {line["experiment"] for line in lines} == {store.experiment(one.record) for one in group}
+    with pytest.raises(BadOption, match="together: json has each experiment"):
+        tables.table(group, format="json", together=True)
+
+
+def test_options_that_some_do_not_have_are_said_where_nothing_else_tells_lines_apart():
+    group = [result(), other(("training.shuffle", "yes"))]
+    assert [line[0] for line in rows(tables.table(group, ["average-accuracy"], together=True))] == [
+        "ewc", "ewc (shuffle yes)",
+    ]  # fmt: skip
+    group.append(other(("training.epochs", 3)))
+    assert [line[0] for line in rows(tables.table(group, ["average-accuracy"], together=True))] == [
+        "ewc (epochs 20)", "ewc (epochs 20, shuffle yes)", "ewc (epochs 3)",
+    ]  # fmt: skip
+
+
+def test_joint_training_is_the_reference_of_its_own_experiment_alone():
+    better = other(("training.epochs", 5), name="joint", accuracy=np.clip(A + 0.1, 0, 1))
+    mine = other(("training.epochs", 5), name="si")
+    found = tables.table([better, mine, result()], ["intransigence"], together=True)
+    wanted = 100 * metrics.intransigence(A, np.diagonal(better.accuracy[:, 1:], axis1=1, axis2=2)).mean()
+    assert [line[1].partition(" ")[0] for line in rows(found)] == ["0.00", f"{wanted:.2f}", "–"]
+
+
+def test_every_accuracy_is_a_line_for_programs():
+    one = Result(result().record, {"accuracy": A, "training_accuracy": A / 2})
+    lines = one.lines()
+    assert len(lines) == A.size and lines[0] == {
+        "strategy": "ewc", "seed": 0, "learnt": 0, "task": 1, "accuracy": 0.1, "training_accuracy": 0.05,
+    }  # fmt: skip
+    assert all(line["accuracy"] == A[line["seed"], line["learnt"], line["task"] - 1] for line in lines)
+    written = list(csv.DictReader(io.StringIO(tables.lines([one, stopped()]))))
+    assert len(written) == 2 * A.size and set(written[0]) == {"experiment", *lines[0]}
+    assert written[-1]["accuracy"] == "" == written[-1]["training_accuracy"] and float(written[0]["accuracy"]) == 0.1
+
+
+def test_a_task_that_was_put_off_is_a_line_of_dashes_and_no_stopped_seed():
+    accuracy = A.copy()
+    accuracy[:, 1] = np.nan
+    text = tables.matrix(result(accuracy=accuracy))
+    assert rows(text)[1] == ["task 1", "–", "–"] and "not stopped" not in text
+
+
+def test_what_the_task_aware_accuracy_is_measured_of_is_shown_unasked():
+    one = Result(result().record, {"accuracy": A, "task_aware_accuracy": A})
+    assert "task-aware" in tables.table([one]) and "task-aware" not in tables.table([one, result()])
+
+
 def test_what_differs_within_a_sequence_is_counted():
     group = [other(("benchmark.sequence", [{"sha256": SHA[0]}, {"sha256": one}])) for one in SHA[1:]]
     assert content.differing([one.record for one in group]) == {"benchmark.sequence.2.sha256": ["00000002", "00000003"]}

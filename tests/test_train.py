@@ -365,6 +365,27 @@ def test_training_and_validation_accuracy_are_of_their_own_rows() -> None:
     assert "training_accuracy" not in bare and "validation_accuracy" not in bare
 
 
+@pytest.mark.parametrize("numbers", [[0], [0, 1]], ids=str)
+def test_task_aware_accuracy_is_that_of_the_own_outputs(numbers: list[int]) -> None:
+    """Of the same network: by a loop, and as a run is measured whose outputs in tests are the task's."""
+    training, images = short(task_aware=True), [[i for i, label in enumerate(Y_TEST) if label in own] for own in TASKS]
+    streams, told = [uneven() for _ in numbers], [uneven(test_outputs="task") for _ in numbers]
+    found = outcome(learners(Finetune(), streams, numbers, training), training)
+    other = outcome(learners(Finetune(), told, numbers, training), short())
+    assert torch.equal(found["θ"], other["θ"]) and "task_aware_accuracy" not in other
+    assert torch.equal(found["task_aware_accuracy"], other["accuracy"])
+    assert not torch.equal(found["task_aware_accuracy"], found["accuracy"])
+    if len(numbers) == 1:
+        wanted = plain_accuracy(module(found["θ"], streams[0].units), "task", 2, images, True)
+        np.testing.assert_allclose(found["task_aware_accuracy"][-1], wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", ["scenario=task", "scenario=domain", "test_outputs=task"])
+def test_task_aware_accuracy_that_would_be_the_same_is_refused(options: str) -> None:
+    with pytest.raises(BadOption, match=r"task_aware does nothing where .* has all active outputs anyway"):
+        cl.run(f"split-digits:limit=5,{options}", "finetune", seeds=1, iterations=1, task_aware=True)
+
+
 def test_validation_rows_are_never_learnt() -> None:
     stream = uneven(validation=0.3)
     held = set(torch.cat([task.validation for task in stream.tasks]).tolist())

@@ -15,7 +15,6 @@ from continual.avalanche import library
 from continual.avalanche.networks import plain
 from continual.avalanche.streams import from_rows
 from continual.errors import BadChain, Mistake
-from continual.learning.evaluate import Evaluation
 from continual.learning.train import Stopped, measured
 from continual.streams.rng import pytorch_left_alone
 
@@ -82,7 +81,7 @@ class Loop:
 
     def measure(self, name: str, tasks: int) -> Tensor:
         """The accuracies (T,) on the first ``tasks`` tasks, by avalanche-lib's evaluation; NaN on the others."""
-        self.counter.right = []
+        self.counter.right, self.counter.outputs = [], self.asked[name].outputs(self.stream).to(self.device)
         chosen = [one for one in self.measured[name][:tasks] if len(one.dataset)]
         with _as_before(self.device):  # its loaders draw from what training draws from
             self.theirs.eval(chosen)
@@ -93,8 +92,7 @@ class Loop:
 
     def _untrained(self, name: str) -> Tensor:
         """The first row: both libraries begin with the same network, so it is the same for both."""
-        one = self.asked[name]
-        return Evaluation(self.learners, one.samples, [one.rows(self.stream)])(-1).cpu()
+        return self.asked[name].evaluation(self.learners)(-1).cpu()
 
     # ---- the run
 
@@ -247,12 +245,11 @@ def plugins(loop: Loop) -> tuple[Any, Any]:
     base = library.part("core").SupervisedPlugin
 
     class Counter(base):  # type: ignore[misc, valid-type]
-        """Counts the right answers among the outputs that are active in evaluation, on each experience."""
+        """Counts the right answers among the active outputs, on each experience."""
 
         def __init__(self) -> None:
             super().__init__()
             self.right: list[Tensor] = []
-            self.outputs = loop.stream.test_outputs.to(loop.device)
 
         def before_eval_exp(self, theirs: Any, *_: Any, **__: Any) -> None:
             self.right.append(torch.zeros((), device=loop.device, dtype=torch.int64))

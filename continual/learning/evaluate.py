@@ -12,15 +12,19 @@ from continual.learning.strategy import Memory, gave
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from continual.streams.stream import Outputs
+
 
 class Evaluation:
     """The accuracy of learners on given rows of each task.
 
     ``rows[r][j]`` are learner r's rows (n_j,) of task j, of its stream's ``samples`` or ``test_samples``; tasks may
-    have none, and are then NaN.
+    have none, and are then NaN. ``outputs`` are active, by default those of the stream's evaluation.
     """
 
-    def __init__(self, learners: Learners, samples: str, rows: list[list[Tensor]]) -> None:
+    def __init__(
+        self, learners: Learners, samples: str, rows: list[list[Tensor]], outputs: Outputs | None = None
+    ) -> None:
         self.learners, self.samples, self.index = learners, samples, -2
         self.tables = learners.tables(samples)
         self.by_task = learners.strategy.answers_by_task and learners.streams[0].scenario == "task"
@@ -29,7 +33,8 @@ class Evaluation:
         self.parts = list(rows[0]) if alone else [torch.stack(parts) for parts in zip(*rows, strict=True)]
         counts = [len(part) for part in rows[0]]
         self.counts = torch.tensor(counts, dtype=torch.float64, device=learners.device)
-        self.outputs = learners.streams[0].test_outputs.to("cpu")
+        self.active = outputs or learners.streams[0].test_outputs
+        self.outputs = self.active.to("cpu")
 
     def __call__(self, index: int) -> Tensor:
         """Accuracies (T,) or (R, T) after task ``index`` (-1: of the untrained network), in [0, 1].
@@ -90,5 +95,5 @@ class Evaluation:
         net = learners.network(memory)
         strategy, shape = learners.strategy, (len(rows), stream.units)
         scores = [gave(strategy, "predict", strategy.predict(net, theta, memory, x, told), *shape) for x in views]
-        shown = stream.test_outputs.apply(torch.stack(scores).mean(0), self.latest, own)
+        shown = self.active.apply(torch.stack(scores).mean(0), self.latest, own)
         return shown.argmax(-1) == samples.y[rows], ~(shown < torch.inf).all(-1)  # the least there is may be -∞

@@ -226,34 +226,62 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Warmed(Schedule):
+    """What schedules share that may rise along a line to the full rate before they fall."""
+
+    warmup: float = option(0.0, "part of a task's steps in which the rate rises to the full one", ge=0, lt=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """See :class:`Schedule`."""
+        rising = round(self.warmup * steps)
+        return (step + 1) / (rising + 1) if step < rising else self.fallen(step - rising, steps - rising)
+
+    def fallen(self, step: int, steps: int) -> float:
+        """The factor at step 0..steps-1 of those after the rise."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Cosine(Warmed):
     """From the full rate to ``floor`` along half a cosine (Loshchilov and Hutter 2017)."""
 
     floor: float = option(0.0, "the factor that is approached", ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
-        """See :class:`Schedule`."""
+    def fallen(self, step: int, steps: int) -> float:
+        """See :class:`Warmed`."""
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(Warmed):
     """From the full rate to ``floor`` along a line."""
 
     floor: float = option(0.0, "the factor that is approached", ge=0, le=1)
 
-    def factor(self, step: int, steps: int) -> float:
-        """See :class:`Schedule`."""
+    def fallen(self, step: int, steps: int) -> float:
+        """See :class:`Warmed`."""
         return 1 - (1 - self.floor) * step / steps
 
 
 @dataclass(frozen=True)
-class Step(Schedule):
+class Step(Warmed):
     """The rate is multiplied by ``gamma`` after each of ``parts`` equal parts of a task but the last."""
 
     gamma: float = option(0.1, "factor between the parts", ge=0, le=1)
     parts: int = option(2, "number of parts", ge=1)
 
-    def factor(self, step: int, steps: int) -> float:
-        """See :class:`Schedule`."""
+    def fallen(self, step: int, steps: int) -> float:
+        """See :class:`Warmed`."""
         return float(self.gamma ** (step * self.parts // steps))
+
+
+@dataclass(frozen=True)
+class Milestones(Warmed):
+    """The rate is multiplied by ``gamma`` at places of a task: ``at=0.7-0.9``, epochs 49 and 63 of 70, is iCaRL's."""
+
+    at: tuple[float, ...] = option((0.7, 0.9), "places, as parts of the task's steps after a warm-up", gt=0, lt=1)
+    gamma: float = option(0.1, "factor at each", ge=0, le=1)
+
+    def fallen(self, step: int, steps: int) -> float:
+        """See :class:`Warmed`."""
+        return float(self.gamma ** sum(step >= round(place * steps) for place in self.at))

@@ -239,6 +239,13 @@ class Strategy(Configured):
         """The rows (n,) that an epoch of the task runs through; by default the task's training rows."""
         return task.train
 
+    def puts_off(self, index: int, count: int) -> bool:
+        """Whether nothing has been learnt yet when task ``index`` (from 0) of ``count`` ends; it is not measured then.
+
+        By default each task is learnt when it comes.
+        """
+        return False
+
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """Each step: the batch that is learnt from, such as this one and some exemplars."""
         return batch
@@ -503,6 +510,10 @@ class Chain(Strategy):
         """See :meth:`Strategy.rows`."""
         prefix, part, own = self._owner("rows", memory)
         return part.rows(own, _keyed(task, prefix))
+
+    def puts_off(self, index: int, count: int) -> bool:
+        """See :meth:`Strategy.puts_off`."""
+        return any(part.puts_off(index, count) for part in self.parts)
 
     def batch(self, net: Net, theta: Tensor, memory: Memory, batch: Batch, task: Task) -> Batch:
         """See :meth:`Strategy.batch`."""

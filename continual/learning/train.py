@@ -23,7 +23,7 @@ from continual.streams.rng import draw, pytorch_left_alone
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from continual.streams.stream import Stream
+    from continual.streams.stream import Outputs, Stream
 
 
 class State(NamedTuple):
@@ -93,7 +93,8 @@ def train(learners: Learners, training: Training, watch: Watch) -> tuple[dict[st
     """Every task in turn, or those that are left from the state that ``watch`` begins with.
 
     Gives, on the CPU, with R in front where seeds are mapped: ``accuracy`` (T+1, T) on the test rows, the untrained
-    network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise; ``loss`` of
+    network first; ``training_accuracy`` and, where rows were set aside, ``validation_accuracy`` likewise, and
+    ``task_aware_accuracy`` where that was asked for; NaN after a task that the strategy puts off; ``loss`` of
     all steps; ``stored_samples`` (T,), how many were in memory after each task; and where it was asked for ``trace``
     (E, T) with ``trace_task`` and ``trace_step`` (E,), and ``training_trace`` and ``validation_trace`` likewise.
     """
@@ -119,7 +120,7 @@ class Course:
         self.learners, self.training, self.watch = learners, training, watch
         self.tasks = len(learners.streams[0].tasks)
         self.evaluations = {
-            name: Evaluation(learners, one.samples, [one.rows(stream) for stream in learners.streams])
+            name: one.evaluation(learners)
             for name, one in measured(training, learners.streams[0]).items() if not name.endswith("trace")
         }  # fmt: skip
         self.program: Program | None = None
@@ -135,16 +136,21 @@ class Course:
         self.stopped: list[Stopped] = []
 
     def measure(self, index: int) -> dict[str, Tensor]:
-        """The accuracies after a task, -1 for before the first; of a learner that was given up, none.
+        """The accuracies after a task, -1 for before the first; none after one that the strategy puts off.
 
-        One whose answers to a task that it has learnt are not finite is given up, too, and noted with those whose hook
-        failed as the task ended.
+        A learner that was given up has none.
+        One whose answers to a task that it has learnt are not finite is given up, too, and
+        noted with those whose hook failed as the task ended.
         """
         learners = self.learners
         learners.seed_pytorch(index, "measured")
-        found = {name: evaluation(index).cpu() for name, evaluation in self.evaluations.items()}
+        put_off = index >= 0 and learners.strategy.puts_off(index, self.tasks)
+        if put_off:
+            found = {name: torch.full_like(values[-1], torch.nan) for name, values in self.measured.items()}
+        else:
+            found = {name: evaluation(index).cpu() for name, evaluation in self.evaluations.items()}
         if index >= 0:
-            for name, evaluation in self.evaluations.items():
+            for name, evaluation in self.evaluations.items() if not put_off else ():
                 none = (found[name].isnan() & (evaluation.counts > 0).cpu())[..., : index + 1].any(-1).reshape(-1)
                 for r in none.nonzero().flatten().tolist():
                     learners.stop(r)
@@ -340,15 +346,28 @@ def steps_of(
 
 
 class Measured(NamedTuple):
-    """What is measured: a ``part`` of each task's rows of ``samples`` (or ``test_samples``), ``most`` at most."""
+    """What is measured: a ``part`` of each task's rows of ``samples`` (or ``test_samples``), ``most`` at most.
+
+    ``told``: with the outputs of each row's own task active, whatever is active in evaluation.
+    """
 
     samples: str
     part: str
-    most: int | None
+    most: int | None = None
+    told: bool = False
 
     def rows(self, stream: Stream) -> list[Tensor]:
         """The rows of each task."""
         return [some(getattr(task, self.part), self.most) for task in stream.tasks]
+
+    def evaluation(self, learners: Learners) -> Evaluation:
+        """Of these learners."""
+        streams = learners.streams
+        return Evaluation(learners, self.samples, [self.rows(stream) for stream in streams], self.outputs(streams[0]))
+
+    def outputs(self, stream: Stream) -> Outputs:
+        """The outputs that are active."""
+        return stream.test_outputs.told if self.told else stream.test_outputs
 
 
 def measured(training: Training, stream: Stream) -> dict[str, Measured]:
@@ -356,9 +375,10 @@ def measured(training: Training, stream: Stream) -> dict[str, Measured]:
     held = any(len(task.validation) for task in stream.tasks)
     few, between, all_rows = training.train_samples, training.evaluate_every, training.evaluate_rows == "all"
     found = {
-        "accuracy": (True, Measured("test_samples", "test", None)),
+        "accuracy": (True, Measured("test_samples", "test")),
+        "task_aware_accuracy": (training.task_aware, Measured("test_samples", "test", told=True)),
         "training_accuracy": (few, Measured("samples", "train", few)),
-        "validation_accuracy": (held, Measured("samples", "validation", None)),
+        "validation_accuracy": (held, Measured("samples", "validation")),
         "trace": (between, Measured("test_samples", "test", training.evaluate_samples)),
         "training_trace": (between and all_rows, Measured("samples", "train", training.evaluate_samples)),
         "validation_trace": (between and all_rows and held,

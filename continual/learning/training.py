@@ -38,6 +38,9 @@ class Training(Configured):
     evaluate_rows: Literal["test", "all"] = option(
         "test", "whose rows are measured between steps: the tests', or those of training and validation too"
     )
+    task_aware: bool = option(
+        False, "also measure which output of its own task's a test image has the highest, as if its task were told"
+    )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop", "processes"] = option(
         "auto",

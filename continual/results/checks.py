@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from continual.errors import choices
+from continual.results.metrics import MATRICES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
     if not T:
         raise ValueError(f"the array accuracy has shape {arrays['accuracy'].shape}, without a task")
     expected: dict[str, tuple[int, ...]] = {}
-    for name in ("accuracy", "training_accuracy", "validation_accuracy"):
+    for name in ("accuracy", *MATRICES.values()):
         expected[name] = (R, T + 1, T)
     expected["test_samples"] = (R, T)
     if "trace" in arrays:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ INTERVALS = {
     "ci95": "half the 95 % interval (Student's t)",
 }
 DEFAULT_TRACED = (*DEFAULT[:3], "minimum-accuracy", "worst-case-accuracy", "stability-gap")
+UNKNOWN = "not recorded"
 FEW = 5  # so many metrics have room for a second decimal
 WIDTH = 100  # of what is written for a terminal
 
@@ -83,7 +85,9 @@ def _default(group: list[Result]) -> list[Metric]:
         return [METRICS[DEFAULT[0]]]
     if all(result.trace is not None for result in group):
         return [METRICS[name] for name in DEFAULT_TRACED]
-    return [METRICS[name] for name in (*DEFAULT, *(["intransigence"] if joint(group) else []))]
+    told = all(result.task_aware_accuracy is not None for result in group)
+    more = (["task-aware:average-accuracy"] if told else []) + (["intransigence"] if joint(group) else [])
+    return [metric(name) for name in (*DEFAULT, *more)]
 
 
 def _by_task(group: list[Result]) -> list[Metric]:
@@ -111,9 +115,59 @@ def valued(one: Metric, result: Result, reference: Result | None, somewhere: boo
 
 
 def _computed(group: list[Result], text: str, metrics: list[Metric], somewhere: bool) -> Content:
-    reference = joint(group)
-    values = [[valued(one, result, reference, somewhere) for one in metrics] for result in group]
+    references = {experiment(own[0].record): joint(own) for own in experiments(group)}
+    values = [
+        [valued(one, result, references[experiment(result.record)], somewhere) for one in metrics] for result in group
+    ]
     return Content(text, group, metrics, values, [[summarise(value) for value in line] for line in values])
+
+
+def together(results: Sequence[Result]) -> list[Result]:
+    """Results of several protocols as the lines of one table.
+
+    Each has in its name what its protocol differs in, and the heading has what they have in common.
+    """
+    fields = differing([one.record for one in results])
+    if not fields:
+        return list(results)
+    # what some do not have, such as another optimiser's options, says nothing where the rest tells them apart
+    told = {name: words for name, words in fields.items() if len({*words} - {UNKNOWN}) > 1}
+    names = _told(results, told)
+    if len(set(names)) < len({(one.name, experiment(one.record)) for one in results}):
+        names = _told(results, fields)
+    common = f"{heading(_common(results[0].record, fields))}; other options as said"
+    return [
+        replace(one, record=one.record | {"title": name, "heading": common})
+        for one, name in zip(results, names, strict=True)
+    ]
+
+
+def _told(results: Sequence[Result], fields: dict[str, list[str]]) -> list[str]:
+    """The names of results with their values of some fields."""
+    found = []
+    for n, one in enumerate(results):
+        said = [f"{_word(path)} {words[n]}".strip() for path, words in fields.items() if words[n] != UNKNOWN]
+        found.append(f"{one.name} ({', '.join(said)})" if said else one.name)
+    return found
+
+
+def _word(path: str) -> str:
+    """What a field is called beside its value: of a network, a benchmark or an optimiser that is named, what it is."""
+    parts = path.split(".")
+    return ("" if len(parts) == 2 else parts[-2]) if parts[-1] == "name" else parts[-1]
+
+
+def _common(record: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """A record whose protocol has no longer some fields, given by their paths."""
+    protocol = copy.deepcopy(record["protocol"])
+    for path in fields:
+        *inner, last = path.split(".")
+        place: Any = protocol
+        for name in inner:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict) and inner:
+            place.pop(last, None)
+    return {"protocol": protocol}
 
 
 # ---- what is best
@@ -240,7 +294,7 @@ def differing(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         for record in records
     ]
     names = dict.fromkeys(name for one in protocols for name in one)
-    found = {name: [one.get(name, "not recorded") for one in protocols] for name in names}
+    found = {name: [one.get(name, UNKNOWN) for one in protocols] for name in names}
     return {name: words for name, words in found.items() if len(set(words)) > 1}
 
 

@@ -19,19 +19,19 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from continual.errors import BadOption, unknown
+from continual.errors import BadOption, choices, unknown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = "NDArray[np.float64]"
 Rows = Literal["untrained", "all", "since", "learnt"]
-Needs = Literal["matrix", "trace", "joint", "size", "validation", "tests"]
+Needs = Literal["matrix", "trace", "joint", "size", "tests", "task-aware", "validation", "training"]
 Unit = Literal["%", ""]
 
 
@@ -67,7 +67,7 @@ class Metric:
     """A metric under its name, computed by calling it with a result.
 
     ``unit`` is "%" for what is printed a hundredfold. ``needs`` tells what beyond the accuracy matrix must be there: a
-    trace, the sizes that a run records, how many test samples tasks have, accuracies on rows that are set aside, or the
+    trace, the sizes that a run records, how many test samples tasks have, another matrix (:data:`MATRICES`), or the
     result of joint training in the same experiment.
     """
 
@@ -82,7 +82,8 @@ class Metric:
     @property
     def title(self) -> str:
         """The name as a column's heading has it."""
-        return self.name.replace("-", " ")
+        which, _, name = self.name.rpartition(":")
+        return f"{which} {name.replace('-', ' ')}".strip()
 
     def __call__(self, result: Measured, joint: Measured | None = None) -> Array:
         """The value of each seed, (R,); BadOption where the result lacks what the metric needs."""
@@ -100,20 +101,32 @@ class Metric:
         return _GIVEN[self.needs](result, joint) is not None
 
 
+MATRICES: dict[Needs, str] = {
+    "task-aware": "task_aware_accuracy", "validation": "validation_accuracy", "training": "training_accuracy",
+}  # fmt: skip
+"""Matrices beside that of the tests' accuracies, which a metric can be of: ``validation:forgetting``."""
 SIZES = ("parameters", "stored_samples_per_task", "train_samples_per_task")
+
+
+def _of_matrix(array: str, one: Measured, _: Measured | None) -> tuple[Any, ...] | None:
+    return (one.arrays[array],) if array in one.arrays else None
+
+
 _GIVEN: dict[Needs, Callable[[Measured, Measured | None], tuple[Any, ...] | None]] = {
     "matrix": lambda one, _: (one.accuracy,),
     "trace": lambda one, _: None if one.trace is None else (one.trace, one.trace_task),
     "joint": lambda one, joint: None if joint is None else (one.accuracy, _learnt(_matrix(joint.accuracy))),
-    "validation": lambda one, _: (one.arrays["validation_accuracy"],) if "validation_accuracy" in one.arrays else None,
     "tests": lambda one, _: (one.accuracy, one.arrays["test_samples"]) if "test_samples" in one.arrays else None,
     "size": lambda one, _: (one,) if all(name in one.record.get("size", {}) for name in SIZES) else None,
+    **{which: functools.partial(_of_matrix, array) for which, array in MATRICES.items()},
 }
 """What a function takes of a result, and of that of joint training, by what it needs; none where that is not there."""
 _LACKING = {
     "trace": "accuracies measured while learning, and the run was evaluated only between tasks",
     "joint": "a run of the strategy 'joint' of the same experiment among those that are shown, and there is none",
+    "task-aware": "accuracies with the task told, and the run did not measure them (--task-aware)",
     "validation": "rows that are set aside, and the run had none (the benchmark's option validation)",
+    "training": "accuracies on training rows, and the run did not measure them (--train-samples)",
     "tests": "the number of each task's test samples, which results of an earlier version do not have",
     "size": f"a record of the sizes {', '.join(SIZES)}, and this run has none",
 }
@@ -130,10 +143,23 @@ DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-tran
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name; :class:`~continual.errors.UnknownName` where there is none."""
-    if name not in METRICS:
+    """The metric of this name, or of another matrix than the tests' accuracies, as in ``validation:forgetting``.
+
+    Raises:
+        UnknownName: where there is none.
+        BadOption: where it is of more than the accuracy matrix.
+    """
+    which, _, plain = name.rpartition(":")
+    if plain not in METRICS:
         raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    found = METRICS[plain]
+    if not which:
+        return found
+    if which not in MATRICES:
+        raise BadOption(f"the metric '{name}': before the colon it takes {choices(MATRICES)}")
+    if found.needs != "matrix":
+        raise BadOption(f"the metric '{name}': {plain} is not of an accuracy matrix alone, so it is of the tests' only")
+    return replace(found, name=name, meaning=f"{found.meaning}; {which}", needs=which)
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

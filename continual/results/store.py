@@ -38,7 +38,7 @@ from continual.errors import BadFolder, counted
 from continual.options import typed
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
-from continual.results.metrics import Array, Measured, metric, summarise
+from continual.results.metrics import MATRICES, Array, Measured, metric, summarise
 from continual.results.plots import Plot
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ class Result:
             ``protocol`` (``benchmark``, ``model``, ``training`` and ``seeds``, which the runs of an experiment share),
             and further keys such as ``title``, ``tasks`` (their names, where they have some), ``versions``, ``time``,
             ``size`` and ``stopped`` (the seeds that ended early: seed, task, step, why).
-        arrays: ``accuracy`` (R, T+1, T), and where they were measured ``training_accuracy`` and
-            ``validation_accuracy`` of the same shape, ``trace`` (R, E, T) with ``trace_step`` and ``trace_task`` (E,),
-            ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on.
+        arrays: ``accuracy`` (R, T+1, T), and where they were measured ``task_aware_accuracy``, ``training_accuracy``
+            and ``validation_accuracy`` of the same shape, ``trace`` (R, E, T) with ``trace_step`` and ``trace_task``
+            (E,), ``loss`` and others (R, ...). Accuracies are fractions; a seed that was stopped has NaN from there on,
+            and a task that was put off (``joint:every=false``) is a row of NaN.
         learners: what was kept of the seeds (``keep_learners``), tensors under ``SEED/LEARNT/theta`` and
             ``SEED/LEARNT/memory/NAME``, where so many tasks were learnt; of a stored run they are read, and verified,
             as they are asked for. :func:`continual.trained.learner` makes a network of them that answers.
@@ -93,6 +94,25 @@ class Result:
     def accuracy(self) -> Array:
         """Test accuracy (R, T+1, T) on task j after learning task i; row 0 is the untrained network."""
         return np.asarray(self.arrays["accuracy"], np.float64)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every accuracy as a line of a long table, which pandas takes: ``pandas.DataFrame(result.lines())``.
+
+        ``strategy``, ``seed``, ``learnt`` (so many tasks; 0: untrained), ``task`` (from 1) and ``accuracy``, a fraction
+        or None, and beside it those of the other matrices that were measured, such as ``training_accuracy``.
+        """
+        matrices = {name: self.arrays[name] for name in ("accuracy", *MATRICES.values()) if name in self.arrays}
+        return [
+            {"strategy": self.name, "seed": seed, "learnt": learnt, "task": task + 1}
+            | {name: plain(float(values[r, learnt, task])) for name, values in matrices.items()}
+            for r, seed in enumerate(self.seeds)
+            for learnt, task in np.ndindex(*self.accuracy.shape[1:])
+        ]
+
+    @property
+    def task_aware_accuracy(self) -> Array | None:
+        """As :attr:`accuracy`, with the outputs of each test's own task alone (``task_aware``)."""
+        return self._accuracies("task_aware_accuracy")
 
     @property
     def training_accuracy(self) -> Array | None:

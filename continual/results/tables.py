@@ -26,6 +26,7 @@ def table(
     metrics: Iterable[str] | None = None,
     format: str = "table",
     interval: str = "sd",
+    together: bool = False,
 ) -> str:
     """One table for each experiment (the same benchmark, model, training and seeds), one line for each result.
 
@@ -37,13 +38,23 @@ def table(
             place of transfer; of a single task accuracy alone.
         format: table, markdown, latex, csv or json.
         interval: what stands after ±: sd, se or ci95; csv and json have all.
+        together: one table of all, whose lines say in which options their experiments differ; not as json.
 
     Raises:
         UnknownName: an unknown format, interval or metric.
         BadOption: a metric that needs what a result does not have.
     """
     names = None if metrics is None else list(metrics)
-    return _render(content.computed(content.experiments(results), names), format, interval)
+    if together and format == "json":
+        raise BadOption("together: json has each experiment with its protocol, so it is not for one table of several")
+    groups = [content.together(results)] if together else content.experiments(results)
+    return _render(content.computed(groups, names), format, interval)
+
+
+def lines(results: Sequence[Result]) -> str:
+    """Every accuracy of every seed as CSV; see :meth:`~continual.results.store.Result.lines`."""
+    found = [{"experiment": experiment(one.record), **line} for one in results for line in one.lines()]
+    return _written(dict.fromkeys(name for line in found for name in line), found)
 
 
 def matrix(result: Result) -> str:
@@ -53,7 +64,8 @@ def matrix(result: Result) -> str:
     head = ["after", *map(one_line, task_names(result))]
     names = ["untrained", *head[1:]]
     rows = [[name, *(number(100 * value, 2) for value in row)] for name, row in zip(names, mean, strict=True)]
-    those = "" if (there == len(accuracy)).all() else ", of those not stopped before"
+    stopped = ((there > 0) & (there < len(accuracy))).any()
+    those = ", of those not stopped before" if stopped else ""
     notes = [
         f"test accuracy in %, mean over {counted(len(accuracy), 'seed')}{those}",
         *content.stopped([(result.name, result)]),
@@ -167,7 +179,7 @@ def _terminal(table: Content, interval: str) -> str:
 def _entries(table: Content) -> list[dict[str, Any]]:
     """A line for each result and metric, values in fractions."""
     return [
-        {"strategy": result.name, "metric": one.name, **cell.values()}
+        {"experiment": experiment(result.record), "strategy": result.name, "metric": one.name, **cell.values()}
         for result, cells in zip(table.results, table.cells, strict=True)
         for one, cell in zip(table.metrics, cells, strict=True)
     ]
@@ -175,14 +187,15 @@ def _entries(table: Content) -> list[dict[str, Any]]:
 
 def _csv(tables: list[Content]) -> str:
     """One line for each experiment, result and metric; a cell is empty where there is no value."""
-    text = io.StringIO()
     fields = ["experiment", "strategy", "metric", "mean", "sd", "se", "low", "high", "n", "failed"]
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    return _written(fields, [plain(entry) for table in tables for entry in _entries(table)])
+
+
+def _written(fields: Iterable[str], entries: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n")
     writer.writeheader()
-    for table in tables:
-        name = experiment(table.results[0].record)
-        for entry in _entries(table):
-            writer.writerow({"experiment": name, **plain(entry)})
+    writer.writerows(entries)
     return text.getvalue().rstrip("\n")
 
 

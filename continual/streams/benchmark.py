@@ -133,6 +133,7 @@ class FolderBenchmark(ImageBenchmark):
 
     def check(self) -> None:
         """The folder lies in the data root, and the list can be read."""
+        super().check()
         if not self.folder or self.folder != Path(self.folder).name or self.folder.startswith("."):
             raise BadOption(f"folder={self.folder}: it takes the name of a folder in the data root")
         self.classes()

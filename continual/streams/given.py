@@ -49,6 +49,7 @@ class Given(StreamOptions):
 
     def check(self) -> None:
         """Images are shown as they were given."""
+        super().check()
         if self.normalize != "unit" or self.pad:
             raise BadOption("the images of given tasks are shown as they are given; normalise or pad them there "
                             "(here only normalize=unit, pad=0)")  # fmt: skip

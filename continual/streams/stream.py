@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+import numpy as np
 import torch
 
 from continual.errors import BadOption, BadStream, brief, counted, listed
@@ -158,6 +159,11 @@ class Outputs:
     def own(self, scores: Tensor, tasks: Tensor) -> Tensor:
         """The scores (B, K) of the outputs of each sample's own task (B,), whichever are active; see :func:`only`."""
         return only(scores, self.units[tasks])
+
+    @property
+    def told(self) -> Outputs:
+        """The same where each sample's task is told: its own outputs are active."""
+        return dataclasses.replace(self, active="task")
 
     def to(self, device: torch.device | str) -> Outputs:
         """The outputs on a device."""
@@ -316,9 +322,11 @@ class Stream:
 
 
 def class_order(order: str | tuple[int, ...], classes: int, seed: int) -> list[int]:
-    """The order in which classes come: ``natural``, ``seed`` (drawn anew for each seed) or given."""
+    """The order in which classes come: ``natural``, ``seed`` (drawn anew for each seed), ``icarl``'s, or given."""
     if order == "natural":
         return list(range(classes))
+    if order == "icarl":
+        return cast(list[int], np.random.RandomState(1993).permutation(classes).tolist())
     if order == "seed":
         return cast(list[int], key(seed).permutation("class order", classes).tolist())
     given = [int(label) for label in order]
@@ -383,7 +391,17 @@ class StreamOptions(Configured):
     limit: int | None = option(
         None, "at most so many training rows of each class, and validation rows in proportion", ge=1
     )
+    limit_by: Literal["seed", "task"] | None = option(
+        None,
+        "which training rows a limit leaves: drawn anew for each seed, or for each seed and task; none: the first of "
+        "each class",
+    )
     test_limit: int | None = option(None, "at most so many test rows of each class", ge=1)
+
+    def check(self) -> None:
+        """What a limit leaves needs a limit."""
+        if self.limit is None:
+            self.check_unused("without limit", "limit_by")
 
     def __init_subclass__(cls, **options: Any) -> None:
         """What a subclass builds it can build again."""
@@ -431,18 +449,20 @@ class StreamOptions(Configured):
             Outputs(ACTIVE[self.scenario] if given == "default" else given, units)
             for given in (self.train_outputs, self.test_outputs)
         ]
-        kept = ~held & _first(data.y, held, self.limit)
+        part, rest = Fraction(str(self.validation)), self.limit
         if self.limit and self.validation:  # as many as belong to so many training rows
-            part = Fraction(str(self.validation))
-            held = held & _first(data.y, ~held, max(1, int(self.limit * part / (1 - part))))
-        tested = _first(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
+            rest = max(1, int(self.limit * part / (1 - part)))
+        drawn = [self._drawn(seed, index) for index in range(len(names))]
+        kept = [~held & _some(data.y, held, self.limit, one) for one in drawn]
+        aside = [held & _some(data.y, ~held, rest, one) for one in drawn]
+        tested = _some(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
         tasks = tuple(
             Task(
                 index=index,
                 count=len(names),
                 classes=classes,
-                train=_rows(train, index, kept),
-                validation=_rows(train, index, held),
+                train=_rows(train, index, kept[index]),
+                validation=_rows(train, index, aside[index]),
                 test=_rows(test, index, tested),
                 samples=train,
                 outputs=outputs[0],
@@ -458,6 +478,10 @@ class StreamOptions(Configured):
                                 "every task needs some of both")  # fmt: skip
         return Stream(self.scenario, train, test, tasks, outputs[1], data, self)
 
+    def _drawn(self, seed: int, index: int) -> Key | None:
+        """Where the rows that a limit leaves to a task are drawn from; None: they are the first."""
+        return {None: None, "seed": key(seed), "task": key(seed, index)}[self.limit_by]
+
     def checksums(self) -> dict[str, Any]:
         """What a run's record says of a stream beside its data and these options."""
         return {}
@@ -468,8 +492,11 @@ class Split(StreamOptions):
     """Tasks that divide the classes; where they don't divide evenly the first ones that could have one class more."""
 
     tasks: int = option(5, "number of tasks", ge=1)
-    order: Literal["natural", "seed"] | tuple[int, ...] = option(
-        "natural", "class order: natural, drawn anew for each seed, or given as in 3-1-4-0-2", ge=0
+    order: Literal["natural", "seed", "icarl"] | tuple[int, ...] = option(
+        "natural",
+        "class order: natural, drawn anew for each seed, that of iCaRL's code and its successors' (NumPy's legacy "
+        "generator with seed 1993), or given as in 3-1-4-0-2",
+        ge=0,
     )
     first: int | None = option(None, "classes of the first task; none: as many as others have", ge=1)
 
@@ -549,6 +576,7 @@ class Rotated(StreamOptions):
 
     def check(self) -> None:
         """There is a task."""
+        super().check()
         if not self.angles:
             raise BadOption("angles: give at least one, such as 0-45-90")
 
@@ -664,11 +692,12 @@ def _rows(samples: Samples, task: int, images: Tensor) -> Tensor:
     return ((samples.task == task) & images[samples.image]).nonzero().squeeze(1)
 
 
-def _first(y: Tensor, held: Tensor, limit: int | None) -> Tensor:
-    """Which rows are among the first ``limit`` of their class that are not held out: bool (N,)."""
+def _some(y: Tensor, held: Tensor, limit: int | None, drawn: Key | None = None) -> Tensor:
+    """Which rows are among ``limit`` of their class that are not held out, the first or ``drawn``: bool (N,)."""
     if limit is None:
         return torch.ones_like(held)
     free = (~held).nonzero().squeeze(1)
+    free = free if drawn is None else free[drawn.permutation("limit", len(free))]
     labels, order = y[free].sort(stable=True)
     rank = torch.arange(len(free)) - torch.searchsorted(labels, labels)
     kept = torch.zeros_like(held)

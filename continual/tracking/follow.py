@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual.results import store
-from continual.results.metrics import METRICS, Array, summarise
+from continual.results.metrics import MATRICES, METRICS, Array, summarise
 from continual.results.pool import SHARED
 from continual.results.store import Result
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
 
 Arrays = dict[str, NDArray[Any]]
-MATRICES = ("accuracy", "training_accuracy", "validation_accuracy")
 TRACES = ("trace", "training_trace", "validation_trace")
 
 
@@ -86,7 +85,8 @@ class Curves:
     def _rows(self, arrays: Arrays) -> Iterator[Point]:
         rows = arrays["accuracy"].shape[1] if "accuracy" in arrays else 0
         for row in range(self.rows, rows):
-            values = {_named(name, j, arrays): arrays[name][:, row, j] for name in MATRICES if name in arrays
+            values = {_named(name, j, arrays): arrays[name][:, row, j]
+                      for name in ("accuracy", *MATRICES.values()) if name in arrays
                       for j in range(arrays[name].shape[2])}  # fmt: skip
             if row:
                 values |= {f"metrics/{name}": value for name, value in metrics_so_far(arrays, row).items()}
