@@ -160,6 +160,8 @@ def prepare(
         raise BadOption("task_aware does nothing where in evaluation a test's own task has all active outputs anyway; "
                         "leave it out, or take scenario=class")  # fmt: skip
     net, samples = network(plan.model, streams[0]), streams[0].samples
+    if training.unused_outputs == "hold":
+        net.check_head("unused_outputs=hold")
     plan.augment.suits(streams[0].data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
@@ -229,6 +231,7 @@ def recipe_of(plan: Plan, strategy: Strategy, net: Net) -> Recipe:
         plan.augment,  # type: ignore[arg-type]
         plan.training.compile,
         plan.training.evaluate_precision == "training",
+        plan.training.unused_outputs == "hold",
     )
 
 

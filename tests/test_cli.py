@@ -671,12 +671,12 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("run split-digits --nosuch", "No such option '--nosuch'"),
+        ("run split-digits --nosuch", "No such option"),
         ("run split-digits --seeds", "requires an argument"),
         ("show", "Missing argument 'DIR'"),
         ("check", "Missing argument 'STRATEGY'"),
         ("list strategies ewc models", "unexpected extra argument"),
-        ("--nosuch", "No such option '--nosuch'"),
+        ("--nosuch", "No such option"),
     ],
 )
 def test_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, told: str) -> None:
@@ -1095,7 +1095,9 @@ def test_what_is_no_benchmark_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     import neither  # type: ignore[import-not-found]
 
-    with pytest.raises(cl.Mistake, match=r"is no benchmark: it does not derive from one of continual.streams.benchmark"):
+    with pytest.raises(
+        cl.Mistake, match=r"is no benchmark: it does not derive from one of continual.streams"
+    ):
         cl.run(neither.Neither(), "finetune", seeds=1, epochs=1)
 
 

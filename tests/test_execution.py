@@ -288,6 +288,10 @@ def test_the_choice_is_told_unless_quiet(tmp_path: Path) -> None:
     assert "in ms" not in CliRunner().invoke(cli.main, [*asked, "4", "--quiet"]).output
 
 
+EARLIER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
+"""A compiler that makes a graph of some steps anew, as that of PyTorch 2.8 does."""
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
 def test_compiled_steps_of_seeds_side_by_side_give_the_same_numbers() -> None:
     from torch._dynamo.utils import counters
@@ -301,8 +305,9 @@ def test_compiled_steps_of_seeds_side_by_side_give_the_same_numbers() -> None:
     ]  # fmt: skip
     same(*found)
     # whole steps, of the first task and of the second
-    assert counters["frames"]["ok"] == counters["frames"]["total"] >= 2 and not counters["graph_break"]
+    assert counters["frames"]["ok"] >= 2 and not counters["graph_break"]
     assert counters["stats"]["calls_captured"] > 30 * counters["frames"]["ok"]
+    assert counters["frames"]["ok"] == counters["frames"]["total"] or EARLIER
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="PyTorch compiles with g++ or clang++")
@@ -315,7 +320,7 @@ def test_tasks_with_the_same_steps_are_compiled_once() -> None:
     asked: dict[str, Any] = {"seeds": 1, "epochs": 3, "batch": 16, "precision": "float64"}
     found = [cl.run("split-digits:limit=20", "replay:capacity=20", compile=compiled, **asked)
              for compiled in (True, False)]  # fmt: skip
-    assert counters["stats"]["unique_graphs"] == 2 * 2 and not counters["graph_break"]
+    assert (counters["stats"]["unique_graphs"] == 2 * 2 or EARLIER) and not counters["graph_break"]
     same(*found)
 
 

@@ -20,7 +20,7 @@ from continual.errors import BadChain, BadOption
 from continual.learning import capture, seeds, step
 from continual.learning.evaluate import Evaluation
 from continual.learning.models import MLP, LinearNet, Net, Out
-from continual.learning.optimizers import SGD, Adam, Constant, Cosine, Optimizer, Schedule
+from continual.learning.optimizers import SGD, Adam, AdamW, Constant, Cosine, Optimizer, Schedule
 from continual.learning.seeds import Learners, Recipe, all_equal, tensor_float
 from continual.learning.step import Program
 from continual.learning.strategy import Batch, Chain, Memory, Strategy
@@ -215,6 +215,70 @@ def test_state_that_is_kept_or_reset_and_partial_batches_make_a_difference() -> 
     first = short().steps(sum(COUNTS[:2]))
     assert torch.equal(found[0][:first], found[1][:first]) and not torch.equal(found[0][first:], found[1][first:])
     assert [len(losses) for losses in found] == [2 * (3 + 3 + 4), 2 * (3 + 3 + 4), 2 * (2 + 2 + 3)]
+
+
+class Heads(torch.nn.Module):
+    """A body, and for each task a head of its own, as loops usually have it."""
+
+    def __init__(self, theta: torch.Tensor, units: int) -> None:
+        super().__init__()
+        whole = module(theta, units)
+        self.body, self.heads = whole[:3], torch.nn.ModuleList()
+        for own in TASKS:
+            head = torch.nn.Linear(HIDDEN, len(own)).double()
+            head.load_state_dict({name: value[own] for name, value in whole[3].state_dict().items()})
+            self.heads.append(head)
+
+    def joined(self) -> torch.Tensor:
+        """θ, as one head of all outputs has it."""
+        parts = [torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias")]
+        order = torch.tensor(list(itertools.chain(*TASKS))).argsort()
+        return torch.nn.utils.parameters_to_vector([*self.body.parameters(), *(part[order] for part in parts)]).detach()
+
+
+HELD = {
+    "sgd": (SGD(lr=0.1, momentum=0.9, weight_decay=0.05), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}, "keep"),
+    "adamw": (AdamW(lr=0.01, weight_decay=0.1), {"lr": 0.01, "weight_decay": 0.1}, "reset"),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("numbers", [[4], [4, 5]], ids=str)
+def test_outputs_that_are_not_used_are_held_as_heads_without_a_gradient(name: str, numbers: list[int]) -> None:
+    """PyTorch's optimisers leave alone what has no gradient, and so does ``hold``; ``move`` does not."""
+    (ours, options, state), found = HELD[name], dict[str, torch.Tensor]()
+    training = short(optimizer_state=state, batch=4)
+    for how in ("hold", "move"):
+        group = learners(Finetune(), [uneven("task") for _ in numbers], numbers, training, ours)
+        group.recipe, start = replace(group.recipe, holds=how == "hold"), group.theta.reshape(len(numbers), -1).clone()
+        found[how] = outcome(group, training)["θ"].reshape(len(numbers), -1)
+    for r, seed in enumerate(numbers):
+        net, stream = Heads(start[r], 6), uneven("task")
+        optimizer = getattr(torch.optim, type(ours).__name__)(net.parameters(), **options)
+        for index, task in enumerate(stream.tasks):
+            if index and state == "reset":
+                optimizer.state.clear()
+            for rows in schedule(task.train, training, torch.tensor(seed), index):
+                images = stream.samples.image[rows].tolist()
+                logits = net.heads[index](net.body(torch.from_numpy(X[images]).double() / 255))
+                y = torch.tensor([TASKS[index].index(int(label)) for label in Y[images]])
+                optimizer.zero_grad(set_to_none=True)
+                torch.nn.functional.cross_entropy(logits, y).backward()
+                optimizer.step()
+        torch.testing.assert_close(found["hold"][r], net.joined(), rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(found["move"][r], net.joined(), atol=1e-3)
+
+
+def test_outputs_that_are_not_used_are_held_in_a_recorded_step_too() -> None:
+    options: dict[str, Any] = {"seeds": 1, "epochs": 4, "optimizer": "sgd:lr=0.1,momentum=0.9,weight_decay=0.01"}
+    given = ("split-digits:scenario=task,limit=100", "replay:capacity=20", "unused_outputs")
+    one, other, moved = (
+        cl.run(*given[:2], program=program, **{given[2]: how}, **options)
+        for program, how in (("captured", "hold"), ("eager", "hold"), ("captured", "move"))
+    )
+    assert torch.equal(torch.from_numpy(one.arrays["loss"]), torch.from_numpy(other.arrays["loss"]))
+    assert "recorded" in str(one.record["program"]) or "captured" in str(one.record["program"])
+    assert not np.allclose(one.arrays["loss"], moved.arrays["loss"])
 
 
 # ---- evaluation

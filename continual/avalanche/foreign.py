@@ -78,6 +78,9 @@ class Theirs(Strategy):
         if training.keep_learners != "none":
             raise BadChain(f"{title}: avalanche-lib's loop gives no learner that could be kept; leave keep_learners "
                            "(--keep-learners) out")  # fmt: skip
+        if training.unused_outputs == "hold":
+            raise BadChain(f"{title}: in avalanche-lib's loop the optimiser moves all outputs; leave unused_outputs "
+                           "(--unused-outputs) out")  # fmt: skip
         if training.precision == "bfloat16":
             raise BadChain(f"{title}: avalanche-lib's loop computes in the precision of its weights; give "
                            "--precision float32, tf32 or float64")  # fmt: skip

@@ -57,6 +57,8 @@ class Recipe:
     compiled: bool = False
     measured_rounded: bool = False
     """Whether what is measured is computed in the training's precision, where that rounds."""
+    holds: bool = False
+    """Whether the weights of outputs without a gradient stay, whatever the optimiser makes of none."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -278,7 +280,29 @@ class Learners:
 
     def follow(self, gradient: Gradient) -> None:
         """θ follows a gradient."""
-        self.recipe.optimizer.step(self.pieces, self._cut_up(gradient), self.optimizer, self.rate)
+        slopes = self._cut_up(gradient)
+        if not self.recipe.holds:
+            return self.recipe.optimizer.step(self.pieces, slopes, self.optimizer, self.rate)
+        # what counts steps, of all pieces or of each, goes on
+        lists = [self.pieces, *(one for one in self.optimizer.values() if len(one) == len(self.pieces))]
+        before = [[one.clone() for one in pieces] for pieces in lists]
+        self.recipe.optimizer.step(self.pieces, slopes, self.optimizer, self.rate)
+        held = self._cut_up(self.cut(self._unused(gradient)))
+        for pieces, others in zip(lists, before, strict=True):
+            for piece, other, mask in zip(pieces, others, held, strict=True):
+                if piece.shape == mask.shape:
+                    piece.copy_(torch.where(mask, other, piece))
+
+    def _unused(self, gradient: Gradient) -> Tensor:
+        """Which of θ are weights of outputs that a gradient leaves alone: bool, like θ."""
+        marked = torch.zeros_like(self.theta, dtype=torch.bool)
+        views, slopes = self.net.parameters(marked), dict(zip(self.net.shapes, gradient.parts, strict=True))
+        units = (*self.seed.shape, -1)  # the head's parameters have a row for each output
+        none = torch.stack([(slopes[name] == 0).flatten(len(units)).all(-1) if slopes[name].dim() > len(units)
+                            else slopes[name] == 0 for name in self.net.head]).all(0)  # fmt: skip
+        for name in self.net.head:
+            views[name].copy_(none.view(*none.shape, *[1] * (views[name].dim() - none.dim())).expand_as(views[name]))
+        return marked
 
     # ---- between tasks: plain Python, learner by learner
 

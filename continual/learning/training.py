@@ -25,6 +25,11 @@ class Training(Configured):
     batch: int = option(128, "rows in a batch", ge=1)
     last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
     optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
+    unused_outputs: Literal["move", "hold"] = option(
+        "move",
+        "what an optimiser with a memory or weight decay does with the weights of outputs that a step gives no "
+        "gradient; hold: they stay, as in a loop with a module for each task's head",
+    )
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = option(
         "float32", "of the arithmetic; tf32: float32 whose products a GPU rounds; bfloat16: of the forward pass"
     )
