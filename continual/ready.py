@@ -28,6 +28,8 @@ from continual.streams.stream import Stream
 if TYPE_CHECKING:
     from continual.learning.strategy import Strategy
 
+MANY_SEEDS = 200
+"""More of them may be meant as one, by its number."""
 LIE = {
     "device": "in memory",
     "pinned": "in pinned memory of the host",
@@ -193,6 +195,8 @@ def prepare(
 def _odd(plan: Plan, streams: Sequence[Stream]) -> Iterator[str]:
     """What can be run as asked, and may not be meant."""
     training, name = plan.training, streams[0].data.name
+    if isinstance(training.seeds, int) and training.seeds > MANY_SEEDS:
+        yield f"{training.seeds:,} seeds, 0 to {training.seeds - 1}; seed {training.seeds} alone is {training.seeds}-"
     sizes = {len(task.train) for stream in streams for task in stream.tasks}
     most = max(training.steps(rows) for rows in sizes)  # refuses more than can be laid down
     if training.evaluate_every and all(training.interval(rows) >= training.steps(rows) for rows in sizes):

@@ -63,8 +63,7 @@ class BiC(Strategy):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for two exemplars of each class, and each class has two samples: one is held."""
         super().suits(stream, net)
-        classes = sum(len(task.classes) for task in stream.tasks)
-        exemplars.check_room(self.capacity, 2 * classes, f"{classes} classes")
+        exemplars.check_classes(self.capacity, stream, each=2)
         for task in stream.tasks:
             if min(map(len, exemplars.by_class(task.train, task.samples))) < 2:
                 raise BadChain(f"BiC holds some samples of each class for its second stage, and a class of task "

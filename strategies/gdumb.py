@@ -78,8 +78,7 @@ class GDumb(Restarted):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for a sample of each class."""
         super().suits(stream, net)
-        classes = sum(len(task.classes) for task in stream.tasks)
-        exemplars.check_room(self.capacity, classes, f"{classes} classes")
+        exemplars.check_classes(self.capacity, stream)
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``rows``: the stored rows (k,), -1 where there is none yet."""

@@ -105,8 +105,7 @@ class ICaRL(Means):
     def suits(self, stream: Stream, net: Net) -> None:
         """There is room for an exemplar of each class."""
         super().suits(stream, net)
-        classes = sum(len(task.classes) for task in stream.tasks)
-        exemplars.check_room(self.capacity, classes, f"{classes} classes")
+        exemplars.check_classes(self.capacity, stream)
 
     def init(self, net: Net, theta: Tensor, stream: Stream) -> Memory:
         """``means``, ``counts``; ``rows``: exemplars (K,), each class's in their order; ``teacher``: the last θ."""

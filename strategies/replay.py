@@ -32,7 +32,7 @@ class Replay(Strategy):
     stores_samples: ClassVar[bool] = True
 
     capacity: int = option(500, "samples that are stored", ge=1, le=exemplars.MOST)
-    per_class: bool = option(False, "whether the capacity is for each class instead of in all")
+    per_class: bool = option(False, "whether the capacity is for each class of each task, not in all")
     fill: Literal["balanced", "reservoir"] = option("balanced", "how samples are chosen for storage")
     samples: int | None = option(None, "stored samples that join a batch; none: as many as it has", ge=1, le=1_000_000)
     share: float | Literal["task"] | None = option(

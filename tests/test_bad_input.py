@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load as unpacked
 from safetensors.numpy import save as packed
 from safetensors.torch import save_file
@@ -469,7 +470,10 @@ ODD = st.sampled_from([np.zeros(0), np.zeros((1, 1, 0)), np.full((1, 6, 5), np.i
     )
 )
 def test_arrays_of_another_form(untouched: Path, run_files: dict[str, bytes], changed: dict[str, Any]) -> None:
-    arrays = packed(unpacked(run_files[store.ARRAYS]) | changed)
+    try:
+        arrays = packed(unpacked(run_files[store.ARRAYS]) | changed)
+    except SafetensorError:  # complex numbers, of which earlier versions know nothing
+        reject()
     record = signed(json.loads(run_files[store.RECORD]), arrays)
     with stored(untouched, {store.RECORD: record, store.ARRAYS: arrays}) as out:
         for said in looked_at(out):

@@ -1095,9 +1095,7 @@ def test_what_is_no_benchmark_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     import neither  # type: ignore[import-not-found]
 
-    with pytest.raises(
-        cl.Mistake, match=r"is no benchmark: it does not derive from one of continual.streams"
-    ):
+    with pytest.raises(cl.Mistake, match=r"is no benchmark: it does not derive from one of continual.streams"):
         cl.run(neither.Neither(), "finetune", seeds=1, epochs=1)
 
 

@@ -19,7 +19,7 @@ from continual.cli import KINDS, main
 from continual.completion import SHELLS, Bash, named
 from continual.learning.training import Training
 from continual.options import options_of
-from continual.results.metrics import METRICS
+from continual.results.metrics import MATRICES, METRICS
 
 
 def completed(*words: str) -> list[str]:
@@ -89,7 +89,11 @@ def test_all_there_is_is_offered() -> None:
     assert set(completed("run", "split-digits", "ewc+")) >= {f"ewc+{one}" for one in plugins.registered("strategies")}
     assert {"der++", "der+ewc"} <= set(completed("run", "split-digits", "der+"))
     assert completed("list", "") == list(KINDS)
-    assert completed("show", "--metrics", "forgetting,") == [f"forgetting,{name}" for name in METRICS]
+    offered = [*METRICS, *(f"{which}:" for which in MATRICES)]
+    assert completed("show", "--metrics", "forgetting,") == [f"forgetting,{name}" for name in offered]
+    assert set(completed("show", "--metrics", "validation:")) == {
+        f"validation:{name}" for name, one in METRICS.items() if one.needs == "matrix"
+    }
     flags = set(completed("run", "--"))
     assert {f"--{name.replace('_', '-')}" for name in options_of(Training)} <= flags and "--track" in flags
 

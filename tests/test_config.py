@@ -133,7 +133,8 @@ def values(known: Option, hint: Any = None) -> st.SearchStrategy[Any]:
     if typing.get_origin(hint) is Literal:
         return st.sampled_from(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        members, usual = number(known, integers=True), len(known.default)  # some take only as many as the default has
+        of_ints = typing.get_args(hint)[0] is int
+        members, usual = number(known, of_ints), len(known.default)  # some take only as many as the default has
         of_usual_length = st.lists(members, min_size=usual, max_size=usual)
         return st.one_of(of_usual_length, st.lists(members, min_size=1, max_size=4)).map(tuple)
     if members := typing.get_args(hint):

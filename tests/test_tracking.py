@@ -193,7 +193,8 @@ def test_tasks_of_no_steps_are_followed_too() -> None:
     tracked(Notes(), "joint:every=false", progress=said)
     (log,) = Notes.logs
     assert log.ended is not None and not any("no longer" in line for line in said.lines)
-    assert list(log.curves["metrics/average-accuracy"]) == [1, 2, 3] and "trace/task-3" in log.curves
+    assert list(log.curves["metrics/average-accuracy"]) == [3] and "trace/task-3" in log.curves
+    assert "metrics/learning-accuracy" not in log.curves, "the tasks that were put off are not measured"
 
 
 def test_tracking_changes_neither_the_numbers_nor_what_a_run_is_recognised_by(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from continual.learning.strategy import Batch, Memory
+    from continual.streams.stream import Stream
 
 MOST = 10_000_000
 """So many samples a memory holds at most."""
@@ -34,6 +35,13 @@ def check_room(capacity: int, least: int, what: str) -> None:
     """:class:`~continual.errors.BadChain` for a capacity below the ``least`` that ``what`` ("6 classes") takes."""
     if capacity < least:
         raise BadChain(f"capacity={capacity} is too small for {what}; give {least} or more")
+
+
+def check_classes(capacity: int, stream: Stream, each: int = 1) -> None:
+    """The same for so many slots for ``each`` class of each task."""
+    names = [name for task in stream.tasks for name in task.classes]
+    recur = "" if len(set(names)) == len(names) else ", as those of each task are counted"
+    check_room(capacity, each * len(names), f"{len(names)} classes{recur}")
 
 
 def reservoir(stored: Tensor, seen: Tensor, rows: Tensor, key: Key) -> tuple[Tensor, Tensor]:

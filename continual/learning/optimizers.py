@@ -279,7 +279,7 @@ class Step(Warmed):
 class Milestones(Warmed):
     """The rate is multiplied by ``gamma`` at places of a task: ``at=0.7-0.9``, epochs 49 and 63 of 70, is iCaRL's."""
 
-    at: tuple[float, ...] = option((0.7, 0.9), "places, as parts of the task's steps after a warm-up", gt=0, lt=1)
+    at: tuple[float, ...] = option((0.7, 0.9), "places, as parts of the task's steps after a warm-up", ge=0.001, lt=1)
     gamma: float = option(0.1, "factor at each", ge=0, le=1)
 
     def fallen(self, step: int, steps: int) -> float:
