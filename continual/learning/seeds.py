@@ -295,13 +295,12 @@ class Learners:
 
     def _unused(self, gradient: Gradient) -> Tensor:
         """Which of θ are weights of outputs that a gradient leaves alone: bool, like θ."""
-        marked = torch.zeros_like(self.theta, dtype=torch.bool)
-        views, slopes = self.net.parameters(marked), dict(zip(self.net.shapes, gradient.parts, strict=True))
-        units = (*self.seed.shape, -1)  # the head's parameters have a row for each output
-        none = torch.stack([(slopes[name] == 0).flatten(len(units)).all(-1) if slopes[name].dim() > len(units)
-                            else slopes[name] == 0 for name in self.net.head]).all(0)  # fmt: skip
-        for name in self.net.head:
-            views[name].copy_(none.view(*none.shape, *[1] * (views[name].dim() - none.dim())).expand_as(views[name]))
+        marked, n = torch.zeros_like(self.theta, dtype=torch.bool), 1 + self.mapped  # dimensions up to the outputs'
+        slopes = dict(zip(self.net.shapes, gradient.parts, strict=True))
+        none = [(slopes[name] == 0).reshape(*slopes[name].shape[:n], -1).all(-1) for name in self.net.head]
+        unused, views = torch.stack(none).all(0), self.net.parameters(marked)
+        for name in self.net.head:  # each has a row for each output
+            views[name].copy_(unused.view(*unused.shape, *[1] * (views[name].dim() - n)))
         return marked
 
     # ---- between tasks: plain Python, learner by learner
