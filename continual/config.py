@@ -70,6 +70,12 @@ def make(kind: str, given: Any) -> Configured:
     """The object that a text, a mapping with ``name`` and options, or a ready object describes."""
     if isinstance(given, Configured):
         return given
+    cls = given if isinstance(given, type) else type(given)
+    if cls.__module__.startswith(("torch.", "torchvision.")):
+        how = ("a model has a method build(shape, units, tasks) that gives a network: ModuleNet(make) of "
+               "continual.learning.modules around a module") if kind == "models" else "name one"  # fmt: skip
+        raise BadOption(f"{cls.__name__} is PyTorch's and no {plugins.KINDS[kind]} here; {how} "
+                        f"(continual list {kind})")  # fmt: skip
     if isinstance(given, type):
         raise BadOption(f"{given.__name__} is a class; make an object of it: {given.__name__}()")
     name, options = read(given)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
@@ -276,6 +277,8 @@ def test_the_protocol_spells_out_every_default() -> None:
         ({"seeds": 0}, "give at least one"),
         ({"benchmark": "continual.strategies:EWC"}, "EWC is not a benchmark"),
         ({"model": 5}, "5 names nothing"),
+        ({"model": torch.nn.Linear(2, 2)}, r"is PyTorch's and no model here; a model has a method build.*ModuleNet"),
+        ({"optimizer": torch.optim.SGD}, r"is PyTorch's and no optimizer here; name one \(continual list optimizers\)"),
         ({"optimizer": "continual.strategies:EWC"}, "EWC is not an optimizer"),
         ({"strategies": []}, "strategies: there is none in the list"),
         ({"strategies": [["ewc", ["replay"]]]}, r"\['replay'\] names nothing"),
