@@ -469,8 +469,14 @@ def report(
 
 
 def _names(given: str | None) -> list[str] | None:
-    """Names joined by commas, one by one."""
-    return None if given is None else [name.strip() for name in given.split(",")]
+    """Names joined by commas, one by one; a metric of a module of the user's, ``module:function``, is known then."""
+    from continual.results.metrics import MATRICES, METRICS, own
+
+    names = None if given is None else [name.strip() for name in given.split(",")]
+    for name in names or ():
+        if ":" in name and name.partition(":")[0] not in MATRICES:
+            METRICS[name] = own(name, plugins.loaded("metric", name, name))
+    return names
 
 
 @main.command()

@@ -77,7 +77,18 @@ def find(kind: str, name: str) -> type[Configured]:
     points = registered(kind)
     if kind == "strategies" and name not in points and name.partition(":")[0] in registered("libraries"):
         return _of_library(name)
-    module, _, attribute = (points[name].value if name in points else _path(kind, name)).partition(":")
+    found = loaded(KINDS[kind], name, points[name].value if name in points else _path(kind, name))
+    if not (isinstance(found, type) and issubclass(found, Configured)):
+        what = getattr(found, "__name__", repr(found))
+        raise UnknownName(f"{KINDS[kind]} '{name}' is {what}, not a class with options (of continual.Strategy, ...)")
+    if name in points:
+        _names[kind, found] = name
+    return found
+
+
+def loaded(what: str, name: str, path: str) -> Any:
+    """What a path, ``module:attribute``, names; :class:`~continual.errors.UnknownName` where it cannot be loaded."""
+    module, _, attribute = path.partition(":")
     try:
         # our own modules use torch and numpy inside functions only; a foreign one may do as it likes
         with deferred() if module.startswith("continual.") else contextlib.nullcontext():
@@ -86,12 +97,7 @@ def find(kind: str, name: str) -> type[Configured]:
             found = getattr(found, part)
     except Exception as error:  # a foreign module may raise anything when it is imported
         reason = f"{type(error).__name__}: {error}{_source_hint(error)}"
-        raise UnknownName(f"{KINDS[kind]} '{name}' cannot be loaded: {reason}") from error
-    if not (isinstance(found, type) and issubclass(found, Configured)):
-        what = getattr(found, "__name__", repr(found))
-        raise UnknownName(f"{KINDS[kind]} '{name}' is {what}, not a class with options (of continual.Strategy, ...)")
-    if name in points:
-        _names[kind, found] = name
+        raise UnknownName(f"{what} '{name}' cannot be loaded: {reason}") from error
     return found
 
 

@@ -33,7 +33,7 @@ from continual.cli import FORMATS, KINDS, main
 from continual.flags import OF_THE_BENCHMARK
 from continual.options import options_of
 from continual.progress import Progress
-from continual.results import content, store
+from continual.results import content, metrics, store
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ("--seeds", "2", "--epochs", "1", "--seeds-as", "map")  # a choice by the clock may differ in rounding
@@ -1045,6 +1045,19 @@ def test_every_accuracy_is_written_for_programs(stored: Stored) -> None:
     for more in (("--metrics", "forgetting"), ("--together",)):
         refused = invoke("show", stored.out, "--matrix", "--format", "csv", *more)
         assert refused.exit_code == 2 and f"leave out {more[0]}" in refused.stderr
+
+
+def test_a_metric_of_ones_own_is_named_by_its_path(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_metrics.py").write_text("def least(A):\n    'the least'\n    return A[:, -1].min(axis=1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    said = succeeded(invoke("show", stored.out, "--metrics", "own_metrics:least", "--format", "json")).stdout
+    for line, one in zip(json.loads(said)[0]["results"], store.find(stored.out), strict=True):
+        assert line["metrics"]["own_metrics:least"]["mean"] == pytest.approx(one.accuracy[:, -1].min(1).mean())
+    missing = invoke("show", stored.out, "--metrics", "own_metrics:most")
+    assert missing.exit_code == 2 and "metric 'own_metrics:most' cannot be loaded: AttributeError" in missing.stderr
 
 
 def test_one_table_of_all_experiments(stored: Stored, tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def defined(code: str) -> list[str]:
     return [node.name for node in ast.parse(code).body if isinstance(node, ast.ClassDef)]
 
 
+def defines(code: str) -> bool:
+    """Whether a block of Python has definitions and imports alone, such as functions."""
+    alone = (ast.ClassDef, ast.FunctionDef, ast.Import, ast.ImportFrom)
+    body = ast.parse(code).body
+    return isinstance(body[-1], ast.FunctionDef) and all(isinstance(node, alone) for node in body)
+
+
 # ---- the reader's desk
 
 
@@ -143,10 +150,11 @@ class Desk:
         DOES[block.language](self, block)
 
     def python(self, block: Block) -> None:
-        """It is executed, or saved and imported where it defines something."""
+        """It is saved and imported where it defines something and does nothing else; without classes it is executed."""
         if not defined(block.text):
             exec(compile(block.text, f"{self.page.name}:{block.line}", "exec"), self.names)
-            return
+            if not defines(block.text):
+                return
         self.classes += defined(block.text)
         name = named_file(self.page, block, "py")
         (self.folder / name).write_text(block.text)

@@ -393,6 +393,27 @@ def test_a_metric_may_be_of_another_matrix(which):
                 m.metric(f"{which}:{name}")
 
 
+def test_a_metric_of_ones_own_is_a_function_of_the_matrix():
+    def worst_task(A):
+        """The worst task after the last.
+
+        And more.
+        """
+        return A[:, -1].min(axis=1)
+
+    found = m.own("mine:worst_task", worst_task)
+    assert (found.title, found.meaning, found.unit) == ("worst task", "The worst task after the last", "%")
+    same(found(Measured(A)), [0.5])
+    told = m.own("mine:other", m.Metric("x", "of a trace", "me", m.stability_gap, False, "", "trace"))
+    assert told.name == "mine:other" and not told.fits(Measured(A)) and told.fits(Measured(A, TRACE, TASK))
+    with pytest.raises(
+        BadOption, match=r"'mine:all' gives an array of shape \(1, 4, 3\), not a value for each of 1 seed"
+    ):
+        m.own("mine:all", lambda A: A)(Measured(A))
+    with pytest.raises(BadOption, match="'mine:x' is 3; it takes a function"):
+        m.own("mine:x", 3)
+
+
 def test_what_stands_before_a_metric_is_a_matrix():
     with pytest.raises(BadOption, match="before the colon it takes task-aware, training, validation"):
         m.metric("tests:forgetting")

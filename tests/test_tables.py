@@ -139,6 +139,11 @@ def test_options_that_some_do_not_have_are_said_where_nothing_else_tells_lines_a
     ]  # fmt: skip
 
 
+def test_a_metric_may_be_given_itself():
+    one = metrics.Metric("last", "the last task", "", lambda A: A[:, -1, -1])
+    assert rows(tables.table([result()], [one, "forgetting"]))[0][1].startswith("85.00")
+
+
 def test_joint_training_is_the_reference_of_its_own_experiment_alone():
     better = other(("training.epochs", 5), name="joint", accuracy=np.clip(A + 0.1, 0, 1))
     mine = other(("training.epochs", 5), name="si")

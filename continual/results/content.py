@@ -70,13 +70,15 @@ def joint(group: list[Result]) -> Result | None:
     return next((one for one in group if is_joint(one.record["strategy"])), None)
 
 
-def chosen(group: list[Result], names: list[str] | None) -> list[Metric]:
+def chosen(group: list[Result], names: Sequence[str | Metric] | None) -> list[Metric]:
     """The metrics of these names; see :func:`continual.results.tables.table`."""
     if names is None:
         return _default(group)
-    if names == ["all"]:
+    if list(names) == ["all"]:
         return [one for one in METRICS.values() if all(one.fits(result, joint(group)) for result in group)]
-    return _by_task(group) if names == ["tasks"] else [metric(name) for name in names]
+    if list(names) == ["tasks"]:
+        return _by_task(group)
+    return [name if isinstance(name, Metric) else metric(name) for name in names]
 
 
 def _default(group: list[Result]) -> list[Metric]:
@@ -97,7 +99,7 @@ def _by_task(group: list[Result]) -> list[Metric]:
     return [column(j) for j in range(group[0].accuracy.shape[2])]
 
 
-def computed(groups: Sequence[list[Result]], names: list[str] | None = None) -> list[Content]:
+def computed(groups: Sequence[list[Result]], names: Sequence[str | Metric] | None = None) -> list[Content]:
     """The tables of experiments that are shown together, each under a heading of its own.
 
     UnknownName or BadOption for a metric that there is not or that does not fit.

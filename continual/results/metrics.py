@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from continual.errors import BadOption, choices, unknown
+from continual.errors import BadOption, brief, choices, unknown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -83,7 +83,7 @@ class Metric:
     def title(self) -> str:
         """The name as a column's heading has it."""
         which, _, name = self.name.rpartition(":")
-        return f"{which} {name.replace('-', ' ')}".strip()
+        return f"{which if which in MATRICES else ''} {name.replace('-', ' ').replace('_', ' ')}".strip()
 
     def __call__(self, result: Measured, joint: Measured | None = None) -> Array:
         """The value of each seed, (R,); BadOption where the result lacks what the metric needs."""
@@ -150,16 +150,37 @@ def metric(name: str) -> Metric:
         BadOption: where it is of more than the accuracy matrix.
     """
     which, _, plain = name.rpartition(":")
+    if name in METRICS:
+        return METRICS[name]
     if plain not in METRICS:
         raise unknown("metric", name, METRICS)
     found = METRICS[plain]
-    if not which:
-        return found
     if which not in MATRICES:
         raise BadOption(f"the metric '{name}': before the colon it takes {choices(MATRICES)}")
     if found.needs != "matrix":
         raise BadOption(f"the metric '{name}': {plain} is not of an accuracy matrix alone, so it is of the tests' only")
     return replace(found, name=name, meaning=f"{found.meaning}; {which}", needs=which)
+
+
+def own(name: str, given: Any) -> Metric:
+    """A metric of somebody's own: a function of the accuracy matrix (R, T+1, T) that gives a value for each seed (R,).
+
+    Its meaning is the first line of its docstring. A :class:`Metric` can say more, such as what else it needs.
+    """
+    if isinstance(given, Metric):
+        return replace(given, name=name)
+    if not callable(given):
+        raise BadOption(f"the metric '{name}' is {brief(given)}; it takes a function of an accuracy matrix")
+
+    def function(A: Array) -> Array:
+        found = np.asarray(given(A), np.float64)
+        if found.shape != A.shape[:1]:
+            raise BadOption(f"the metric '{name}' gives an array of shape {found.shape}, not a value for each of "
+                            f"{len(A)} seeds")  # fmt: skip
+        return found
+
+    said = (given.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    return Metric(name, said or f"{name}", "", function)
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -17,13 +17,13 @@ from typing import Any
 from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, WIDTH, Content, signed, tabulated
-from continual.results.metrics import METRICS, epochs_of, number, over_seeds, task_names
+from continual.results.metrics import METRICS, Metric, epochs_of, number, over_seeds, task_names
 from continual.results.store import Result, experiment, plain
 
 
 def table(
     results: Sequence[Result],
-    metrics: Iterable[str] | None = None,
+    metrics: Iterable[str | Metric] | None = None,
     format: str = "table",
     interval: str = "sd",
     together: bool = False,
@@ -32,8 +32,8 @@ def table(
 
     Arguments:
         results: in the order of the lines.
-        metrics: names of metrics, one column each; or ``["all"]``, what all results of an experiment have; or
-            ``["tasks"]``, the accuracy on each task after the last. By default accuracy, learning, forgetting and
+        metrics: names of metrics, or metrics, one column each; or ``["all"]``, what all results of an experiment have;
+            or ``["tasks"]``, the accuracy on each task after the last. By default accuracy, learning, forgetting and
             transfer, and intransigence where one result is ``joint``; or, where all have a trace, the worst case in
             place of transfer; of a single task accuracy alone.
         format: table, markdown, latex, csv or json.
