@@ -31,6 +31,7 @@ class CIFAR10ImageNet(Sequence):
 
     def check(self) -> None:
         """There are two numbers of tasks, and the list of classes can be read."""
+        super().check()
         if len(self.tasks) != 2:
             raise BadOption(f"tasks={'-'.join(map(str, self.tasks))}: give two numbers, such as 5-5")
         self.parts()

@@ -414,10 +414,10 @@ def show(
     picture: str | None, pool: bool,
 ) -> None:  # fmt: skip
     """Print the table of the runs in DIR: one run, the runs of one protocol, or a whole results folder."""
-    from continual.results import tables
+    from continual.results import content, tables
 
     if (matrix or trace) and style not in ("table", "markdown", *(["csv"] if matrix and not trace else [])):
-        raise BadOption(f"--{'matrix' if matrix else 'trace'} is for a terminal, and --format {style} is not; give one "
+        raise BadOption(f"--{'trace' if trace else 'matrix'} is for a terminal, and --format {style} is not; give one "
                         "of the two")  # fmt: skip
     results = _found([folder], pool)
     if matrix and style == "csv":
@@ -427,9 +427,10 @@ def show(
         click.echo(tables.lines(results))
         return _draw(results, picture)
     click.echo(tables.table(results, metrics=_names(names), format=style, interval=error, together=together))
-    for result in results if matrix else ():
+    named = content.together(results) if together else results
+    for result in named if matrix else ():
         click.echo(f"\n{tables.matrix(result)}")
-    for result in results if trace else ():
+    for result in named if trace else ():
         click.echo(f"\n{tables.trace(result)}")
     _draw(results, picture)
 

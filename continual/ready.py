@@ -157,13 +157,8 @@ def prepare(
         streams = [plan.benchmark.stream(seed, root) for seed in training.seed_list]
     for line in _odd(plan, streams):
         told.note(line)
-    outputs = streams[0].test_outputs
-    if training.task_aware and (outputs.active == "task" or bool((outputs.units == outputs.units[0]).all())):
-        raise BadOption("task_aware does nothing where in evaluation a test's own task has all active outputs anyway; "
-                        "leave it out, or take scenario=class")  # fmt: skip
     net, samples = network(plan.model, streams[0]), streams[0].samples
-    if training.unused_outputs == "hold":
-        net.check_head("unused_outputs=hold")
+    _check_outputs(plan, net, streams[0])
     plan.augment.suits(streams[0].data.name, samples.pixels, samples.top)  # type: ignore[attr-defined]
     where = way.where if way else choose_place(plan, streams, device, told)
     streams = place(streams, device, where)
@@ -190,6 +185,20 @@ def prepare(
         choice = chosen(plan, ours, net, streams, told, processes)
         way = Way(choice.how, choice.inner, where, workers.cores(), torch.get_num_threads(), net is not whole)
     return Ready(plan, root, device, streams, net, way).done(way)
+
+
+def _check_outputs(plan: Plan, net: Net, stream: Stream) -> None:
+    """What is asked of some outputs is asked of others than all."""
+    outputs, training = stream.test_outputs, plan.training
+    alike = bool((outputs.units == outputs.units[0]).all())
+    if training.task_aware and (alike or outputs.active == "task"):
+        raise BadOption("task_aware does nothing where in evaluation a test's own task has all active outputs anyway; "
+                        "leave it out, or take several tasks and scenario=class")  # fmt: skip
+    if training.unused_outputs == "hold":
+        if alike or not plan.optimizer.moves_unused:  # type: ignore[attr-defined]
+            raise BadOption("unused_outputs=hold does nothing where all tasks have the same outputs, or the optimiser "
+                            "neither a memory nor weight decay; leave it out")  # fmt: skip
+        net.check_head("unused_outputs=hold")
 
 
 def _odd(plan: Plan, streams: Sequence[Stream]) -> Iterator[str]:

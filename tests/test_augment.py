@@ -46,27 +46,35 @@ def test_a_crop_is_a_cut_out_of_the_padded_image(kind: torch.dtype, last: bool) 
     x = pixels().to(kind)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     got = Images(crop=2).moved(x, FREE, key(5))
-    places = set()
     for image, moved in zip(x.numpy(), got.numpy(), strict=True):
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)))
         found = [(i, j) for i in range(5) for j in range(5) if (padded[:, i : i + 6, j : j + 5] == moved).all()]
         assert len(found) == 1
-        places |= set(found)
-    assert len(places) > 15, "everywhere"
     assert got.stride() == x.stride(), "where and how it lies are two things"
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("crop", [1, 2, 4])
-def test_flips_are_half_of_all_and_go_with_crops(crop: int, last: bool) -> None:
+def test_flips_go_with_crops(crop: int, last: bool) -> None:
     x = pixels(64)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     got = Images(flip=True).moved(x, FREE, key(5))
     same, mirrored = (got == x).flatten(1).all(1), (got == x.flip(3)).flatten(1).all(1)
-    assert (same ^ mirrored).all() and 20 < int(mirrored.sum()) < 44
+    assert (same ^ mirrored).all()
     both, crops = (Images(crop=crop, flip=flip).moved(x, FREE, key(5)) for flip in (True, False))
     wanted = torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
     assert torch.equal(both, wanted)
+
+
+def test_crops_and_flips_are_alike_often() -> None:
+    n = 5000
+    x = (torch.arange(30).reshape(1, 1, 6, 5) + 1).expand(n, 1, 6, 5)
+    flipped = (Images(flip=True).moved(x, None, key(5)) != x).flatten(1).any(1)
+    assert abs(int(flipped.sum()) - n / 2) < 4.5 * (n / 4) ** 0.5
+    got, padded = Images(crop=2).moved(x, None, key(5)), torch.nn.functional.pad(x[0, 0], (2, 2, 2, 2))
+    cuts = [padded[i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+    counts = torch.stack([(got[:, 0] == cut).flatten(1).all(1).sum() for cut in cuts])
+    assert int(counts.sum()) == n and ((counts - n / 25).abs() < 4.5 * (n * 24 / 625) ** 0.5).all(), counts
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -92,17 +100,59 @@ def test_hues_are_torchvisions(most: float) -> None:
     assert torch.equal(Images(hue=0.5).coloured(x, ~FREE, key(3), most), x)
 
 
-def test_cutout_hides_a_square() -> None:
-    x = pixels(64, 2, 9, 9).double()
-    got = Images(cutout=4).covered(x, FREE, key(3))
-    hidden = (got == 0).all(1)
-    sizes = set()
-    for image in hidden.numpy():
-        rows, columns = image.any(1).nonzero()[0], image.any(0).nonzero()[0]
-        assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-        sizes.add((len(rows), len(columns)))
-    assert (4, 4) in sizes and all(2 <= a <= 4 and 2 <= b <= 4 for a, b in sizes)
-    assert torch.equal(got[~hidden[:, None].expand_as(got)], x[~hidden[:, None].expand_as(x)])
+def test_colours_follow_each_other_as_torchvisions_do() -> None:
+    """Brightness, contrast, saturation and hue, in this order."""
+    x, amounts = pixels(32).double() / 255, {"brightness": 0.5, "contrast": 0.6, "saturation": 0.7}
+    got = Images(**amounts, hue=0.2).coloured(x, None, key(3), 1.0)  # type: ignore[arg-type]
+    drawn = {name: 2 * key(3).uniform(name, 32).double() - 1 for name in (*amounts, "hue")}
+    for n, image in enumerate(x):
+        wanted = image
+        for name, amount in amounts.items():
+            wanted = getattr(theirs, f"adjust_{name}")(wanted, float(1 + amount * drawn[name][n]))
+        wanted = theirs.adjust_hue(wanted, float(0.2 * drawn["hue"][n]))
+        torch.testing.assert_close(got[n], wanted, rtol=5e-3, atol=5e-3)  # torchvision rounds the weights of grey
+
+
+@pytest.mark.parametrize("normalize", ["unit", "standard", "channel"])
+def test_colours_are_changed_between_black_and_what_stands_for_1(normalize: Any) -> None:
+    """However images are normalised: what would be brighter than white is white, as torchvision has it."""
+    stream, rows = photographs(normalize=normalize), torch.arange(48)
+    samples = replace(stream.samples, shown=Shown(Images(brightness=0.9), key(3), torch.tensor(0)))
+    factors, unit = 1 + 0.9 * (2 * key(3).uniform("brightness", 48).double() - 1), stream.samples.pixels / 255
+    bright = torch.stack([theirs.adjust_brightness(unit[image], float(factor)).double()
+                          for image, factor in zip(stream.samples.image, factors, strict=True)])  # fmt: skip
+    sides = (0, 2, 3) if normalize == "channel" else (0, 1, 2, 3)
+    mean, deviation = unit.double().mean(sides, keepdim=True), unit.double().std(sides, correction=0, keepdim=True)
+    wanted = bright if normalize == "unit" else (bright - mean) / deviation
+    torch.testing.assert_close(samples.images(rows, torch.float64), wanted, rtol=1e-4, atol=1e-5)
+    assert float(factors.max()) > 1.5, "something is brighter than white"
+
+
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_cutout_hides_a_square_around_a_pixel_that_is_anywhere(side: int) -> None:
+    x, free, centres = pixels(400, 1, 7, 9).double(), torch.arange(400) % 2 == 0, set()
+    got = Images(cutout=side).covered(x, free, key(3))
+    for n, (i, j) in enumerate(
+        (key(3).uniform("cutout", 2, 400).double() * torch.tensor([[7], [9]])).long().T.tolist()
+    ):
+        wanted = x[n, 0].clone()
+        if free[n]:
+            for a in range(7):
+                for b in range(9):
+                    if 0 <= a - (i - side // 2) < side and 0 <= b - (j - side // 2) < side:
+                        wanted[a, b] = 0
+            centres.add((i, j))
+        assert torch.equal(got[n, 0], wanted)
+    assert len(centres) > 55, "of 63"
+
+
+def test_what_is_not_free_keeps_its_colours_and_its_place() -> None:
+    x, free = pixels().double() / 255, torch.arange(64) % 3 == 0
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        got = Images(**{name: 0.5}).coloured(x, free, key(3), 1.0)
+        torch.testing.assert_close(got[~free], x[~free], rtol=1e-12, atol=1e-15)
+        assert (got[free] - x[free]).flatten(1).abs().amax(1).min() > 1e-4
+    assert torch.equal(Images(crop=2, flip=True).moved(pixels(), free, key(3))[~free], pixels()[~free])
 
 
 def test_replayed_samples_can_be_left_as_they_are() -> None:
@@ -237,11 +287,14 @@ def test_scores_of_an_image_and_its_mirror_image_are_averaged_where_asked() -> N
 
     @dataclass(frozen=True)
     class Left(Strategy):
-        """Class 1 where the left half is brighter than a middle grey; on average of two views, the whole."""
+        """Class 1 where the left half is brighter than a middle grey; on average of two views, the whole.
+
+        Class 0 has no score but 0, so the larger one of two views says nothing of the other.
+        """
 
         def predict(self, net: Any, theta: Any, memory: Any, x: torch.Tensor, tasks: Any) -> torch.Tensor:
             bright = x[..., :2].mean((1, 2, 3)) - 0.45
-            return torch.stack([-bright, bright], 1)
+            return torch.stack([torch.zeros_like(bright), bright], 1)
 
     stream = Stream.from_arrays(x, y, x, y, tasks=1)
     plain = cl.run(stream, Left(), seeds=1, model="mlp:layers=2")

@@ -54,6 +54,20 @@ def test_the_rounding_of_the_published_mean_counts() -> None:
     assert compare(same, Published(19.7, 0.0, 10, 0.001)).verdict == "differs"
 
 
+@pytest.mark.parametrize("digit", [0.1, 1.0])
+def test_the_variance_of_rounding_is_that_of_a_uniform_number(digit: float) -> None:
+    got = compare(OURS, Published(97.0, 0.81, 10, digit))
+    own, theirs = OURS.var(ddof=1) / 5, 0.81**2 / 10
+    df = (own + theirs) ** 2 / (own**2 / 4 + theirs**2 / 9)
+    reach = stats.t.ppf(0.975, df) * math.sqrt(own + theirs + digit**2 / 12)
+    assert (got.low, got.high) == pytest.approx((OURS.mean() - 97 - reach, OURS.mean() - 97 + reach))
+
+
+def test_the_same_number_throughout_is_reproduced() -> None:
+    assert compare([97.0, 97.0], exact(97.0, 0.0, 10)).verdict == "reproduced"
+    assert compare([97.0, 97.0], exact(97.1, 0.0, 10)).verdict == "differs"
+
+
 def test_a_single_run_borrows_the_published_deviation() -> None:
     theirs = exact(97.0, 0.5, 10)
     got = compare([97.9], theirs)
@@ -147,8 +161,9 @@ def test_what_does_not_vary_is_the_same_or_not() -> None:
     same, other = (difference([1.0, 2, 3], [1 + by, 2 + by, 3 + by], range(3), range(3)) for by in (0, 1))
     assert same.p == 1 and same.tied and not other.tied and other.low == other.high == -1
     assert math.isnan(other.p)  # of a difference that does not vary there is no t
-    rounded = difference([0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2], [0, 1], [0, 1])
-    assert rounded.p == 1 and rounded.tied
+    for ours, theirs in (([0.3, 0.3], [0.1 + 0.2, 0.1 + 0.2]), ([0.3, 0.7], [0.1 + 0.2, 0.7])):  # which rounding made
+        rounded = difference(ours, theirs, [0, 1], [0, 1])
+        assert (rounded.low, rounded.high, rounded.p) == (0, 0, 1) and rounded.tied
 
 
 def test_the_sides_are_the_values_that_are_held_against_each_other() -> None:

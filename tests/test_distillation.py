@@ -22,6 +22,7 @@ from continual.learning.seeds import Learners, Recipe
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.learning.train import Watch, train
 from continual.learning.training import Training
+from continual.strategies import fdr
 from continual.strategies.der import DER
 from continual.strategies.der_pp import DERPlusPlus
 from continual.strategies.fdr import FDR
@@ -308,14 +309,17 @@ def test_the_reservoir_of_der_keeps_rows_with_their_logits(capacity: int) -> Non
     assert capacity == 4 or set(STREAM.samples.task[memory["rows"].clamp_min(0)].tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("index", [1, 2])
 @pytest.mark.parametrize("error", ["mean", "sum"])
 @pytest.mark.parametrize("over", ["all", "seen"])
 @pytest.mark.parametrize("samples", [None, 7])
 @pytest.mark.parametrize("capacity", [9, 100])
-def test_der_and_der_pp_are_their_equations(error: Any, over: Any, samples: int | None, capacity: int) -> None:
+def test_der_and_der_pp_are_their_equations(
+    error: Any, over: Any, samples: int | None, capacity: int, index: int
+) -> None:
     """Two independent draws, the labels' one over the active outputs; written out sample by sample."""
     options: Any = {"capacity": capacity, "samples": samples, "error": error, "over": over}
-    theta, task = vector(1), STREAM.tasks[2]
+    theta, task = vector(1), STREAM.tasks[index]
     memory, _ = filled(DER(capacity=capacity), vector(0))
     batch = batch_of(task)
     n, stored = samples or 5, min(40, capacity)
@@ -330,7 +334,8 @@ def test_der_and_der_pp_are_their_equations(error: Any, over: Any, samples: int 
     labels = []
     for slot in second:
         row = memory["rows"][slot]
-        labels.append(-torch.log_softmax(NET.logits(theta, images(row[None]))[0], 0)[STREAM.samples.y[row]])
+        active = NET.logits(theta, images(row[None]))[0, : 2 * index + 2]
+        labels.append(-torch.log_softmax(active, 0)[STREAM.samples.y[row]])
     wanted = 0.3 * sum(dark) / n
     close(penalty(DER(alpha=0.3, **options), theta, memory, batch, task), wanted)
     got = penalty(DERPlusPlus(alpha=0.3, beta=0.8, **options), theta, memory, batch, task)
@@ -342,6 +347,14 @@ def test_der_has_no_penalty_until_something_is_stored(strategy: DER) -> None:
     theta, task = vector(0).requires_grad_(), STREAM.tasks[0]
     found = penalty(strategy, theta, strategy.init(NET, vector(0), STREAM), batch_of(task), task)
     assert float(found.detach()) == 0 and not torch.autograd.grad(found, theta)[0].any()
+
+
+def test_der_replays_a_single_stored_sample() -> None:
+    strategy, task, theta = DER(alpha=0.3, capacity=4), STREAM.tasks[1], vector(1)
+    memory = strategy.init(NET, theta, STREAM) | {"seen": torch.tensor(1)}
+    memory["rows"][0], memory["logits"][0] = 13, numbers(7, 6)
+    gap = NET.logits(theta, images(torch.tensor([13])))[0] - memory["logits"][0]
+    close(penalty(strategy, theta, memory, batch_of(task, 1), task), 0.3 * gap.square().mean())
 
 
 def test_der_pp_has_the_loss_of_avalanche_s_der_for_one_draw() -> None:
@@ -393,8 +406,10 @@ def remembered(strategy: FDR, thetas: list[torch.Tensor]) -> Memory:
     return memory
 
 
-def test_fdr_stores_the_outputs_of_each_task_s_end() -> None:
+@pytest.mark.parametrize("chunk", [4, fdr.CHUNK])
+def test_fdr_stores_the_outputs_of_each_task_s_end(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """A row of task t has the softmax, over the outputs seen then, of the network at the end of task t."""
+    monkeypatch.setattr(fdr, "CHUNK", chunk)
     thetas = [vector(n) for n in range(3)]
     memory = remembered(FDR(capacity=13), thetas)
     kept = [int(row) for row in memory["rows"] if row >= 0]
@@ -407,17 +422,19 @@ def test_fdr_stores_the_outputs_of_each_task_s_end() -> None:
         close(memory["outputs"][slot], wanted)
 
 
+@pytest.mark.parametrize("index", [1, 2])
 @pytest.mark.parametrize("distance", ["norm", "root", "square"])
 @pytest.mark.parametrize("samples", [None, 9])
-def test_fdr_is_its_equation(distance: Any, samples: int | None) -> None:
+def test_fdr_is_its_equation(distance: Any, samples: int | None, index: int) -> None:
+    """Over the outputs that are active now."""
     options: Any = {"distance": distance, "samples": samples} | ({} if distance == "square" else {"rounding": 0.01})
-    strategy, task = FDR(strength=1.5, capacity=13, **options), STREAM.tasks[2]
-    memory, theta = remembered(strategy, [vector(0), vector(1)]), vector(2)
+    strategy, task = FDR(strength=1.5, capacity=13, **options), STREAM.tasks[index]
+    memory, theta = remembered(strategy, [vector(n) for n in range(index)]), vector(2)
     batch, n = batch_of(task), samples or 5
     squares = []
     for slot in batch.key.integers("replay", n, 12).tolist():
-        now = torch.softmax(NET.logits(theta, images(memory["rows"][slot][None]))[0], 0)
-        squares.append(float((now - memory["outputs"][slot]).square().sum()))
+        now = torch.softmax(NET.logits(theta, images(memory["rows"][slot][None]))[0, : 2 * index + 2], 0)
+        squares.append(float((now - memory["outputs"][slot, : 2 * index + 2]).square().sum()))
     wanted = {
         "norm": sum(math.hypot(math.sqrt(square), 0.01) - 0.01 for square in squares) / n,
         "root": math.hypot(math.sqrt(sum(squares) / n), 0.01) - 0.01,
@@ -425,6 +442,14 @@ def test_fdr_is_its_equation(distance: Any, samples: int | None) -> None:
     }[distance]
     close(penalty(strategy, theta, memory, batch, task), 1.5 * wanted)
     assert float(penalty(strategy, theta, memory, batch_of(STREAM.tasks[0]), STREAM.tasks[0])) == 0
+
+
+def test_fdr_draws_as_many_as_the_step_s_own_samples() -> None:
+    """Whatever other parts of a chain have joined."""
+    strategy, task, theta = FDR(capacity=12), STREAM.tasks[1], vector(1)
+    memory, batch = remembered(strategy, [vector(0)]), batch_of(task)
+    joined = batch.join(torch.tensor([0, 13, 5]), task)
+    close(penalty(strategy, theta, memory, joined, task), penalty(strategy, theta, memory, batch, task))
 
 
 @pytest.mark.parametrize("distance", ["norm", "root", "square"])

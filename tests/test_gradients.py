@@ -199,6 +199,14 @@ def test_a_gradient_that_opposes_none_stays(options: dict[str, float]) -> None:
     assert not torch.equal(unopposed(-friendly, G, **options), -friendly)
 
 
+@pytest.mark.parametrize("options", [{}, {"bound": 0.5}, {"added": 0.5}, {"ridge": 0.1, "bound": 0.5}], ids=str)
+def test_what_lies_at_right_angles_is_not_opposed(options: dict[str, float]) -> None:
+    """As gradients of tasks do that share no weight."""
+    g, G = torch.zeros(8, dtype=torch.float64), torch.zeros(2, 8, dtype=torch.float64)
+    g[:3], G[0, 3:5], G[1, 5:] = vector(0, 3), vector(1, 2), vector(2, 3)
+    assert torch.equal(unopposed(g, G, **options), g)
+
+
 def test_single_precision_is_solved_in_double() -> None:
     G, g = (part.float() for part in problem("nearly contradicting", 6, 1))
     torch.testing.assert_close(unopposed(g, G), unopposed(g.double(), G.double()).float(), rtol=0, atol=0)
@@ -332,11 +340,12 @@ NETS = {
 }
 
 
+@pytest.mark.parametrize("index", [1, 2])
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("kind", NETS)
-def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bool) -> None:
+def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bool, index: int) -> None:
     """Of what there is in a line, over the outputs that are active; of a line without anything, zero."""
-    net, task, samples = copy.copy(NETS[kind]), STREAM.tasks[2], STREAM.samples
+    net, task, samples = copy.copy(NETS[kind]), STREAM.tasks[index], STREAM.samples
     net.mapped = mapped
     theta = vector(7, 2 * net.size).reshape(2, -1)
 
@@ -347,7 +356,7 @@ def test_stored_gradients_are_those_of_each_line_by_itself(kind: str, mapped: bo
     for r, line in itertools.product(range(2), range(3)):
         rows = LINES[line][LINES[line] >= 0]
         live = theta[r].clone().requires_grad_()
-        logits = net.logits(live, samples.images(rows, torch.float64), samples.task[rows])[:, :6]
+        logits = net.logits(live, samples.images(rows, torch.float64), samples.task[rows])[:, : 2 * index + 2]
         loss = -logits.log_softmax(1)[torch.arange(len(rows)), samples.y[rows]].sum() / max(len(rows), 1)
         torch.testing.assert_close(got[r, line], torch.autograd.grad(loss, live)[0], rtol=1e-9, atol=1e-12)
     assert int((got.abs().sum(-1) > 0).sum()) == 4

@@ -562,6 +562,12 @@ def test_joined_data_has_all_classes_in_colour_at_one_size() -> None:
     assert torch.equal(both.x[:10, 0], both.x[:10, 2])
 
 
+def test_levels_of_sets_in_sequence_are_rounded_to_the_nearest() -> None:
+    levels = torch.arange(17, dtype=torch.uint8).reshape(17, 1, 1, 1).expand(-1, 1, 2, 2)
+    digits = Data.from_arrays(levels, [0] * 17, levels, [0] * 17, top=16)
+    assert joined([digits], 2).x[:, 0, 0, 0].tolist() == [round(level * 255 / 16) for level in range(17)]
+
+
 def test_files_that_were_left_out_are_named_with_their_set() -> None:
     a, b = (replace(small(name, ("x", "y"), (3, 4, 4)), skipped=("train/x/0.jpg",)) for name in ("one", "two"))
     assert joined((a, b, a), 4).skipped == ("one/train/x/0.jpg", "two/train/x/0.jpg", "one-2/train/x/0.jpg")

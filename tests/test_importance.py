@@ -18,7 +18,7 @@ from continual.learning.strategy import Chain, cross_entropy
 from continual.learning.train import schedule
 from continual.strategies import SI
 from continual.strategies.cwr import CWRStar
-from continual.streams.rng import Key, key
+from continual.streams.rng import key
 from continual.streams.stream import Task
 
 LABELS = get_args(importance.Label)
@@ -343,9 +343,8 @@ def test_the_largest_and_the_smallest_draw_take_an_active_label() -> None:
     p[:, 0] = p[:, 25:] = 0
     p = p / p.sum(-1, keepdim=True)
     for word in (0xFFFFFFFF, 0):
-        words = torch.full((len(p),), word)
-        stuck = Key(torch.tensor(0), 0, torch.tensor(0), pool={("label", len(p)): words}).uniform("label", len(p))
-        labels = importance.label_weights(p, torch.zeros(len(p), dtype=torch.int64), "sampled", stuck)[0].argmax(-1)
+        u = torch.full((len(p),), (word >> 8) * 2.0**-24)
+        labels = importance.label_weights(p, torch.zeros(len(p), dtype=torch.int64), "sampled", u)[0].argmax(-1)
         chosen = p.gather(1, labels[:, None]).squeeze(1)
         wrong = int((chosen == 0).sum())
         assert wrong == 0, f"{wrong} of {len(p)} draws chose a label of probability 0, such as {int(labels.max())}"

@@ -18,11 +18,11 @@ from continual.conformance import check, mapped_equals_looped, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning import importance
 from continual.learning.evaluate import Evaluation
-from continual.learning.models import MLP, LinearNet
+from continual.learning.models import MLP, LinearNet, Out
 from continual.learning.optimizers import SGD, Adam, AdamW, Constant, Optimizer
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
-from continual.learning.strategy import Chain, Strategy
+from continual.learning.strategy import Batch, Chain, Step, Strategy
 from continual.learning.train import Stopped, Watch, schedule, train
 from continual.learning.training import Training
 from continual.strategies import EWC, SI, Finetune, Joint, Replay
@@ -310,14 +310,20 @@ def test_hat_is_its_equations(s_max: float, c: float, clamp: float, scaled: Any,
             torch.testing.assert_close(alone.memory[f"used{n}"], used, rtol=1e-6, atol=1e-7)
 
 
+def risen(alone: Learners, index: int, batches: list[torch.Tensor]) -> list[float]:
+    """HAT's s at each step of a task that has begun."""
+    program, seen = Program(alone, index, batches), []
+    for number, rows in enumerate(batches):
+        seen.append(float(alone.memory["s"]))
+        program(number, rows)
+    return seen
+
+
 @pytest.mark.parametrize("batch", [5, 8, 24])
 def test_s_rises_in_each_epoch_from_its_inverse_to_its_most(batch: int) -> None:
     alone, training = learners(HAT(s_max=50)), dataclasses.replace(TRAINING, batch=batch)
     batches = schedule(alone.begin(0), training, alone.seed, 0)
-    program, seen = Program(alone, 0, batches), []
-    for number, rows in enumerate(batches):
-        seen.append(float(alone.memory["s"]))
-        program(number, rows)
+    seen = risen(alone, 0, batches)
     count = math.ceil(24 / batch)
     once = [1 / 50 + (50 - 1 / 50) * b / max(count - 1, 1) for b in range(count)]
     assert seen == pytest.approx(once * 2 if count > 1 else [1 / 50, 50])
@@ -326,12 +332,36 @@ def test_s_rises_in_each_epoch_from_its_inverse_to_its_most(batch: int) -> None:
 def test_where_an_epoch_drops_its_last_rows_s_is_late_by_one_step_only() -> None:
     alone, training = learners(HAT(s_max=50)), dataclasses.replace(TRAINING, batch=7, last="drop", epochs=3)
     batches = schedule(alone.begin(0), training, alone.seed, 0)
-    program, seen = Program(alone, 0, batches), []
-    for number, rows in enumerate(batches):
-        seen.append(float(alone.memory["s"]))
-        program(number, rows)
+    seen = risen(alone, 0, batches)
     low, step = 1 / 50, (50 - 1 / 50) / 3
     assert seen == pytest.approx([low, low + step, low + 2 * step] + [50, low + step, low + 2 * step] * 2)
+
+
+def test_s_begins_anew_where_a_task_ended_within_an_epoch() -> None:
+    alone, low, step = learners(HAT(s_max=50)), 1 / 50, (50 - 1 / 50) / 2
+    for index in range(2):
+        batches = alone.begin(index).split(8)  # three of an epoch, and one of the next
+        assert risen(alone, index, [*batches, batches[0]]) == pytest.approx([low, low + step, 50, low])
+        alone.end(index)
+
+
+def test_s_is_its_most_however_many_rows_an_epoch_has() -> None:
+    """As a part of a chain may make them."""
+    alone = learners(HAT(s_max=50))
+    train = alone.begin(0)
+    seen = risen(alone, 0, [train[:size] for size in (7, 1, 7, 1, 7, 7)])
+    assert max(seen) <= 50 and seen[-1] == pytest.approx(50)
+
+
+def test_rows_that_join_are_none_of_an_epoch() -> None:
+    strategy, task = HAT(s_max=50), STREAM.tasks[1]
+    net = strategy.extend(NET, STREAM)
+    theta, rows = net.initial(key(0), torch.float64), task.train[:8]
+    memory = strategy.before_task(net, theta, strategy.init(net, theta, STREAM), task)[1]
+    batch = Batch(rows, task.samples.y[rows], task.samples.task[rows], task.key, own=8)
+    step = Step(batch.join(torch.tensor([0, 13, 5]), task), Out(theta, theta), set(), before=theta)
+    after = strategy.after_step(strategy.network(net, memory), theta, memory, step, task)[1]
+    assert int(after["done"]) == 8 and float(after["s"]) == pytest.approx(1 / 50 + (50 - 1 / 50) / 2)
 
 
 def test_the_compensation_is_bounded() -> None:

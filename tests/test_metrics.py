@@ -114,6 +114,13 @@ def test_matrix_metrics_by_hand():
     same(m.intransigence(A, [[1.0, 0.9, 0.6]]), m.intransigence(A, [1.0, 0.9, 0.6]))
 
 
+def test_nothing_is_lost_where_later_tasks_help():
+    helped = np.array([[[0.1, 0.1, 0.1], [0.5, 0.2, 0.1], [0.7, 0.6, 0.2], [0.9, 0.8, 0.7]]])
+    same(m.dr_backward_transfer(helped), [(0.2 + 0.4 + 0.2) / 3])
+    same(m.positive_backward_transfer(helped), [0.8 / 3])
+    same(m.remembering(helped), [1.0])
+
+
 def test_rows_of_forgetting_differ_where_they_should():
     # task 2 is best before anything is learnt, then before it is learnt, then after
     A = np.array([[[0.0, 0.9, 0.0], [0.8, 0.7, 0.0], [0.8, 0.5, 0.0], [0.8, 0.1, 0.5]]])
@@ -271,6 +278,11 @@ def test_a_trace_that_lacks_a_task_gives_nan():
     assert np.isnan(m.stability_gap(TRACE[:, :2], TASK[:2])).all()
 
 
+def test_a_switch_before_which_nothing_was_evaluated_has_no_gap():
+    trace = np.array([[[0.5, 0.9, 0.1], [0.4, 0.8, 0.7]]])
+    same(m.stability_gaps(trace, [1, 2]), [[np.nan, (0.5 + 0.9 - 0.4 - 0.8) / 2]])
+
+
 def test_what_is_no_trace_is_refused():
     with pytest.raises(ValueError, match=r"\(R, E, T\)"):
         m.minimum_accuracy(TRACE, TASK[:3])
@@ -301,6 +313,15 @@ def test_summary_of_one_seed_and_of_none():
     none = m.summarise([np.nan, np.nan])
     assert math.isnan(none.mean)
     assert (none.n, none.failed) == (0, 2)
+
+
+def test_over_seeds_is_the_summary_of_each_place():
+    values = np.random.default_rng(0).random((5, 2, 3))
+    values[1, 0, 2] = values[:4, 1, 1] = values[:, 1, 0] = np.nan
+    found = m.over_seeds(values)
+    for place in np.ndindex(2, 3):
+        one = m.summarise(values[:, *place])
+        same([part[place] for part in found], [one.mean, one.sd, one.n])
 
 
 # ---- by name

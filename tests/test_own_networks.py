@@ -426,7 +426,7 @@ ONE = body()
     (lambda: None, {}, "make gives a NoneType; it gives a module with a body and a linear head"),
     (lambda: body(nn.LazyLinear(10)), {}, "lazy layers.*give the sizes"),
     (body, {"trained": lambda name: name == "no"}, "none of the network's parameters is trained; it has body.1.bias, "),
-    (lambda: body(Phases()), {}, r"body.2.phases is complex64, and θ is of real numbers"),
+    (lambda: body(Phases()), {}, r"body.2.phases is complex, and θ is of real numbers"),
     (lambda: body(nn.Embedding(4, 3, sparse=True)), {}, "body.2 is an Embedding with sparse=True"),
     (lambda: body(nn.EmbeddingBag(4, 3, max_norm=1.0)), {}, "body.2 is an EmbeddingBag with .* max_norm"),
     (lambda: body(torch.jit.script(nn.Linear(10, 10))), {}, "body.2 was compiled by TorchScript"),
@@ -435,6 +435,22 @@ ONE = body()
 def test_a_make_that_is_none_is_refused(make: Any, given: dict[str, Any], said: str) -> None:
     with pytest.raises(BadOption, match=said):
         learners_of(make, **given)
+
+
+class Places(nn.Module):
+    """Whole numbers that are never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.arange(10).flip(0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.places]
+
+
+def test_whole_numbers_may_lie_beside_theta() -> None:
+    group = learners_of(lambda: body(Places()))
+    assert not train(group, TRAINING, Watch())[1] and "body.2.places" not in group.net.shapes
 
 
 def test_a_copy_each_time_is_a_new_module() -> None:

@@ -34,6 +34,7 @@ def test_runs_of_some_seeds_and_of_others_are_that_of_all(tmp_path: Path) -> Non
         ("finetune", [1, 2, 5, 7]), ("replay:capacity=20", [1, 2, 5, 7]), ("replay:capacity=30", [2]),
     ]  # fmt: skip
     assert found[2].record is parts[-1].record, "what is one run alone is left as it is"
+    assert np.isnan(whole[0].arrays["loss"]).any(), "losses differ in length"
     for one, other in zip(found, whole, strict=False):
         assert one.record["protocol"] == other.record["protocol"] and one.record["strategy"] == other.record["strategy"]
         assert one.arrays.keys() == other.arrays.keys()
@@ -78,6 +79,14 @@ def test_a_seed_that_is_in_two_runs_is_that_of_the_first() -> None:
     assert one.record["stopped"] == lost[1:], "the second seed that was stopped takes no part"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_seed_that_took_fewer_steps_has_no_losses_behind_them(order: int) -> None:
+    longer, shorter = made([1]), made([2])
+    longer.arrays["loss"], shorter.arrays["loss"] = np.array([[3.0, 2.0, 1.0]]), np.array([[4.0]])
+    (both,) = pooled([longer, shorter][::order])
+    np.testing.assert_array_equal(both.arrays["loss"], [[3, 2, 1], [4, np.nan, np.nan]])
+
+
 def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
     one, other, longer = made([1]), made([2]), made([3])
     for result, steps in ((one, [4, 8]), (other, [4, 9]), (longer, [4, 8, 12])):
@@ -96,6 +105,12 @@ def test_runs_that_were_measured_at_other_steps_are_refused() -> None:
         (both,) = pooled(two)
         assert both.trace is not None and both.trace_step is not None and both.trace_step.tolist() == [4, 8, 12]
         assert np.isnan(both.trace[0, 1:]).all() and np.isfinite(both.trace[:, 0]).all()
+    one.arrays["trace"], longer.arrays["trace_step"] = np.full((1, 2, 2), 0.5), np.array([4, 9, 12])
+    longer.arrays["trace"][:, 1:] = np.nan  # those that count are of the seed that was not stopped, which took fewer
+    for two in ([one, longer], [longer, one]):
+        (both,) = pooled(two)
+        assert both.trace is not None and both.trace_step is not None and both.trace_step.tolist() == [4, 8]
+        assert np.isfinite(both.trace[0]).all() and np.isnan(both.trace[1, 1]).all()
 
 
 def test_how_runs_were_computed_is_said_where_all_were_so() -> None:

@@ -34,6 +34,7 @@ STREAM = small_stream(0)  # six classes of 12 images, two in each of three tasks
 HIDDEN, RATE = 6, 0.3
 NET = MLP(layers=(HIDDEN,)).build(STREAM.shape, STREAM.units)
 EVERY = torch.arange(72)
+WEIGHTS = [None, torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)]  # of four samples
 
 
 def avalanche() -> None:
@@ -68,8 +69,8 @@ def all_active(stream: Stream = STREAM) -> Stream:
     return dataclasses.replace(stream, tasks=tuple(dataclasses.replace(t, outputs=outputs) for t in stream.tasks))
 
 
-def images(rows: torch.Tensor) -> torch.Tensor:
-    return STREAM.samples.images(rows, torch.float64)
+def images(rows: torch.Tensor, stream: Stream = STREAM) -> torch.Tensor:
+    return stream.samples.images(rows, torch.float64)
 
 
 def features(theta: torch.Tensor, rows: torch.Tensor = EVERY, unit: bool = False) -> torch.Tensor:
@@ -83,7 +84,12 @@ def predicted(alone: Learners, rows: torch.Tensor = EVERY, tasks: int = 2) -> to
 
 def batch_of(task: Task, rows: torch.Tensor, weight: torch.Tensor | None = None) -> Batch:
     samples = task.samples
-    return Batch(rows, samples.y[rows], samples.task[rows], task.key, len(rows), weight, images(rows))
+    x = samples.images(rows, torch.float64)
+    return Batch(rows, samples.y[rows], samples.task[rows], task.key, len(rows), weight, x)
+
+
+def averaged(each: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
 
 def loss_of(strategy: Strategy, theta: torch.Tensor, memory: Memory, batch: Batch, task: Task) -> torch.Tensor:
@@ -109,6 +115,25 @@ def test_classes_that_were_not_taken_up_come_last_as_the_network_answers(strateg
             assert (scores[:, known:].amax(1) <= scores[:, :known].amin(1) - 1).all()
             among = [one[:, known:] - one[:, known : known + 1] for one in (scores, logits)]
             torch.testing.assert_close(*among)
+
+
+def test_classes_that_come_last_are_told_apart_beside_large_scores() -> None:
+    """In single precision, too."""
+    theta, x = vector(1).float(), images(EVERY).float()
+    memory = {"means": torch.full((6, HIDDEN), 1e6), "counts": torch.tensor([1.0, 1, 0, 0, 0, 0])}
+    scores, logits = NCM().predict(NET, theta, memory, x, EVERY * 0), NET.logits(theta, x)
+    assert torch.equal(scores[:, 2:].argmax(1), logits[:, 2:].argmax(1))
+    assert (scores[:, 2:].amax(1) < scores[:, :2].amin(1)).all()
+
+
+def test_scores_of_features_are_in_full_precision_where_the_network_is_not() -> None:
+    theta, x = vector(1).float(), images(EVERY).float()
+    weight, bias = 100 * vector(2, 6 * HIDDEN).float().view(6, HIDDEN), vector(3, 6).float()
+    memory = {"weight": weight, "bias": bias, "counts": torch.ones(6)}
+    with torch.autocast("cpu", torch.bfloat16):
+        got, features = SLDA().predict(NET, theta, memory, x, EVERY * 0), NET.forward(theta, x, EVERY * 0).features
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), features.float() @ weight.T + bias, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["ncm:trunk=never", "slda:trunk=never"])
@@ -284,16 +309,18 @@ def test_avalanche_s_slda_streams_as_the_paper_does(covariance: Any) -> None:
 
 
 def brute_herding(found: torch.Tensor, count: int, renormalize: bool) -> list[int]:
-    """Algorithm 4, each candidate on its own."""
+    """Algorithm 4 in double precision, each time with all candidates; of several that are equally near, the first."""
 
-    def mean(vectors: list[torch.Tensor]) -> torch.Tensor:
-        average = sum(vectors, torch.zeros_like(found[0])) / len(vectors)
-        return average / average.norm() if renormalize else average
+    def mean(sums: torch.Tensor, n: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(sums, dim=-1) if renormalize else sums / n
 
-    mu, chosen = mean(list(found)), []
-    for _ in range(min(count, len(found))):
-        left = [n for n in range(len(found)) if n not in chosen]
-        chosen.append(min(left, key=lambda n: float((mu - mean([found[c] for c in [*chosen, n]])).norm())))
+    found, chosen = found.double(), list[int]()
+    mu, total = mean(found.sum(0), len(found)), torch.zeros_like(found[0])
+    for k in range(1, min(count, len(found)) + 1):
+        distance = (mu - mean(total + found, k)).square().sum(1)
+        distance[chosen] = torch.inf
+        chosen.append(int((distance <= distance.min() * (1 + 1e-12)).int().argmax()))
+        total = total + found[chosen[-1]]
     return chosen
 
 
@@ -303,6 +330,17 @@ def test_herding_is_algorithm_4(n: int, count: int, renormalize: bool) -> None:
     for seed in range(5):
         found = torch.nn.functional.normalize(vector(seed, n * 4).reshape(n, 4))
         assert herded(found, count, renormalize).tolist() == brute_herding(found, count, renormalize)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_herding_of_features_that_are_zero_and_of_many(dtype: torch.dtype) -> None:
+    """Those whose units are all off have not length 1; of many, single precision cannot tell all distances apart."""
+    for seed in range(5):
+        some = vector(seed, 40 * 4).reshape(40, 4).relu()
+        some[::3] = 0
+        for found, count in ((some, 12), (vector(seed, 4000 * 2).reshape(4000, 2), 60)):
+            unit = torch.nn.functional.normalize(found).to(dtype)
+            assert herded(unit, count).tolist() == brute_herding(unit, count, False)
 
 
 def test_the_two_means_of_herding_choose_differently() -> None:
@@ -366,36 +404,36 @@ def icarl_loss(logits: torch.Tensor, answers: torch.Tensor, y: int, new: list[in
     return total
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weight", WEIGHTS, ids=["alike", "weighed"])
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_the_loss_of_icarl_is_the_equation(reduce: Any, index: int, weighted: bool) -> None:
+def test_the_loss_of_icarl_is_the_equation(reduce: Any, index: int, weight: torch.Tensor | None) -> None:
     strategy, task, theta, teacher = ICaRL(reduce=reduce), STREAM.tasks[index], vector(1), vector(2)
     rows = torch.tensor([24 * index, 24 * index + 13, 3, 20])
-    weight = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
     memory = strategy.before_task(NET, teacher, strategy.init(NET, vector(0), STREAM), task)[1]
     logits, answers = NET.logits(theta, images(rows)), NET.logits(teacher, images(rows))
     new, old = [2 * index, 2 * index + 1], list(range(2 * index))
     y = STREAM.samples.y[rows].tolist()
     each = torch.stack([icarl_loss(logits[n], answers[n], y[n], new, old) for n in range(4)])
     each = each / len(new + old) if reduce == "mean" else each
-    wanted = (each * weight).sum() / 10 if weighted else each.mean()
-    got = loss_of(strategy, theta, memory, batch_of(task, rows, weight if weighted else None), task)
-    torch.testing.assert_close(got, wanted)
+    got = loss_of(strategy, theta, memory, batch_of(task, rows, weight), task)
+    torch.testing.assert_close(got, averaged(each, weight))
 
 
+@pytest.mark.parametrize("weight", WEIGHTS, ids=["alike", "weighed"])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_icarl_with_a_softmax(index: int) -> None:
+def test_icarl_with_a_softmax(index: int, weight: torch.Tensor | None) -> None:
     strategy, task, theta, teacher = ICaRL(outputs="softmax", temperature=3), STREAM.tasks[index], vector(1), vector(2)
     rows = torch.tensor([24 * index, 24 * index + 13, 3, 20])
     memory = strategy.before_task(NET, teacher, strategy.init(NET, vector(0), STREAM), task)[1]
     logits, answers = NET.logits(theta, images(rows)), NET.logits(teacher, images(rows))
     seen = 2 * index
-    wanted = torch.nn.functional.cross_entropy(logits[:, : seen + 2], STREAM.samples.y[rows])
+    each = torch.nn.functional.cross_entropy(logits[:, : seen + 2], STREAM.samples.y[rows], reduction="none")
     if index:
         q, log_g = torch.softmax(answers[:, :seen] / 3, 1), torch.log_softmax(logits[:, :seen] / 3, 1)
-        wanted = wanted + 9 * (q * (q.log() - log_g)).sum(1).mean()
-    torch.testing.assert_close(loss_of(strategy, theta, memory, batch_of(task, rows), task), wanted)
+        each = each + 9 * (q * (q.log() - log_g)).sum(1)
+    got = loss_of(strategy, theta, memory, batch_of(task, rows, weight), task)
+    torch.testing.assert_close(got, averaged(each, weight))
 
 
 def test_where_tasks_share_their_outputs_icarl_distils_nothing() -> None:
@@ -410,6 +448,23 @@ def test_where_tasks_share_their_outputs_icarl_distils_nothing() -> None:
     label = torch.nn.functional.one_hot(y, 2).double()
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(out.logits, label, reduction="sum") / 4
     torch.testing.assert_close(strategy.loss(net, theta, memory, batch, out, task), wanted)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_where_tasks_have_outputs_of_their_own_icarl_distils_the_old_ones_of_every_sample(reduce: Any) -> None:
+    """The label is told among the sample's own outputs, and the mean is over those that count."""
+    stream = small_stream(0, "task")
+    net, strategy, task = MLP(layers=(HIDDEN,)).build(stream.shape, stream.units), ICaRL(reduce=reduce), stream.tasks[1]
+    theta, teacher, rows = vector(1), vector(2), torch.tensor([24, 37, 3, 20])  # two of them are exemplars
+    memory = strategy.init(net, vector(0), stream) | {"teacher": teacher}
+    g, q = (torch.sigmoid(net.logits(weights, images(rows, stream))) for weights in (theta, teacher))
+    terms = []
+    for n, row in enumerate(rows.tolist()):
+        for k in range(4 if row >= 24 else 2):
+            t = q[n, k] if k < 2 else float(k == stream.samples.y[row])
+            terms.append(-t * torch.log(g[n, k]) - (1 - t) * torch.log(1 - g[n, k]))
+    got = loss_of(strategy, theta, memory, batch_of(task, rows), task)
+    torch.testing.assert_close(got, sum(terms) / (4 if reduce == "sum" else len(terms)))
 
 
 def plain_net(theta: torch.Tensor) -> tuple[torch.nn.Sequential, torch.nn.Linear]:
@@ -520,19 +575,21 @@ def bic_memory(strategy: BiC, **given: Any) -> Memory:
 
 @pytest.mark.parametrize("options", [{}, {"strength": 0.2}, {"temperature": 5.0}], ids=str)
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_the_loss_of_bic(index: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("weight", WEIGHTS, ids=["alike", "weighed"])
+def test_the_loss_of_bic(weight: torch.Tensor | None, index: int, options: dict[str, Any]) -> None:
     strategy, task, theta, teacher = BiC.read(options), STREAM.tasks[index], vector(1), vector(2)
     rows, seen = torch.tensor([24 * index, 24 * index + 13, 3, 20]), 2 * index
     taught = torch.stack([1 + vector(3, 6), vector(4, 6)])
     memory = bic_memory(strategy, teacher=teacher, teacher_correction=taught)
     logits = NET.logits(theta, images(rows))
     answers = taught[0] * NET.logits(teacher, images(rows)) + taught[1]
-    wanted = torch.nn.functional.cross_entropy(logits[:, : seen + 2], STREAM.samples.y[rows])
+    each = torch.nn.functional.cross_entropy(logits[:, : seen + 2], STREAM.samples.y[rows], reduction="none")
     if index:
         t, strength = options.get("temperature", 2.0), options.get("strength", seen / (seen + 2))
         p, log_p = torch.softmax(answers[:, :seen] / t, 1), torch.log_softmax(logits[:, :seen] / t, 1)
-        wanted = (1 - strength) * wanted + strength * (p * (p.log() - log_p)).sum(1).mean()
-    torch.testing.assert_close(loss_of(strategy, theta, memory, batch_of(task, rows), task), wanted)
+        each = (1 - strength) * each + strength * (p * (p.log() - log_p)).sum(1)
+    got = loss_of(strategy, theta, memory, batch_of(task, rows, weight), task)
+    torch.testing.assert_close(got, averaged(each, weight))
 
 
 @pytest.mark.parametrize("ridge", [(0.1, 0.001), (0.0, 0.01), (2.0, 1.0)])
@@ -571,6 +628,19 @@ def test_held_rows_are_balanced_and_are_not_trained_on() -> None:
         share = min(48 // classes - each, 12 - each)
         assert Counter(STREAM.samples.y[kept].tolist()) == dict.fromkeys(range(classes), share)
         assert len(set(kept) | held_now) == len(kept) + len(held_now) <= 48
+
+
+def test_as_many_of_each_class_are_held_where_earlier_ones_have_fewer() -> None:
+    y = torch.tensor([k for k, count in enumerate((4, 5, 12, 9, 12, 12)) for _ in range(count)])
+    x = torch.arange(len(y), dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 3, 3)
+    stream = Stream.from_arrays(x, y, x, y, tasks=3)
+    strategy, theta = BiC(capacity=100, held=0.5, fill="random"), vector(0)
+    memory = strategy.init(NET, theta, stream)
+    for task in stream.tasks:
+        theta, memory = strategy.before_task(NET, theta, memory, task)
+        held = memory["held_rows"][memory["held_rows"] >= 0]
+        assert stream.samples.y[held].bincount().tolist() == [2] * (2 * task.index + 2)
+        theta, memory = strategy.after_task(NET, theta, memory, task)
 
 
 @pytest.mark.parametrize("fill", ["herding", "random"])
@@ -612,6 +682,18 @@ def test_with_corrections_that_stay_the_data_term_is_of_corrected_outputs() -> N
     memory = bic_memory(strategy, correction=correction)
     logits = correction[0] * NET.logits(theta, images(rows)) + correction[1]
     wanted = torch.nn.functional.cross_entropy(logits, STREAM.samples.y[rows])
+    torch.testing.assert_close(loss_of(strategy, theta, memory, batch_of(task, rows), task), wanted)
+
+
+def test_with_corrections_that_stay_corrected_outputs_are_distilled() -> None:
+    strategy, task, theta, teacher = BiC(keep="each", strength=1.0), STREAM.tasks[2], vector(1), vector(2)
+    rows, taught = torch.tensor([48, 60, 3, 30]), torch.stack([1 + vector(3, 6), vector(4, 6)])
+    now = torch.stack([1 + vector(5, 6), vector(6, 6)])
+    memory = bic_memory(strategy, teacher=teacher, teacher_correction=taught, correction=now)
+    answers = taught[0] * NET.logits(teacher, images(rows)) + taught[1]
+    logits = now[0] * NET.logits(theta, images(rows)) + now[1]
+    p, log_p = torch.softmax(answers[:, :4] / 2, 1), torch.log_softmax(logits[:, :4] / 2, 1)
+    wanted = (p * (p.log() - log_p)).sum(1).mean()
     torch.testing.assert_close(loss_of(strategy, theta, memory, batch_of(task, rows), task), wanted)
 
 
@@ -690,12 +772,14 @@ def test_cwr_is_the_paper_s_algorithm(scenario: str, bias: Any) -> None:
         torch.testing.assert_close(scores, wanted[:, : max(counts) + 1])
 
 
+@pytest.mark.parametrize("weight", WEIGHTS, ids=["alike", "weighed"])
 @pytest.mark.parametrize("outputs", ["task", "active"])
-def test_the_outputs_that_a_task_of_cwr_learns_with(outputs: Any) -> None:
-    strategy, theta, task, rows = CWRStar(outputs=outputs), vector(1), STREAM.tasks[2], torch.tensor([48, 60, 71])
-    logits = NET.logits(theta, images(rows))[:, 4:] if outputs == "task" else NET.logits(theta, images(rows))
-    wanted = torch.nn.functional.cross_entropy(logits, STREAM.samples.y[rows] - (4 if outputs == "task" else 0))
-    torch.testing.assert_close(loss_of(strategy, theta, {}, batch_of(task, rows), task), wanted)
+def test_the_outputs_that_a_task_of_cwr_learns_with(outputs: Any, weight: torch.Tensor | None) -> None:
+    strategy, theta, task, rows = CWRStar(outputs=outputs), vector(1), STREAM.tasks[2], torch.tensor([48, 60, 71, 50])
+    first = 4 if outputs == "task" else 0
+    logits, y = NET.logits(theta, images(rows))[:, first:], STREAM.samples.y[rows] - first
+    wanted = averaged(torch.nn.functional.cross_entropy(logits, y, reduction="none"), weight)
+    torch.testing.assert_close(loss_of(strategy, theta, {}, batch_of(task, rows, weight), task), wanted)
 
 
 def test_avalanche_s_cwr_has_the_same_weights() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import continual as cl
-from continual import config
+from continual import config, plugins
 from continual.conformance import TRAINING, check, learners_of, small_stream
 from continual.errors import BadChain, BadOption
 from continual.learning.models import MLP, Gated, LinearNet, Net, Out
@@ -25,6 +26,7 @@ from continual.learning.step import Program
 from continual.learning.strategy import Batch, Memory, Step, Strategy
 from continual.learning.train import Watch, train
 from continual.strategies import gss
+from continual.strategies.der import DER
 from continual.strategies.er_ace import ERACE
 from continual.strategies.gdumb import GDumb, greedily
 from continual.strategies.gss import GSS
@@ -102,6 +104,7 @@ def close(got: torch.Tensor, wanted: Any) -> None:
 
 
 ONLINE = [ERACE, MIR, GSS]
+REPLAYING = [*ONLINE, Replay, partial(Replay, fill="reservoir")]
 
 
 @pytest.mark.parametrize("method", ONLINE)
@@ -115,7 +118,7 @@ def test_the_memory_has_no_row_twice_after_an_epoch_and_all_that_came_by_if_ther
     assert set(kept) <= {row for task in STREAM.tasks[:2] for row in task.train.tolist()}
 
 
-@pytest.mark.parametrize("method", ONLINE)
+@pytest.mark.parametrize("method", [*ONLINE, partial(ERACE, combine="mean"), partial(MIR, combine="sum")])
 def test_as_long_as_nothing_is_stored_a_batch_is_learnt_alone(method: Any) -> None:
     strategy, theta, task = method(), vector(0), STREAM.tasks[0]
     memory = strategy.init(NET, theta, STREAM)
@@ -140,7 +143,14 @@ def test_stored_samples_join_as_many_as_are_asked_for(method: Any) -> None:
         assert batch.weight is not None and batch.weight.tolist() == [1] * (5 + count)
 
 
-@pytest.mark.parametrize("method", ONLINE)
+@pytest.mark.parametrize("method", [*REPLAYING, DER])
+def test_as_many_join_as_a_step_has_of_its_own_whoever_has_joined_before(method: Any) -> None:
+    memory, theta, task = filled(method(), 1), vector(0), STREAM.tasks[1]
+    joined = batch_of(task).join(torch.tensor([1, 2, 4]), task)
+    assert len(method().batch(NET, theta, memory, joined, task).row) == 8 + 5
+
+
+@pytest.mark.parametrize("method", REPLAYING)
 def test_weights_of_an_earlier_part_of_a_chain_stay_in_proportion(method: Any) -> None:
     memory, theta, task = filled(method(), 1), vector(0), STREAM.tasks[1]
     given = batch_of(task)._replace(weight=torch.tensor([0.1, 0.3, 0.2, 0.2, 0.2], dtype=torch.float64))
@@ -163,12 +173,35 @@ def test_samples_that_join_with_no_word_of_their_weight_weigh_as_the_others_do(g
             close(joined.weight, [*given, *([0.2] * 2 if any(given) else [1] * 2)])
 
 
-@pytest.mark.parametrize("method", [*ONLINE, Replay])
+@pytest.mark.parametrize("method", REPLAYING)
 def test_where_an_earlier_part_gives_no_sample_weight_they_have_none(method: Any) -> None:
     memory, theta, task = filled(method(), 1), vector(0), STREAM.tasks[1]
     given = batch_of(task)._replace(weight=torch.zeros(5, dtype=torch.float64))
     batch = method(samples=2).batch(NET, theta, memory, given, task)
     assert batch.weight is not None and batch.weight[:5].tolist() == [0] * 5 and (batch.weight[5:] > 0).all()
+
+
+WEIGHING = [
+    *(name for name in plugins.registered("strategies") if any(map(config.make_strategy(name).has, ("batch", "loss")))),
+    "generative-replay:soft=true", "icarl:outputs=softmax", "lwf:schedule=share", "mir:combine=sum",
+    "replay:fill=reservoir", "replay:share=0.3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WEIGHING)
+def test_a_sample_that_weighs_nothing_is_as_if_it_were_not_there(text: str) -> None:
+    """In the data term, whoever makes the batch or the loss; the others, of 3 each, are as those of no given weight."""
+    strategy, task, theta = config.make_strategy(text), STREAM.tasks[1], vector(1)
+    strategy = replace(strategy, samples=3) if hasattr(strategy, "samples") else strategy  # type: ignore[call-arg]
+    memory = strategy.before_task(NET, vector(2), filled(strategy, 1), task)[1]
+
+    def loss(given: Batch) -> torch.Tensor:
+        batch = strategy.batch(NET, theta, memory, given, task)
+        batch = batch._replace(x=images(batch.row) if batch.x is None else batch.x)
+        return strategy.loss(NET, theta, memory, batch, NET.forward(theta, batch.images), task)
+
+    weight = torch.tensor([3.0, 3, 3, 3, 0], dtype=torch.float64)
+    close(loss(batch_of(task, start=9)._replace(weight=weight)), loss(batch_of(task, start=9, size=4)))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +258,17 @@ def test_er_ace_leaves_outputs_of_other_classes_alone() -> None:
             loss = loss_of(strategy, theta, strategy.joined(batch, rows, theta, task), task)
             gradient = NET.parameters(torch.autograd.grad(loss, theta)[0])["head.bias"]
             assert set(gradient.nonzero().squeeze(1).tolist()) == reached
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_er_ace_goes_by_the_weights_of_an_earlier_part_of_a_chain(combine: Any) -> None:
+    task, theta, weight = STREAM.tasks[1], vector(1), torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
+    given = batch_of(task, start=10, size=4)._replace(weight=weight)
+    batch = ERACE().joined(given, torch.tensor([0, 13]), theta, task)
+    logits = NET.logits(theta, images(batch.row))
+    each = torch.stack([entropy(logits[n : n + 1], batch.y[n : n + 1], [2, 3]) for n in range(4)])
+    wanted = (each * weight).sum() / 10 + entropy(logits[4:], batch.y[4:], [0, 1, 2, 3])
+    close(loss_of(ERACE(combine=combine), theta, batch, task), wanted / (2 if combine == "mean" else 1))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -254,6 +254,11 @@ def test_a_permutation_has_every_number_once(n: int) -> None:
         assert sorted(key(seed).permutation("p", n).tolist()) == list(range(n))
 
 
+def test_a_permutation_is_the_order_of_its_words() -> None:
+    words = key(3).bits("p", 50).tolist()
+    assert key(3).permutation("p", 50).tolist() == sorted(range(50), key=words.__getitem__)
+
+
 def test_all_orders_of_three_are_alike_often() -> None:
     orders = Key(torch.tensor(0), 0, torch.arange(6000)).permutation("p", 3)
     counts = torch.bincount((orders * torch.tensor([9, 3, 1])).sum(-1))

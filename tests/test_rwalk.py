@@ -14,7 +14,8 @@ from continual.learning.models import MLP
 from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
-from continual.learning.strategy import Chain
+from continual.learning.strategy import Batch, Chain, Step
+from continual.strategies.cwr import CWRStar
 from continual.strategies.replay import Replay
 from continual.strategies.rwalk import RWalk
 from continual.streams.stream import Stream
@@ -146,6 +147,35 @@ def test_with_replay_the_path_is_that_of_the_joined_batches() -> None:
         learn(plain, index, 6)
     torch.testing.assert_close(alone.memory["0/start"], alone.theta)
     assert not torch.allclose(alone.memory["0/fisher"], plain.memory["fisher"])
+
+
+def test_an_interval_begins_where_another_part_has_set_theta() -> None:
+    """CWR* sets the head between tasks, which is no way that the interval went."""
+    rwalk = RWalk(strength=0.5, interval=100)
+    alone, ends = learner(Chain((CWRStar(trunk="always"), rwalk))), []
+    for index in range(2):
+        batches = list(alone.begin(index).split(8))
+        start, memory = alone.theta.clone(), {name: value.clone() for name, value in alone.memory.items()}
+        program = Program(alone, index, batches)
+        for number, rows in enumerate(batches):
+            program(number, rows)
+        path, end = alone.memory["1/path"].clone(), alone.theta.clone()
+        fisher = memory["1/start_fisher"] if index else alone.memory["1/start_fisher"].clone()
+        alone.end(index)
+        new = (path / (0.5 * fisher * (end - start) ** 2 + rwalk.damping)).clamp_min(0)
+        torch.testing.assert_close(alone.memory["1/score"], (memory["1/score"] + new) / 2 if index else new)
+        ends.append((start, end))
+    assert not torch.equal(ends[1][0], ends[0][1]), "it begins elsewhere than the last one ended"
+
+
+def test_squares_of_samples_are_weighed_as_the_batch_is() -> None:
+    task, theta, rows = STREAM.tasks[1], learner(RWalk()).theta, torch.tensor([24, 37, 3, 20])
+    samples, weight = task.samples, torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
+    x = samples.images(rows, torch.float64)
+    batch = Batch(rows, samples.y[rows], samples.task[rows], task.key, len(rows), weight, x)
+    step = Step(batch, NET.forward(theta, x), set(), before=theta)
+    wanted = weight @ gradients(theta, rows, 1)[1].square() / 10
+    torch.testing.assert_close(RWalk(fisher="samples").mean_square(NET, step, task), wanted)
 
 
 @pytest.mark.parametrize("options", [{"fisher": "samples"}, {"at": "end", "clip": "total", "scale": "none"}], ids=str)

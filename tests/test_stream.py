@@ -35,7 +35,7 @@ from continual.streams.stream import (
     set_aside,
     split,
 )
-from continual.streams.transforms import Transform
+from continual.streams.transforms import Permute, Transform
 
 LABELS = (2, 3, 5, 7, 11)  # named so, and numbered 0..4
 COUNTS, TEST_COUNTS = (9, 4, 12, 7, 5), (3, 2, 4, 1, 3)
@@ -291,7 +291,10 @@ def test_what_a_limit_leaves_may_be_drawn(scenario: str, validation: float) -> N
     assert by_task == [kept(seed, limit_by="task") for seed in range(6)]
 
 
-def test_what_a_limit_leaves_needs_one() -> None:
+@pytest.mark.parametrize("name", plugins.registered("benchmarks"))
+def test_what_a_limit_leaves_needs_one(name: str) -> None:
+    with pytest.raises(BadOption, match="without limit"):
+        plugins.find("benchmarks", name).read({"limit_by": "task"}, owner=name)
     with pytest.raises(BadOption, match="without limit"):
         made(limit_by="task")
 
@@ -382,6 +385,14 @@ def test_the_orders_of_pixels_come_from_the_seed_or_from_one_of_their_own() -> N
     assert torch.equal(table(seed=1), table(seed=1)) and not torch.equal(table(seed=1), table(seed=2))
     assert torch.equal(table(seed=1, permutation_seed=5), table(seed=2, permutation_seed=5))
     assert torch.equal(table(seed=1, permutation_seed=5), table(seed=5))
+
+
+def test_a_table_of_pixels_has_the_source_of_each() -> None:
+    """For all channels of an image together."""
+    x, tasks = key(0).normal("x", 4, 2, 3, 3), torch.tensor([1, 0, 2, 1])
+    table = torch.stack([key(1, task=t).permutation("pixels", 18) for t in range(3)])
+    for image, task, got in zip(x, tasks, Permute(table)(x, tasks), strict=True):
+        assert got.flatten().tolist() == [float(image.flatten()[source]) for source in table[task]]
 
 
 @pytest.mark.parametrize("normalize", ["unit", "standard"])
@@ -754,10 +765,10 @@ def test_a_benchmark_gives_a_stream_from_the_usual_root(tmp_path: Path, monkeypa
 
 
 class Kept(Transform):
-    """Shows the images that lie in its table, all alike in their channels, without copying any."""
+    """Shows the images that lie in its table as they lie there."""
 
     def __call__(self, x: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
-        return self.table[: len(x)].to(x.dtype).expand_as(x)
+        return self.table[: len(x)]
 
 
 @pytest.mark.parametrize("normalize", ["unit", "standard", "channel"])
@@ -765,7 +776,7 @@ def test_what_a_transform_returns_is_not_written_over(normalize: str) -> None:
     numbers = np.random.default_rng(0)
     x, y = numbers.integers(0, 256, (12, 3, 4, 4), dtype=np.uint8), np.repeat(np.arange(2), 6)
     stream = Split(tasks=2, normalize=normalize).build(Data.from_arrays(x, y, x, y))
-    table = torch.rand(12, 1, 4, 4)
+    table = torch.rand(12, 3, 4, 4)
     samples, before = dataclasses.replace(stream.samples, transforms=(Kept(table),)), table.clone()
     first, again = (samples.images(torch.arange(5), torch.float32) for _ in range(2))
     assert torch.equal(first, again) and torch.equal(table, before)
@@ -877,6 +888,27 @@ def test_given_tasks_are_looked_at(task: Any, task_test: Any, told: str) -> None
     with pytest.raises(BadStream, match=told):
         Given.of(task, task_test).build(source)
     assert len(Given.of(np.array([0, 0, 1, 1]), [-1] * 4).build(source).tasks) == 2
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_given_tasks_have_the_samples_that_they_are_given(scenario: str) -> None:
+    """Classes 0 and 1, the same again, then 2 and 3; some test samples are of all tasks with their class."""
+    x, x_test = np.random.default_rng(0).integers(0, 256, (2, 24, 1, 2, 2), dtype=np.uint8)
+    y, task = np.arange(24) % 2 + 2 * (np.arange(24) >= 16), np.arange(24) // 8
+    task_test = np.where(np.arange(24) % 5 == 0, -1, task)
+    given = Given.of(task, task_test, scenario=scenario, validation=0.25)
+    one, other = (given.build(Data.from_arrays(x, y, x_test, y), seed=seed) for seed in (0, 5))
+    for t, part in enumerate(one.tasks):
+        rows = one.samples.image[torch.cat([part.train, part.validation])]
+        assert sorted(rows.tolist()) == np.flatnonzero(task == t).tolist()
+        assert len(part.validation) > 0 and torch.equal(part.validation, other.tasks[t].validation)
+        tested = [n for n in range(24) if task_test[n] == t or (task_test[n] == -1 and y[n] in y[task == t])]
+        assert one.test_samples.image[part.test].tolist() == tested
+        np.testing.assert_allclose(pictures(one, part.test, test=True), x_test[tested] / 255, rtol=1e-6)
+        first = (0, 2, 2)[t] if scenario == "task" else 0  # there each task has outputs of its own
+        assert one.test_samples.y[part.test].tolist() == [int(y[n]) + first for n in tested]
+    told = [Given.of(task, where).checksums() for where in (task_test, task, task_test)]
+    assert told[0] == told[2] != told[1]
 
 
 def test_a_limit_that_leaves_a_task_without_rows_is_named() -> None:

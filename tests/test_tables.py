@@ -112,20 +112,46 @@ def test_one_table_of_several_experiments_says_in_its_lines_what_they_differ_in(
     ]
     text = tables.table(group, ["average-accuracy"], together=True)
     assert [line[0] for line in rows(text)] == [
-        "ewc (mlp, epochs 20, optimizer adam, lr 0.001)",
-        "si (mlp, epochs 5, optimizer sgd, lr 0.1)",
-        "l2 (cnn, epochs 20, optimizer adam, lr 0.001)",
+        "ewc (mlp (layers 100-100), optimizer adam (lr 0.001), epochs 20)",
+        "si (mlp (layers 100-100), optimizer sgd (lr 0.1, momentum 0.9), epochs 5)",
+        "l2 (cnn (units 5), optimizer adam (lr 0.001), epochs 20)",
     ]
     heading = " ".join(text.partition("\n\n")[0].split())
     assert heading == "split-digits (scenario class, tasks 2); batch 32; 2 seeds; other options as said"
     assert [line[1:] for line in rows(text)] == [["70.00 ± 7.07"]] * 3
     assert tables.table(group[:1], together=True) == tables.table(group[:1])
     for style in ("markdown", "latex", "csv"):
-        assert tables.table(group, ["average-accuracy"], style, together=True).count("l2 (cnn, ") == 1
+        assert tables.table(group, ["average-accuracy"], style, together=True).count("l2 (cnn (") == 1
     lines = list(csv.DictReader(io.StringIO(tables.table(group, format="csv", together=True))))
     assert {line["experiment"] for line in lines} == {store.experiment(one.record) for one in group}
     with pytest.raises(BadOption, match="together: json has each experiment"):
         tables.table(group, format="json", together=True)
+
+
+def test_one_table_of_experiments_with_other_seeds_claims_no_number_of_them():
+    group = [result(), other(("seeds", [3, 4])), other(("training.schedule", {"name": "cosine", "warmup": 0.1}))]
+    text = tables.table(group, ["average-accuracy"], together=True)
+    assert [line[0] for line in rows(text)] == [
+        "ewc (seeds 0-1)", "ewc (seeds 3-4)", "ewc (schedule cosine (warmup 0.1), seeds 0-1)",
+    ]  # fmt: skip
+    heading = " ".join(text.partition("\n\n")[0].split())
+    assert heading.endswith("optimizer adam (lr 0.001); other options as said") and "schedule" not in heading
+
+
+def test_what_is_measured_in_steps_says_nothing_where_tasks_were_put_off():
+    accuracy = A.copy()
+    accuracy[:, 1] = np.nan
+    one = Result(result().record, result(accuracy=accuracy, trace=True).arrays | {"trace": np.full((2, 4, 2), 0.5)})
+    for name in ("minimum-accuracy", "worst-case-accuracy", "stability-gap", "windowed-forgetting-10"):
+        assert np.isnan(metrics.metric(name)(one)).all()
+    lost = stopped()
+    arrays = lost.arrays | {name: result(trace=True).arrays[name] for name in ("trace", "trace_task", "trace_step")}
+    assert np.isfinite(metrics.metric("minimum-accuracy")(Result(lost.record, arrays))).all(), "no task was put off"
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex", "json"])
+def test_a_published_table_may_be_of_another_matrix(format):
+    assert "task-aware" in tables.reproduction("somebody", "task-aware:average-accuracy", [], format)
 
 
 def test_options_that_some_do_not_have_are_said_where_nothing_else_tells_lines_apart():
@@ -174,6 +200,9 @@ def test_a_task_that_was_put_off_is_a_line_of_dashes_and_no_stopped_seed():
 def test_what_the_task_aware_accuracy_is_measured_of_is_shown_unasked():
     one = Result(result().record, {"accuracy": A, "task_aware_accuracy": A})
     assert "task-aware" in tables.table([one]) and "task-aware" not in tables.table([one, result()])
+    assert "task-aware" in tables.table([one], ["all"]) and "task-aware" not in tables.table([result()], ["all"])
+    traced = Result(result().record, result(trace=True).arrays | {"task_aware_accuracy": A})
+    assert "task-aware" in tables.table([traced]) and "worst" in tables.table([traced])
 
 
 def test_what_differs_within_a_sequence_is_counted():

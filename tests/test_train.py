@@ -269,6 +269,16 @@ def test_outputs_that_are_not_used_are_held_as_heads_without_a_gradient(name: st
         assert not torch.allclose(found["move"][r], net.joined(), atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [
+    {"benchmark": "split-digits:scenario=task", "optimizer": "sgd"},
+    {"benchmark": "split-digits:scenario=domain", "optimizer": "adam"},
+    {"benchmark": "split-digits:tasks=1", "optimizer": "adam"},
+], ids=str)  # fmt: skip
+def test_outputs_that_would_not_move_anyway_are_not_held(options: dict[str, Any]) -> None:
+    with pytest.raises(BadOption, match="unused_outputs=hold does nothing where"):
+        cl.run(strategy="finetune", seeds=1, iterations=1, unused_outputs="hold", **options)
+
+
 def test_outputs_that_are_not_used_are_held_in_a_recorded_step_too() -> None:
     options: dict[str, Any] = {"seeds": 1, "epochs": 4, "optimizer": "sgd:lr=0.1,momentum=0.9,weight_decay=0.01"}
     given = ("split-digits:scenario=task,limit=100", "replay:capacity=20", "unused_outputs")
@@ -344,6 +354,21 @@ def test_the_tasks_that_predict_is_told() -> None:
         alone = learners(Listening(), [stream], [0], short())
         Evaluation(alone, "test_samples", [[task.test for task in stream.tasks]])(1)
         assert told[-1][1] == wanted, scenario
+
+
+def test_outputs_in_evaluation_may_be_those_of_a_sample_s_own_task() -> None:
+    x, y = np.zeros((12, 1, 2, 2), np.uint8), np.arange(12) % 6
+
+    @dataclass(frozen=True)
+    class Odd(Strategy):
+        """Odd classes, the later the surer."""
+
+        def predict(self, net: Any, theta: Any, memory: Memory, x: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([0.0, 1, 0, 2, 0, 3]).expand(len(x), 6)
+
+    for outputs, wanted in (("task", [0.5, 0.5, 0.5]), ("all", [0, 0, 0.5])):
+        stream = Stream.from_arrays(x, y, x, y, tasks=3, test_outputs=outputs)
+        assert cl.run(stream, Odd(), seeds=1, model="mlp:layers=2").accuracy[0, -1].tolist() == wanted
 
 
 def test_the_trace_is_what_training_that_stops_there_gives() -> None:

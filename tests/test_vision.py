@@ -107,14 +107,18 @@ def test_batch_norm_by_task_is_one_for_each_task() -> None:
         ours(x)
 
 
-def test_of_a_task_s_single_value_there_is_no_variance() -> None:
-    """Neither its mean nor its variance moves then, as with one for all tasks."""
-    ours = norms.BatchNorm(4, tasks=3)
-    ours.batch_statistics, ours.tasks = True, torch.tensor([0, 1, 1, 1])
-    ours(torch.randn(4, 4, 1, 1, generator=torch.Generator().manual_seed(0)))
-    assert ours.fresh is not None
-    for found, before in zip(ours.fresh, (0, 1), strict=True):
-        assert (found[[0, 2]] == before).all() and (found[1] != before).all()
+def test_of_a_single_value_there_is_no_variance() -> None:
+    """Neither its mean nor its variance moves the running ones then, with one for all tasks or one for each."""
+    whole, by_task = norms.BatchNorm(3).double(), norms.BatchNorm(3, tasks=3).double()
+    whole.batch_statistics = by_task.batch_statistics = True
+    x, by_task.tasks = images(3, side=1), torch.tensor([1, 0, 0])
+    whole(x[:1])
+    by_task(x)
+    assert whole.fresh is not None and by_task.fresh is not None
+    moved = 0.1 * x[1:, :, 0, 0].mean(0), 0.9 + 0.1 * x[1:, :, 0, 0].var(0)
+    for one, each, before, after in zip(whole.fresh, by_task.fresh, (0, 1), moved, strict=True):
+        assert (one == before).all() and (each[1:] == before).all()
+        torch.testing.assert_close(each[0], after)
 
 
 def test_statistics_by_task_are_not_rounded_with_the_images() -> None:

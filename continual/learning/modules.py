@@ -88,6 +88,10 @@ class ModuleNet(Net):
         if not self.trained:
             raise BadOption(f"none of the network's parameters is trained; it has {choices(list(parameters)[:10])}"
                             f"{', ...' if len(parameters) > 10 else ''}")  # fmt: skip
+        for name in self.trained:
+            if parameters[name].is_complex():
+                raise BadOption(f"{name} is complex, and θ is of real numbers; make real and imaginary parts "
+                                "parameters of their own, joined by torch.complex")  # fmt: skip
         self._resting = _resting(self.module, {id(parameters[name]) for name in self.trained})
         self.module.requires_grad_(False)
         moving = [one for one in self.module.modules() if one not in self._resting]
@@ -386,10 +390,6 @@ def _with_our_norms(make: Callable[[], Headed], statistics: Statistics) -> Heade
         if isinstance(one, nn.Embedding | nn.EmbeddingBag) and (one.sparse or one.max_norm is not None):
             raise BadOption(f"{name} is an {type(one).__name__} with sparse=True, whose gradient has not θ's form, or "
                             "with max_norm, which writes to θ in a forward pass; leave both out")  # fmt: skip
-    for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise BadOption(f"{name} is {str(parameter.dtype).removeprefix('torch.')}, and θ is of real numbers; make "
-                            "real and imaginary parts parameters of their own, joined by torch.complex")  # fmt: skip
     if any(type(one) in OF_PYTORCH for one in module.modules()):
         if statistics == "task":
             raise BadOption("statistics=task: PyTorch's BatchNorm knows of no tasks; give the network "

@@ -49,6 +49,11 @@ class Optimizer(Configured):
         """PyTorch's object of the same rule, for loops that are not ours."""
         raise NotImplementedError
 
+    @property
+    def moves_unused(self) -> bool:
+        """Whether weights without a gradient may move: by a memory of former ones, or by weight decay."""
+        return True
+
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
@@ -57,6 +62,11 @@ class SGD(Optimizer):
     lr: float = option(0.01, "learning rate", ge=0)
     momentum: float = option(0.0, "momentum", ge=0, lt=1)
     nesterov: bool = option(False, "Nesterov's form of momentum")
+
+    @property
+    def moves_unused(self) -> bool:
+        """See :meth:`Optimizer.moves_unused`."""
+        return self.momentum > 0 or self.weight_decay > 0
 
     def check(self) -> None:
         """Nesterov's form is one of momentum."""
@@ -284,4 +294,4 @@ class Milestones(Warmed):
 
     def fallen(self, step: int, steps: int) -> float:
         """See :class:`Warmed`."""
-        return float(self.gamma ** sum(step >= round(place * steps) for place in self.at))
+        return float(self.gamma ** sum(step >= max(1, round(place * steps)) for place in self.at))

@@ -357,6 +357,8 @@ def each(function: Callable[..., Any], *samples: Tensor, chunk_size: int | None 
     """
     try:
         return torch.vmap(function, chunk_size=chunk_size)(*samples)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # what is wrong for another reason is so for a single sample, too
         found = [function(*one) for one in zip(*samples, strict=True)]
     if isinstance(found[0], torch.Tensor):

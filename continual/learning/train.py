@@ -139,8 +139,8 @@ class Course:
         """The accuracies after a task, -1 for before the first; none after one that the strategy puts off.
 
         A learner that was given up has none.
-        One whose answers to a task that it has learnt are not finite is given up, too, and
-        noted with those whose hook failed as the task ended.
+        One whose answers to a task that it has learnt are not finite is given up, too, and noted with those whose hook
+        failed as the task ended.
         """
         learners = self.learners
         learners.seed_pytorch(index, "measured")

@@ -28,7 +28,7 @@ class Training(Configured):
     unused_outputs: Literal["move", "hold"] = option(
         "move",
         "what an optimiser with a memory or weight decay does with the weights of outputs that a step gives no "
-        "gradient; hold: they stay, as in a loop with a module for each task's head",
+        "gradient; hold: they stay, as in a loop with a module for each task's head (Adam's count of steps goes on)",
     )
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = option(
         "float32", "of the arithmetic; tf32: float32 whose products a GPU rounds; bfloat16: of the forward pass"

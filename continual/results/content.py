@@ -75,7 +75,8 @@ def chosen(group: list[Result], names: Sequence[str | Metric] | None) -> list[Me
     if names is None:
         return _default(group)
     if list(names) == ["all"]:
-        return [one for one in METRICS.values() if all(one.fits(result, joint(group)) for result in group)]
+        fit = [one for one in METRICS.values() if all(one.fits(result, joint(group)) for result in group)]
+        return [*fit, *_told(group)]
     if list(names) == ["tasks"]:
         return _by_task(group)
     return [name if isinstance(name, Metric) else metric(name) for name in names]
@@ -86,10 +87,15 @@ def _default(group: list[Result]) -> list[Metric]:
     if all(result.accuracy.shape[2] == 1 for result in group):
         return [METRICS[DEFAULT[0]]]
     if all(result.trace is not None for result in group):
-        return [METRICS[name] for name in DEFAULT_TRACED]
-    told = all(result.task_aware_accuracy is not None for result in group)
-    more = (["task-aware:average-accuracy"] if told else []) + (["intransigence"] if joint(group) else [])
-    return [metric(name) for name in (*DEFAULT, *more)]
+        return [*(METRICS[name] for name in DEFAULT_TRACED), *_told(group)]
+    more = ["intransigence"] if joint(group) else []
+    return [*(METRICS[name] for name in DEFAULT), *_told(group), *(METRICS[name] for name in more)]
+
+
+def _told(group: list[Result]) -> list[Metric]:
+    """What all results have of accuracies with the task told."""
+    one = metric("task-aware:average-accuracy")
+    return [one] if all(one.fits(result) for result in group) else []
 
 
 def _by_task(group: list[Result]) -> list[Metric]:
@@ -129,46 +135,45 @@ def together(results: Sequence[Result]) -> list[Result]:
 
     Each has in its name what its protocol differs in, and the heading has what they have in common.
     """
-    fields = differing([one.record for one in results])
+    records = [one.record for one in results]
+    fields = differing(records)
     if not fields:
         return list(results)
-    # what some do not have, such as another optimiser's options, says nothing where the rest tells them apart
-    told = {name: words for name, words in fields.items() if len({*words} - {UNKNOWN}) > 1}
-    names = _told(results, told)
-    if len(set(names)) < len({(one.name, experiment(one.record)) for one in results}):
-        names = _told(results, fields)
-    common = f"{heading(_common(results[0].record, fields))}; other options as said"
-    return [
-        replace(one, record=one.record | {"title": name, "heading": common})
-        for one, name in zip(results, names, strict=True)
-    ]
-
-
-def _told(results: Sequence[Result], fields: dict[str, list[str]]) -> list[str]:
-    """The names of results with their values of some fields."""
+    # where they are of several names, such as optimisers, the whole is said
+    wholes = dict.fromkeys(path.removesuffix(".name") for path in fields if path.endswith(".name"))
+    others = [path for path in fields if not any(path.startswith(f"{whole}.") for whole in wholes)]
+    common = f"{heading(_without(records[0], [*wholes, *others]))}; other options as said"
     found = []
     for n, one in enumerate(results):
-        said = [f"{_word(path)} {words[n]}".strip() for path, words in fields.items() if words[n] != UNKNOWN]
-        found.append(f"{one.name} ({', '.join(said)})" if said else one.name)
+        parts = [(_word(path), described(_at(one.record, path))) for path in wholes]
+        said = [f"{word} {part}".strip() for word, part in parts if part]
+        said += [f"{path.rpartition('.')[2]} {fields[path][n]}" for path in others if fields[path][n] != UNKNOWN]
+        title = f"{one.name} ({', '.join(said)})" if said else one.name
+        found.append(replace(one, record=one.record | {"title": title, "heading": common}))
     return found
 
 
 def _word(path: str) -> str:
-    """What a field is called beside its value: of a network, a benchmark or an optimiser that is named, what it is."""
-    parts = path.split(".")
-    return ("" if len(parts) == 2 else parts[-2]) if parts[-1] == "name" else parts[-1]
+    """What a part of training is called beside its name; network and benchmark need no such word."""
+    return path.rpartition(".")[2] if "." in path else ""
 
 
-def _common(record: dict[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """A record whose protocol has no longer some fields, given by their paths."""
+def _at(record: dict[str, Any], path: str) -> Any:
+    """What the protocol has at a path."""
+    place: Any = record["protocol"]
+    for name in path.split("."):
+        place = place.get(name, "") if isinstance(place, dict) else ""
+    return place
+
+
+def _without(record: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """A record whose protocol has no longer what is at some paths."""
     protocol = copy.deepcopy(record["protocol"])
-    for path in fields:
-        *inner, last = path.split(".")
-        place: Any = protocol
-        for name in inner:
-            place = place.get(name) if isinstance(place, dict) else None
-        if isinstance(place, dict) and inner:
-            place.pop(last, None)
+    for path in paths:
+        inner, _, last = path.rpartition(".")
+        place = _at({"protocol": protocol}, inner) if inner else protocol
+        if isinstance(place, dict):
+            place[last] = None
     return {"protocol": protocol}
 
 
@@ -305,8 +310,9 @@ def heading(record: dict[str, Any]) -> str:
     if "heading" in record:
         return one_line(str(record["heading"]))
     protocol = record["protocol"]
-    parts = [described(protocol["benchmark"]), described(protocol["model"]), _trained(protocol["training"])]
-    return one_line("; ".join([*filter(None, parts), counted(len(protocol["seeds"]), "seed")]))
+    named = [described(protocol[name]) for name in ("benchmark", "model") if protocol[name] is not None]
+    seeds = [counted(len(protocol["seeds"]), "seed")] if protocol["seeds"] else []
+    return one_line("; ".join([*filter(None, [*named, _trained(protocol["training"])]), *seeds]))
 
 
 def _trained(training: Any) -> str:
@@ -320,7 +326,7 @@ def _trained(training: Any) -> str:
     shown = {long: training.get(long), "batch": training.get("batch"), "optimizer": optimizer}
     for name, usual in USUAL.items():
         value = training.get(name, usual)
-        if described(value) != usual:
+        if value is not None and described(value) != usual:
             shown[name] = described(value)
     return described(shown)
 

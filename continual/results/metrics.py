@@ -91,6 +91,8 @@ class Metric:
         if given is None:
             raise BadOption(f"the metric {self.name} needs {_LACKING[self.needs]}")
         values = self.function(*given)
+        if self.needs == "trace":  # what was measured while all was learnt at once says nothing of one task
+            values = np.where(put_off(result.accuracy), np.nan, values)
         if self.needs == "size":
             reached = np.isfinite(result.accuracy[:, -1]).any(axis=1)  # of a seed that was stopped nothing is known
             values = np.where(reached, values, np.nan)
@@ -158,8 +160,14 @@ def metric(name: str) -> Metric:
     if which not in MATRICES:
         raise BadOption(f"the metric '{name}': before the colon it takes {choices(MATRICES)}")
     if found.needs != "matrix":
-        raise BadOption(f"the metric '{name}': {plain} is not of an accuracy matrix alone, so it is of the tests' only")
+        raise BadOption(f"the metric '{name}': {plain} is not of an accuracy matrix alone, so it takes no {which}")
     return replace(found, name=name, meaning=f"{found.meaning}; {which}", needs=which)
+
+
+def put_off(A: Array) -> NDArray[np.bool_]:
+    """Which seeds have learnt nothing of a task when it ended, but something later, (R,)."""
+    none = np.asarray(np.isnan(A[:, 1:]).all(axis=2))
+    return np.asarray(none.any(axis=1) & ~none[:, -1])
 
 
 def own(name: str, given: Any) -> Metric:

@@ -17,7 +17,8 @@ from typing import Any
 from continual.errors import BadOption, counted, one_line, unknown
 from continual.results import content, paper
 from continual.results.content import FEW, WIDTH, Content, signed, tabulated
-from continual.results.metrics import METRICS, Metric, epochs_of, number, over_seeds, task_names
+from continual.results.metrics import Metric, epochs_of, number, over_seeds, task_names
+from continual.results.metrics import metric as find_metric
 from continual.results.store import Result, experiment, plain
 
 
@@ -119,9 +120,9 @@ def reproduction(source: str, metric: str, lines: Sequence[Any], format: str = "
     rows = [_reproduced(line) for line in done]
     verdicts = [line.comparison.verdict for line in lines]
     count = ", ".join(f"{each} {verdicts.count(each)}" for each in sorted(set(verdicts), reverse=True))
+    named = find_metric(metric)
     notes = [
-        f"{METRICS[metric].title}{' in %' if METRICS[metric].unit == '%' else ''}, mean ± standard deviation (n-1). "
-        f"Published: {source}.",
+        f"{named.title}{' in %' if named.unit == '%' else ''}, mean ± standard deviation (n-1). Published: {source}.",
         "Verdict: Welch's two-sided t-test at 5 %; reproduced where the interval of the difference has 0 in it.",
         f"Of {counted(len(lines), 'cell')}: {count}.",
         *(

@@ -46,8 +46,8 @@ class Samples:
     GPU; for each of N rows ``image`` (index into pixels), ``y`` (output unit) and ``task``, (N,) int64 each. A pixel
     value v is shown as ``v * scale + shift``; ``top`` is the value that stands for 1. Where channels differ,
     ``channel`` (2, C, 1, 1) has a factor and a term for each instead; where a step wants images with their
-    ``channels_last``, (2, C, H, W), the same for each pixel, as they lie then. Where they lie
-    ``in_file``, they are read from it as they are needed.
+    ``channels_last``, (2, C, H, W), the same for each pixel, as they lie then. Where they lie ``in_file``, they are
+    read from it as they are needed.
     """
 
     pixels: Tensor
@@ -452,7 +452,8 @@ class StreamOptions(Configured):
         part, rest = Fraction(str(self.validation)), self.limit
         if self.limit and self.validation:  # as many as belong to so many training rows
             rest = max(1, int(self.limit * part / (1 - part)))
-        drawn = [self._drawn(seed, index) for index in range(len(names))]
+        each = len(names) if self.limit_by == "task" else 1  # else all tasks have the same
+        drawn = [self._drawn(seed, index) for index in range(each)]
         kept = [~held & _some(data.y, held, self.limit, one) for one in drawn]
         aside = [held & _some(data.y, ~held, rest, one) for one in drawn]
         tested = _some(data.y_test, torch.zeros_like(data.y_test, dtype=torch.bool), self.test_limit)
@@ -461,8 +462,8 @@ class StreamOptions(Configured):
                 index=index,
                 count=len(names),
                 classes=classes,
-                train=_rows(train, index, kept[index]),
-                validation=_rows(train, index, aside[index]),
+                train=_rows(train, index, kept[index % each]),
+                validation=_rows(train, index, aside[index % each]),
                 test=_rows(test, index, tested),
                 samples=train,
                 outputs=outputs[0],
