@@ -36,6 +36,7 @@ from continual.learning.optimizers import SGD, Constant
 from continual.learning.seeds import Learners, Recipe
 from continual.learning.step import Program
 from continual.learning.vision import CNN, ResNet18
+from continual.results import content
 from continual.streams.rng import key
 from continual.streams.stream import Stream
 
@@ -366,6 +367,14 @@ def test_without_shuffling_naive_is_our_finetuning(monkeypatch: pytest.MonkeyPat
         np.testing.assert_allclose(one.arrays["loss"], two.arrays["loss"], rtol=1e-5)
         for name in ("accuracy", "training_accuracy", "trace", "training_trace", "trace_step", "trace_task"):
             np.testing.assert_allclose(one.arrays[name], two.arrays[name], atol=0.006, err_msg=name)
+
+
+def test_in_the_data_s_order_naive_is_our_finetuning_batch_by_batch() -> None:
+    given: dict[str, Any] = {"seeds": 1, "epochs": 2, "batch": 16, "shuffle": False, "precision": "float64"}
+    one, two = (cl.run(SMALL, name, **given) for name in ("finetune", "avalanche:Naive"))
+    assert one.arrays["loss"].shape[-1] > 20 and "shuffle false" in content.heading(one.record)
+    np.testing.assert_allclose(one.arrays["loss"], two.arrays["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one.accuracy, two.accuracy, atol=0.006)
 
 
 def test_ewc_is_what_its_plug_in_does_in_a_loop_by_hand() -> None:

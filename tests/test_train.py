@@ -519,6 +519,14 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
     assert len(left_out) == 11 and sum(left_out.values()) == 600, "no row is left out for good"
 
 
+def test_rows_that_are_not_shuffled_come_as_the_data_has_them() -> None:
+    rows = torch.tensor([9, 3, 27, 81, 5, 7, 11, 13, 17, 19, 23])
+    found = schedule(rows, short(epochs=2, shuffle=False), torch.tensor(3), 1)
+    assert [batch.tolist() for batch in found] == [rows[:8].tolist(), rows[8:].tolist()] * 2
+    group = schedule(torch.stack([rows, rows + 1]), short(epochs=1, shuffle=False), torch.arange(2), 1)
+    assert torch.equal(torch.cat(group, -1), torch.stack([rows, rows + 1]))
+
+
 def test_the_order_of_rows_depends_on_seed_task_and_nothing_else() -> None:
     rows = torch.arange(20)
 

@@ -156,7 +156,8 @@ class Loop:
         self.pending: list[Tensor] = []
         if index and not self.learners.recipe.keep_optimizer:
             self.optimizer.state.clear()
-        self.theirs.train(experience, eval_streams=[], drop_last=self.training.last == "drop")
+        asked = {"shuffle": self.training.shuffle, "drop_last": self.training.last == "drop"}
+        self.theirs.train(experience, eval_streams=[], **asked)
         if self.training.evaluate_every and self.pending:  # a plug-in may have learnt more as the task ended
             self._measure_trace()
         losses = torch.stack(self.pending) if self.pending else torch.zeros(0, device=self.device)

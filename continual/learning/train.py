@@ -64,15 +64,17 @@ class Stopped:
 def schedule(rows: Tensor, training: Training, seed: Tensor, index: int) -> list[Tensor]:
     """The row numbers of every step of a task: (B,) or (R, B) each; rows (n,) or (R, n) on their device.
 
-    Every epoch goes through all rows in an order of its own.
+    Every epoch goes through all rows, in an order of its own where they are shuffled.
     """
     n = rows.shape[-1]
     batches: list[Tensor] = []
     steps, epoch = training.steps(n), 0
     while len(batches) < steps:
-        words = draw(seed, "shuffle", index, torch.tensor(epoch, device=rows.device), n)
-        shuffled = rows.gather(-1, torch.sort(words, dim=-1, stable=True).indices)
-        parts = shuffled.split(training.batch, dim=-1)
+        ordered = rows
+        if training.shuffle:
+            words = draw(seed, "shuffle", index, torch.tensor(epoch, device=rows.device), n)
+            ordered = rows.gather(-1, torch.sort(words, dim=-1, stable=True).indices)
+        parts = ordered.split(training.batch, dim=-1)
         batches += parts[:-1] if training.last == "drop" and n % training.batch and len(parts) > 1 else parts
         epoch += 1
     return batches[:steps]

@@ -23,6 +23,7 @@ class Training(Configured):
     epochs: int = option(1, "times each task's rows are gone through", ge=1, le=MOST_STEPS)
     iterations: int | None = option(None, "steps of each task, instead of epochs", ge=1, le=MOST_STEPS)
     batch: int = option(128, "rows in a batch", ge=1)
+    shuffle: bool = option(True, "each epoch goes through a task's rows in an order of its own; else in the data's")
     last: Literal["keep", "drop"] = option("keep", "what is done with an epoch's last partial batch")
     optimizer_state: Literal["keep", "reset"] = option("keep", "the optimiser's state at the start of a task")
     unused_outputs: Literal["move", "hold"] = option(
@@ -44,7 +45,7 @@ class Training(Configured):
         "test", "whose rows are measured between steps: the tests', or those of training and validation too"
     )
     task_aware: bool = option(
-        False, "also measure which output of its own task's a test image has the highest, as if its task were told"
+        False, "also measure the tests with the outputs of each image's own task alone, as if its task were told"
     )
     train_samples: int = option(200, "training rows of each task that its training accuracy is measured on", ge=0)
     seeds_as: Literal["auto", "map", "loop", "processes"] = option(

@@ -331,14 +331,14 @@ def _trained(training: Any) -> str:
     return described(shown)
 
 
-USUAL = {"schedule": "constant", "augment": "none", "precision": "float32"}
+USUAL = {"schedule": "constant", "augment": "none", "precision": "float32", "shuffle": "true"}
 """What goes without saying."""
 
 
 def described(value: Any) -> str:
     """A name and its options in words; options that are off, empty or zero, and checksums, are left out."""
     if not isinstance(value, dict):
-        return str(value)
+        return typed(value)
     if "sequence" in value:
         own = ({name: one for name, one in part.items() if name == "name" or name not in value}
                for part in value["sequence"])  # fmt: skip
