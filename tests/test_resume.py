@@ -60,8 +60,8 @@ def made(text: str, seeds: list[int], training: Training, optimizer: str) -> Lea
     """New learners, as another process would make them."""
     learners = learners_of(config.make_strategy(text), seeds)
     given = config.make("optimizers", optimizer)
-    keep = training.optimizer_state == "keep"
-    recipe = replace(learners.recipe, optimizer=given, keep_optimizer=keep)  # type: ignore[arg-type]
+    keep, holds = training.optimizer_state == "keep", training.unused_outputs == "hold"
+    recipe = replace(learners.recipe, optimizer=given, keep_optimizer=keep, holds=holds)  # type: ignore[arg-type]
     return Learners(recipe, learners.streams, seeds)
 
 
@@ -120,6 +120,23 @@ def test_every_strategy_goes_on(text: str, seeds: list[int], program: str, tmp_p
 def test_the_other_way_round(text: str, seeds: list[int], program: str, tmp_path: Path) -> None:
     training = replace(TRAINING, program=program, precision="float32", optimizer_state="reset")
     same_bits(text, seeds, training, "sgd:lr=0.1,momentum=0.9", tmp_path)
+
+
+@dataclass(frozen=True)
+class Late(Strategy):
+    """It says of all tasks but the last that they are put off."""
+
+    def puts_off(self, index: int, count: int) -> bool:
+        return index + 1 < count
+
+
+@pytest.mark.parametrize("seeds", [[3], [1, 2]], ids=["alone", "mapped"])
+def test_what_is_put_off_told_and_held_goes_on(seeds: list[int], tmp_path: Path) -> None:
+    training = replace(TRAINING, batch=9, evaluate_every=2, task_aware=True, unused_outputs="hold")
+    same_bits("test_resume:Late", seeds, training, "sgd:lr=0.1,momentum=0.9,weight_decay=0.01", tmp_path)
+    arrays = train(made("test_resume:Late", seeds, training, "adam"), training, Watch())[0]
+    for name in ("accuracy", "task_aware_accuracy"):
+        assert arrays[name][..., 1:-1, :].isnan().all() and arrays[name][..., [0, -1], :].isfinite().all()
 
 
 @pytest.mark.parametrize("state", ["keep", "reset"])
