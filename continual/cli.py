@@ -24,6 +24,7 @@ from continual.progress import Progress, quietly
 
 if TYPE_CHECKING:
     from continual.config import Plan
+    from continual.results.metrics import Metric
     from continual.results.store import Result
 
 # PyTorch's profiler, by which a run sees how long a GPU waits, says on standard error when it begins and ends
@@ -469,15 +470,15 @@ def report(
         click.echo(f"{len(written) // 2} figures, each as .svg and .csv, in {drawn}.")
 
 
-def _names(given: str | None) -> list[str] | None:
-    """Names joined by commas, one by one; a metric of a module of the user's, ``module:function``, is known then."""
-    from continual.results.metrics import MATRICES, METRICS, own
+def _names(given: str | None) -> list[str | Metric] | None:
+    """Names joined by commas, one by one; of ``module:function`` of the user's the metric itself."""
+    from continual.results.metrics import MATRICES, own
 
-    names = None if given is None else [name.strip() for name in given.split(",")]
-    for name in names or ():
-        if ":" in name and name.partition(":")[0] not in MATRICES:
-            METRICS[name] = own(name, plugins.loaded("metric", name, name))
-    return names
+    if given is None:
+        return None
+    names = dict.fromkeys(name.strip() for name in given.split(","))
+    theirs = {name for name in names if ":" in name and name.partition(":")[0] not in MATRICES}
+    return [own(name, plugins.loaded("metric", name, name)) if name in theirs else name for name in names]
 
 
 @main.command()

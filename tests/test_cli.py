@@ -1052,12 +1052,14 @@ def test_a_metric_of_ones_own_is_named_by_its_path(
 ) -> None:
     (tmp_path / "own_metrics.py").write_text("def least(A):\n    'the least'\n    return A[:, -1].min(axis=1)\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
     said = succeeded(invoke("show", stored.out, "--metrics", "own_metrics:least", "--format", "json")).stdout
     for line, one in zip(json.loads(said)[0]["results"], store.find(stored.out), strict=True):
         assert line["metrics"]["own_metrics:least"]["mean"] == pytest.approx(one.accuracy[:, -1].min(1).mean())
     missing = invoke("show", stored.out, "--metrics", "own_metrics:most")
     assert missing.exit_code == 2 and "metric 'own_metrics:most' cannot be loaded: AttributeError" in missing.stderr
+    assert "own_metrics:least" not in metrics.METRICS, "nobody else knows it"
+    compared = succeeded(invoke("compare", stored.out, "--metrics", "own_metrics:least,own_metrics:least"))
+    assert compared.stdout.count("paired, n = 2") == 1
 
 
 def test_one_table_of_all_experiments(stored: Stored, tmp_path: Path) -> None:

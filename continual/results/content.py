@@ -79,7 +79,7 @@ def chosen(group: list[Result], names: Sequence[str | Metric] | None) -> list[Me
         return [*fit, *_told(group)]
     if list(names) == ["tasks"]:
         return _by_task(group)
-    return [name if isinstance(name, Metric) else metric(name) for name in names]
+    return [metric(name) for name in names]
 
 
 def _default(group: list[Result]) -> list[Metric]:

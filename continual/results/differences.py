@@ -36,7 +36,7 @@ class Line:
 
 
 def differences(
-    results: Sequence[Result], metrics: Sequence[str], every_pair: bool = False, pairs: bool = True
+    results: Sequence[Result], metrics: Sequence[str | Metric], every_pair: bool = False, pairs: bool = True
 ) -> list[Line]:
     """Every further result minus the first, or every pair, in each metric; see :func:`comparison.difference`.
 

@@ -144,13 +144,17 @@ DEFAULT = ("average-accuracy", "learning-accuracy", "forgetting", "backward-tran
 """What is shown where nothing is asked for."""
 
 
-def metric(name: str) -> Metric:
+def metric(name: str | Metric) -> Metric:
     """The metric of this name, or of another matrix than the tests' accuracies, as in ``validation:forgetting``.
+
+    A metric itself is that one.
 
     Raises:
         UnknownName: where there is none.
         BadOption: where it is of more than the accuracy matrix.
     """
+    if isinstance(name, Metric):
+        return name
     which, _, plain = name.rpartition(":")
     if name in METRICS:
         return METRICS[name]

@@ -41,7 +41,7 @@ def html(
     groups: Sequence[Sequence[Result]],
     drawn: Sequence[Sequence[Section]],
     repeats: Sequence[Repeat],
-    metrics: list[str] | None = None,
+    metrics: Sequence[str | Metric] | None = None,
     interval: str = "sd",
 ) -> str:
     """The page: a part for each group, the results of one experiment, with its figures and how it is repeated."""
