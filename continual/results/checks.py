@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from continual.errors import choices
-from continual.results.metrics import MATRICES
+from continual.results.metrics import ACCURACIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +111,7 @@ def check_arrays(arrays: dict[str, NDArray[Any]], R: int) -> None:
     if not T:
         raise ValueError(f"the array accuracy has shape {arrays['accuracy'].shape}, without a task")
     expected: dict[str, tuple[int, ...]] = {}
-    for name in ("accuracy", *MATRICES.values()):
+    for name in ACCURACIES:
         expected[name] = (R, T + 1, T)
     expected["test_samples"] = (R, T)
     if "trace" in arrays:

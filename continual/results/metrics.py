@@ -107,6 +107,8 @@ MATRICES: dict[Needs, str] = {
     "task-aware": "task_aware_accuracy", "validation": "validation_accuracy", "training": "training_accuracy",
 }  # fmt: skip
 """Matrices beside that of the tests' accuracies, which a metric can be of: ``validation:forgetting``."""
+ACCURACIES = ("accuracy", *MATRICES.values())
+"""The names of all arrays that are such a matrix."""
 SIZES = ("parameters", "stored_samples_per_task", "train_samples_per_task")
 
 
@@ -192,7 +194,7 @@ def own(name: str, given: Any) -> Metric:
         return found
 
     said = (given.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return Metric(name, said or f"{name}", "", function)
+    return Metric(name, said or name, "", function)
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -38,7 +38,7 @@ from continual.errors import BadFolder, counted
 from continual.options import typed
 from continual.results import notebook
 from continual.results.checks import check_arrays, check_record, check_types
-from continual.results.metrics import MATRICES, Array, Measured, metric, summarise
+from continual.results.metrics import ACCURACIES, Array, Measured, metric, summarise
 from continual.results.plots import Plot
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Result:
         ``strategy``, ``seed``, ``learnt`` (so many tasks; 0: untrained), ``task`` (from 1) and ``accuracy``, a fraction
         or None, and beside it those of the other matrices that were measured, such as ``training_accuracy``.
         """
-        matrices = {name: self.arrays[name] for name in ("accuracy", *MATRICES.values()) if name in self.arrays}
+        matrices = {name: self.arrays[name] for name in ACCURACIES if name in self.arrays}
         return [
             {"strategy": self.name, "seed": seed, "learnt": learnt, "task": task + 1}
             | {name: plain(float(values[r, learnt, task])) for name, values in matrices.items()}

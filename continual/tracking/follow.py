@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual.results import store
-from continual.results.metrics import MATRICES, METRICS, Array, summarise
+from continual.results.metrics import ACCURACIES, METRICS, Array, summarise
 from continual.results.pool import SHARED
 from continual.results.store import Result
 from continual.tracking.tracker import Ended, Followed, Log, Point, Tracker, Unreachable
@@ -86,7 +86,7 @@ class Curves:
         rows = arrays["accuracy"].shape[1] if "accuracy" in arrays else 0
         for row in range(self.rows, rows):
             values = {_named(name, j, arrays): arrays[name][:, row, j]
-                      for name in ("accuracy", *MATRICES.values()) if name in arrays
+                      for name in ACCURACIES if name in arrays
                       for j in range(arrays[name].shape[2])}  # fmt: skip
             if row:
                 values |= {f"metrics/{name}": value for name, value in metrics_so_far(arrays, row).items()}
